@@ -1,0 +1,61 @@
+"""Read movie_titles.csv: lines `MovieID,Year,Title` without quoting, in latin-1 or UTF-8."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.dataset import DataError
+
+
+@dataclass
+class Titles:
+    """The title file, in order of movie_id."""
+
+    movie_id: np.ndarray  # int64 (T,), ascending
+    year: np.ndarray  # int16 (T,), 0 where NULL
+    title: list[str]
+
+
+def read_titles(path: Path) -> Titles:
+    """Read the title file: LF or CRLF, with or without a header row, titles with commas and quotes as they stand.
+
+    The file is taken for UTF-8 if it is valid UTF-8, else for latin-1, as the original is.
+
+    Raises:
+        DataError: a line without three fields, an id or a year that is no number, an id twice; with its line number.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    rows: dict[int, tuple[int, str]] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if not line.strip():
+            continue
+        movie_id, _, rest = line.partition(",")
+        year, comma, title = rest.partition(",")
+        if number == 1 and not movie_id.strip().isdigit() and "id" in movie_id.lower():
+            continue  # a header row
+        problem = None
+        if not comma:
+            problem = "is not MovieID,Year,Title"
+        elif not (movie_id.isascii() and movie_id.isdigit() and int(movie_id) < 2**31):
+            problem = "has a movie id that is no number below 2147483648"
+        elif year.strip().upper() not in ("", "NULL") and not _is_year(year):
+            problem = "has a year that is neither NULL nor between 1 and 9999"
+        elif int(movie_id) in rows:
+            problem = "has a movie id that stands above already"
+        if problem:
+            raise DataError(f"{path}, line {number}: {line[:60]!a} {problem}")
+        rows[int(movie_id)] = int(float(year)) if _is_year(year) else 0, title
+    ids = sorted(rows)
+    return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
+
+
+def _is_year(text: str) -> bool:
+    """Tell whether a year is written as a whole number; the form 1995.0, which pandas makes of it, is one too."""
+    digits = text.strip().removesuffix(".0")
+    return digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 9999
