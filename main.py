@@ -1,0 +1,184 @@
+"""Train the two towers on a processed data set, choose the epoch by validation, and measure it once on test.
+
+    python main.py --epochs 100 --batch_size 128 --lr 0.001
+    python main.py --resume                # go on after Ctrl-C or a crash
+    python main.py --eval_only             # only measure the best checkpoint again
+
+Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --run_dir: last.pt and best.pt
+(checkpoints), metrics.csv (a row per epoch), training.png, test_metrics.json.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from models.two_tower import ModelConfig, TwoTower
+from preprocessing.dataset import DataError
+from training import report
+from training.batches import DataSet, load_dataset
+from training.checkpoint import load_checkpoint, model_of, save_checkpoint
+from training.trainer import Settings, Trainer
+
+FIXED = ("embedding_dim", "num_heads", "hidden_dim")  # what a resumed run cannot change
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        went_on = (args.run_dir / "last.pt").exists()
+        print("\ninterrupted; " + (f"go on with: python main.py --run_dir {args.run_dir} --resume" if went_on
+                                   else "no epoch was finished, nothing was written"), file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    settings, model = Settings(), ModelConfig(0, 0, 1, 5, 3)
+
+    def add(name: str, kind: type, default: object, text: str) -> None:
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=kind.__name__[0].upper(),
+                            help=f"{text} (default: %(default)s)")
+
+    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
+                        help="processed data set (default: %(default)s)")
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
+                        help="folder of the run (default: %(default)s)")
+    add("epochs", int, settings.epochs, "most epochs to train; validation may stop earlier")
+    add("batch_size", int, settings.batch_size, "USERS a step, each with all of his training ratings")
+    add("lr", float, settings.lr, "base learning rate")
+    add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
+    add("embedding_dim", int, model.embedding_dim, "coordinates of a user or movie vector, over all heads")
+    add("num_heads", int, model.num_heads, "models in one that the coordinates are divided among")
+    add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
+    add("dropout", float, model.dropout, "share of hidden units left out in training")
+    add("film_noise", float, model.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
+    add("penalty", float, settings.penalty, "weight of the vectors' squared lengths in the loss")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="auto takes the GPU where there is one (default: auto)")
+    add("seed", int, settings.seed, "seed of all chance")
+    parser.add_argument("--num_threads", type=int, metavar="I", help="CPU threads (default: one per core)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --run_dir")
+    parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
+    args = parser.parse_args(argv)
+    for name in ("epochs", "batch_size", "patience", "embedding_dim", "num_heads", "hidden_dim"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.embedding_dim % args.num_heads:
+        parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --num_heads {args.num_heads}")
+    if not (math.isfinite(args.lr) and args.lr > 0):
+        parser.error(f"--lr must be above 0, not {args.lr}")
+    if not 0 <= args.dropout < 1:
+        parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
+    for name in ("film_noise", "penalty"):
+        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+            parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
+    if not 0 <= args.seed < 2**40:
+        parser.error(f"--seed must be a whole number from 0 to 2^40 - 1, not {args.seed}")
+    if args.num_threads is not None and args.num_threads < 1:
+        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, train, measure, report."""
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    device = choose_device(args.device)
+    last, best = args.run_dir / "last.pt", args.run_dir / "best.pt"
+    if last.exists() and not (args.resume or args.overwrite or args.eval_only):
+        raise DataError(f"{args.run_dir} holds a run already; go on with it by --resume, replace it by --overwrite, "
+                        "or name another --run_dir")
+    data = load_dataset(args.data_dir)
+    if not len(data.train):
+        raise DataError(f"{args.data_dir} has no training ratings; preprocess more ratings")
+    print(f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test ratings of "
+          f"{data.num_users:,} users and {data.num_movies:,} movies; device {device}")
+    fingerprint = data.meta["fingerprint"]
+    if not args.eval_only:
+        train(args, data, device, last, best)
+    checkpoint = load_checkpoint(best, fingerprint)
+    results = report.test_results(model_of(checkpoint).to(device), data)
+    print(f"\ntest, {len(data.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation:")
+    print(report.format_table(results))
+    results |= {"best_epoch": checkpoint["epoch"], "train_s": checkpoint["train_s"]}
+    report.write_test_metrics(args.run_dir / "test_metrics.json", results)
+    if not args.eval_only:
+        print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir} "
+              f"--data_dir {args.data_dir}")
+
+
+def train(args: argparse.Namespace, data: DataSet, device: torch.device, last: Path, best: Path) -> None:
+    """Train until the epochs or the patience are used up; write checkpoints, metrics.csv and training.png."""
+    torch.manual_seed(args.seed)
+    model = build_model(args, data).to(device)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)})
+    trainer = Trainer(model, data, settings)
+    fingerprint = data.meta["fingerprint"]
+    if args.resume:
+        checkpoint = load_checkpoint(last, fingerprint, device)
+        for name in FIXED:
+            if checkpoint["config"][name] != getattr(args, name):
+                raise DataError(f"{last} was trained with --{name} {checkpoint['config'][name]}, not "
+                                f"{getattr(args, name)}; resume with the same, or start anew in another --run_dir")
+        model.load_state_dict(checkpoint["model"])
+        trainer.load_state_dict(checkpoint)
+        print(f"resuming after epoch {checkpoint['epoch']}")
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    for metrics in trainer.epochs():
+        train_s = sum(row.seconds for row in trainer.metrics)
+        checkpoint = {"fingerprint": fingerprint, "config": model.config_dict(), "settings": vars(settings),
+                      "epoch": metrics.epoch, "train_s": train_s, "model": model.state_dict()}
+        is_best = trainer.best_epoch == metrics.epoch
+        if is_best:
+            save_checkpoint(best, checkpoint)
+        save_checkpoint(last, checkpoint | trainer.state_dict())
+        report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
+        print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
+              f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s")
+    report.plot_training(args.run_dir / "training.png", trainer.metrics, trainer.best_epoch,
+                         report.validation_baselines(data))
+
+
+def build_model(args: argparse.Namespace, data: DataSet) -> TwoTower:
+    """Make a model for a data set, its film statistics taken from the training part."""
+    step = data.meta["stars_step"]
+    stars = data.train.stars.double() * step
+    mean = float(stars.mean())
+    low, high = data.meta["stars_range"]
+    model = TwoTower(ModelConfig(data.num_users, data.num_movies, low, high, mean, embedding_dim=args.embedding_dim,
+                                 num_heads=args.num_heads, hidden_dim=args.hidden_dim, dropout=args.dropout,
+                                 film_noise=args.film_noise))
+    movie_idx = data.train.movie_idx.long()
+    count = torch.bincount(movie_idx, minlength=data.num_movies)
+    total = torch.bincount(movie_idx, stars - mean, data.num_movies)
+    model.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total)
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device to train on."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

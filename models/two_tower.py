@@ -1,0 +1,266 @@
+"""The two towers: a user's ratings become one vector, a movie another, and a prediction is their dot product.
+
+    p_u = prior(x_u) + solved history       x_u = [user embedding; pooled history; user features]  -> MLP, ReLU
+    q_m = embedding + MLP(x_m)              x_m = [movie embedding; release year; rating count, shrunk mean]
+    score(u, m) = p_u . q_m                 biases are coordinates of the vectors
+    stars(u, m) = low + (high - low) sigmoid(score)
+
+Both histories are made of a user's CONTEXT ratings, in training a random part of his ratings that excludes the ones
+he is asked to predict. Pooled: |C|^-1/2 sum over j in C of (residual_j w_j + c_j) (Koren 2008, equations 6 and 15).
+Solved: the ridge regression of what the prior leaves unexplained on the film vectors q_j (see `ridge_solve`). A user
+without an embedding of his own is served by the same tower: his context is enough.
+
+The vectors consist of H heads of D coordinates. Each head is a model of its own, with its own loss and its own noise
+on the film vectors; the prediction is the mean of the heads' scores, which is again one dot product.
+
+Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D coordinates of a head.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from models.layers import gather_rows, paired_dot, ridge_solve
+
+MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
+
+
+@dataclass
+class ModelConfig:
+    """Everything that fixes the shapes and the scale of a model; saved with it."""
+
+    num_users: int
+    num_movies: int
+    stars_low: float
+    stars_high: float
+    stars_mean: float  # of the training ratings
+    embedding_dim: int = 128  # H * D
+    num_heads: int = 4
+    hidden_dim: int = 128
+    user_dim: int = 16  # user embedding
+    pooled_dim: int = 32
+    dropout: float = 0.0  # of hidden units
+    user_dropout: float = 0.5  # share of users whose embedding is left out in a step
+    film_noise: float = 0.4  # standard deviation of the factor on film coordinates
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.embedding_dim // self.num_heads
+
+
+@dataclass
+class Films:
+    """Vectors of the movies of a step (N), or of all (N = M)."""
+
+    vectors: torch.Tensor  # float (N, H, D)
+    bias: torch.Tensor  # float (N, H)
+    mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
+
+
+class MovieTower(nn.Module):
+    """Film vectors from a learned embedding, the release year, and what the training ratings say of the film."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, dim = config.num_heads, config.head_dim
+        self.embedding = nn.Parameter(torch.randn(config.num_movies, heads, dim) * 0.07)
+        self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
+        num_features = 6
+        self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("year", torch.zeros(config.num_movies))  # 0 where unknown
+        self.register_buffer("num_ratings", torch.zeros(config.num_movies))  # in training
+        self.register_buffer("sum_ratings", torch.zeros(config.num_movies))  # of stars less the global mean
+
+    @torch.no_grad()
+    def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
+        """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings.
+
+        A movie without training ratings gets no vector of its own; only its features speak for it.
+        """
+        self.year.copy_(year)
+        self.num_ratings.copy_(num_ratings)
+        self.sum_ratings.copy_(sum_ratings)
+        self.embedding[num_ratings == 0] = 0
+
+    def forward(self, movie_idx: torch.Tensor, without: tuple[torch.Tensor, torch.Tensor] | None = None) -> Films:
+        """Return the films (N) of distinct movies.
+
+        Args:
+            movie_idx: int64 (N,).
+            without: number (N,) and sum (N,) of ratings that the films' statistics shall not contain: the targets.
+        """
+        count, total = self.num_ratings[movie_idx], self.sum_ratings[movie_idx]
+        if without is not None:
+            count, total = count - without[0], total - without[1]
+        mean = total / (count + MEAN_SHRINK)
+        year = self.year[movie_idx]
+        age = (year - 1985) / 15 * (year > 0)
+        log_count = (count + 1).log() / 3 - 2
+        features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, mean * 2, (count + 1).rsqrt()], 1)
+        own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
+        hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
+        out = self.out(self.dropout(hidden)).view(len(movie_idx), self.config.num_heads, -1)  # (N, H, D + 1)
+        return Films(own + out[..., :-1], gather_rows(self.bias, movie_idx) + out[..., -1], mean)
+
+
+class UserTower(nn.Module):
+    """User vectors from a user's context ratings, and from an embedding where he has one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, dim = config.num_heads, config.head_dim
+        self.pooled = nn.Parameter(torch.randn(config.num_movies, 2 * config.pooled_dim) * 0.02)
+        self.hidden = nn.Linear(config.user_dim + config.pooled_dim + 3, config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        # Penalties of the solved history, exp(base) + exp(per_rating) |C|; the last coordinate is the user's bias.
+        base, per_rating = torch.full((heads, dim + 1), 0.7), torch.full((heads, dim + 1), 0.02)
+        base[:, -1], per_rating[:, -1] = 4.0, 0.001
+        self.log_base = nn.Parameter(base.log())
+        self.log_per_rating = nn.Parameter(per_rating.log())
+
+    def forward(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
+                column: torch.Tensor, pooled_rows: torch.Tensor) -> torch.Tensor:
+        """Return user vectors, float (B, H, D + 1); the last coordinate is the user's bias.
+
+        Args:
+            embedding: float (B, user_dim), zero for a user who has none.
+            row, stars: user and stars of each context rating, (R,), ascending in row.
+            films: vectors of the distinct films.
+            column: int64 (R,), the film of each context rating.
+            pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
+        """
+        config = self.config
+        num_users = len(embedding)
+        count = torch.bincount(row, minlength=num_users)
+        above_mean = stars - config.stars_mean  # (R,)
+        surprise = above_mean - films.mean[column]
+
+        def sum_by_user(values: torch.Tensor) -> torch.Tensor:
+            return values.new_zeros(num_users, *values.shape[1:]).index_add_(0, row, values)
+
+        mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
+        spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
+        by_residual, by_presence = pooled_rows.split(config.pooled_dim, 1)
+        pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
+        features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
+        x = torch.cat([embedding, pooled * (count + 1).rsqrt().unsqueeze(1), features], 1)
+        hidden = torch.relu(self.hidden(x))
+        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, -1)  # (B, H, D + 1)
+
+        context = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
+        slope = (config.stars_mean - config.stars_low) * (config.stars_high - config.stars_mean)
+        slope /= config.stars_high - config.stars_low  # stars per unit of score at the mean
+        residual = (above_mean / slope).unsqueeze(1) - gather_rows(films.bias, column)
+        residual = residual - (context * gather_rows(prior, row)).sum(-1)  # (R, H)
+        penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
+        return prior + ridge_solve(context, residual, penalty, row, count)
+
+
+class TwoTower(nn.Module):
+    """Both towers, and the table of user embeddings, which is updated by rows and not by the optimizer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.movie_tower = MovieTower(config)
+        self.user_tower = UserTower(config)
+        self.register_buffer("user_embedding", torch.randn(config.num_users, config.user_dim) * 0.05)
+        spread = config.stars_high - config.stars_low
+        share = min(max((config.stars_mean - config.stars_low) / spread, 1e-3), 1 - 1e-3)
+        self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
+
+    def forward(self, embedding: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+                target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict a step's target ratings from its context ratings, as in training.
+
+        Args:
+            embedding: float (B, user_dim), this step's rows of the user table.
+            context, target: (row int64, movie_idx int64, stars float) of the ratings, ascending in row. Target stars
+                serve only to take the targets out of the films' statistics.
+
+        Returns:
+            Scores per head, float (T, H), of the T targets; and the sum of |p_u|^2 + |q_m|^2 over the targets and
+            heads, a scalar.
+        """
+        (row, movie_idx, stars), (target_row, target_movie, target_stars) = context, target
+        distinct, column_of = self._distinct_movies(movie_idx, target_movie)
+        column, target_column = column_of[movie_idx], column_of[target_movie]
+        num_targets = torch.bincount(target_column, minlength=len(distinct)).float()
+        target_sum = torch.zeros_like(num_targets).index_add_(0, target_column, target_stars - self.config.stars_mean)
+        films = self.movie_tower(distinct, without=(num_targets, target_sum))
+        keep = torch.rand(len(embedding), 1, device=embedding.device) > self.config.user_dropout
+        noisy = Films(self._noisy(films.vectors), films.bias, films.mean)
+        users = self.user_tower(embedding * keep, row, stars, noisy, column,
+                                gather_rows(self.user_tower.pooled, movie_idx))
+        noisy_again = with_constant(self._noisy(films.vectors))
+        score = paired_dot(users, noisy_again, target_row, target_column) + gather_rows(films.bias, target_column)
+        per_user = torch.bincount(target_row, minlength=len(users)).float()
+        size = (users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ num_targets)
+        return score + self.offset, size
+
+    def movie_vectors(self) -> torch.Tensor:
+        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's."""
+        films = self.films()
+        bias = (films.bias + self.offset).unsqueeze(-1)
+        return torch.cat([with_constant(films.vectors), bias], -1).flatten(1)
+
+    def films(self) -> Films:
+        """Return the films of the whole catalogue."""
+        return self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
+
+    def user_vectors(self, films: Films, embedding: torch.Tensor, row: torch.Tensor, movie_idx: torch.Tensor,
+                     stars: torch.Tensor) -> torch.Tensor:
+        """Return p_u, float (B, H (D + 2)), such that p_u . q_m is the score.
+
+        Args:
+            films: `films()`.
+            embedding: float (B, user_dim), zero for a user without one.
+            row, movie_idx, stars: context ratings (R,), ascending in row, 0 <= row < B.
+        """
+        users = self.user_tower(embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        one = users.new_ones(*users.shape[:-1], 1)
+        return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
+
+    def stars(self, score: torch.Tensor) -> torch.Tensor:
+        """Turn scores into stars."""
+        return self.config.stars_low + (self.config.stars_high - self.config.stars_low) * torch.sigmoid(score)
+
+    def config_dict(self) -> dict:
+        """Return the config as plain values, for a checkpoint."""
+        return asdict(self.config)
+
+    def _noisy(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Multiply each coordinate by 1 + noise: dropout's smooth sibling (Srivastava et al. 2014, section 10)."""
+        if not self.config.film_noise:
+            return vectors
+        return vectors * torch.randn_like(vectors).mul_(self.config.film_noise).add_(1)
+
+    def _distinct_movies(self, *movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the movies that occur, int64 (N,), and each movie's place among them, int64 (M,)."""
+        num_movies, device = self.config.num_movies, self.offset.device
+        every = torch.arange(num_movies, device=device)
+        if device.type != "cpu":  # finding them would make the host wait for the device
+            return every, every
+        occurs = torch.zeros(num_movies, dtype=torch.bool)
+        for movies in movie_idx:
+            occurs[movies] = True
+        distinct = occurs.nonzero().squeeze(1)
+        place = torch.zeros(num_movies, dtype=torch.int64)
+        place[distinct] = every[:len(distinct)]
+        return distinct, place
+
+
+def with_constant(vectors: torch.Tensor) -> torch.Tensor:
+    """Append the coordinate that a user's bias multiplies: (..., D) -> (..., D + 1)."""
+    return torch.cat([vectors, vectors.new_full((*vectors.shape[:-1], 1), 0.5)], -1)

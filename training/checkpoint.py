@@ -1,0 +1,60 @@
+"""Checkpoints: `last.pt` (everything a resumed run needs) and `best.pt` (the model that validation chose).
+
+A checkpoint is a dict of tensors and plain values:
+    format, fingerprint (of the data set), config (ModelConfig as a dict), settings (flags of the run), epoch,
+    model (state dict); last.pt also: optimizers, user_rows, metrics (rows of metrics.csv), best_epoch, train_s.
+It is written to a temporary file, synced and renamed, and read with `weights_only=True`: it cannot run code.
+"""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from models.two_tower import ModelConfig, TwoTower
+from preprocessing.dataset import DataError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint so that `path` holds either the old one or the new one, whole, at any moment."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **checkpoint}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint that belongs to a data set.
+
+    Raises:
+        DataError: the file is missing, damaged, of another format, or of another data set; says what to do.
+    """
+    train = f"python main.py --run_dir {path.parent}"
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} not found; run: {train}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError):
+        raise DataError(f"{path} is damaged or no checkpoint; run: {train} --overwrite") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise DataError(f"{path} is no checkpoint of this version; run: {train} --overwrite")
+    if checkpoint["fingerprint"] != fingerprint:
+        raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
+                        f"{fingerprint[:12]}); name the right one with --data_dir, or run: {train} --overwrite")
+    return checkpoint
+
+
+def model_of(checkpoint: dict) -> TwoTower:
+    """Build the model of a checkpoint, in evaluation mode."""
+    with torch.device("meta"):
+        model = TwoTower(ModelConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["model"], assign=True)
+    return model.eval()

@@ -1,0 +1,66 @@
+"""How parameters move: three kinds of parameter, three rules, one schedule.
+
+    film tables      SGD with Nesterov momentum: a film moves in proportion to its ratings, where Adam would move a
+                     rare film's row as far as a popular one's
+    shared layers    Adam
+    user table       Adam by rows: a user is in one step per epoch, so only that step's rows are read and written
+"""
+
+import math
+
+import torch
+
+from models.two_tower import TwoTower
+
+SHARED_RATE, USER_RATE = 10.0, 20.0  # multiples of the base rate
+BETAS, EPSILON = (0.9, 0.99), 1e-8
+
+
+def build_optimizers(model: TwoTower, lr: float) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of the shared parameters; `lr` is the base rate, which `set_rate` scales."""
+    tables = [model.movie_tower.embedding, model.movie_tower.bias, model.user_tower.pooled]
+    table_ids = {id(table) for table in tables}
+    layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
+    fused = model.offset.is_cuda
+    optimizers = [torch.optim.SGD(tables, lr, momentum=0.9, nesterov=True, fused=fused),
+                  torch.optim.Adam(layers, lr * SHARED_RATE, BETAS, EPSILON, fused=fused)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every rate to its base times a factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+
+def schedule(step: int, num_steps: int, warmup: float = 0.05) -> float:
+    """Return the factor of the rate at a step: linear warm-up, then half a cosine down to zero."""
+    return min(1.0, (step + 1) / (warmup * num_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+class RowAdam:
+    """Adam (Kingma and Ba 2015) on the rows of a table that a step touched; other rows cost nothing.
+
+    A row counts its own steps, so that one that is seen once an epoch has the bias correction of its own age.
+    """
+
+    def __init__(self, table: torch.Tensor, lr: float) -> None:
+        self.table, self.lr = table, lr * USER_RATE
+        self.state = {"mean": torch.zeros_like(table), "square": torch.zeros_like(table),
+                      "steps": torch.zeros(len(table), 1, device=table.device)}
+
+    @torch.no_grad()
+    def step(self, rows: torch.Tensor, grad: torch.Tensor, factor: float) -> None:
+        """Update rows, int64 (B,), by their gradients (B, E), at the base rate times a factor."""
+        beta_mean, beta_square = BETAS
+        steps = self.state["steps"][rows] + 1
+        mean = self.state["mean"][rows].lerp_(grad, 1 - beta_mean)
+        square = self.state["square"][rows].mul_(beta_square).addcmul_(grad, grad, value=1 - beta_square)
+        scale = ((1 - beta_square ** steps).sqrt_() / (1 - beta_mean ** steps)) * (self.lr * factor)
+        self.table[rows] -= scale * mean / square.sqrt().add_(EPSILON)
+        for name, value in (("steps", steps), ("mean", mean), ("square", square)):
+            self.state[name][rows] = value

@@ -1,0 +1,125 @@
+"""What a run leaves for people: metrics.csv, training.png, the table of test results and test_metrics.json."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from models.two_tower import TwoTower
+from training.baselines import Biases, fit_biases
+from training.batches import DataSet, RatingTensors
+from training.metrics import RatingErrors, evaluate_ranking
+from training.trainer import EpochMetrics, predict_errors, scorer
+
+COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
+ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias", "two_tower": "two towers"}
+
+
+def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
+    """Write metrics.csv, a row per epoch, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(EpochMetrics.__dataclass_fields__))
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" if isinstance(value, float) else value
+                          for name, value in vars(row).items()} for row in metrics)
+    partial.replace(path)
+
+
+def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
+    """Draw train and validation RMSE by epoch, the chosen epoch, and the baselines' validation RMSE as lines."""
+    import matplotlib  # costs half a second, so only where a picture is drawn
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [row.epoch for row in metrics]
+    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    axes.plot(epochs, [row.train_rmse for row in metrics], "o-", ms=3, color="tab:gray",
+              label="train (noise on, part of the ratings as context)")
+    axes.plot(epochs, [row.val_rmse for row in metrics], "o-", ms=3, color="tab:blue", label="validation")
+    for (name, rmse), style in zip(baselines.items(), ("--", ":"), strict=False):
+        axes.axhline(rmse, ls=style, color="tab:red", lw=1, label=f"{name}, validation: {rmse:.4f}")
+    best = metrics[best_epoch - 1]
+    if math.isfinite(best.val_rmse):
+        axes.plot(best.epoch, best.val_rmse, "*", ms=13, color="tab:orange",
+                  label=f"chosen: epoch {best.epoch}, validation {best.val_rmse:.4f}")
+    axes.set(xlabel="epoch", ylabel="RMSE (stars)", title="Two towers: RMSE by epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, dpi=120, format="png")
+    pyplot.close(figure)
+    partial.replace(path)
+
+
+def validation_baselines(data: DataSet) -> dict[str, float]:
+    """Return the validation RMSE of the global mean and of the biases."""
+    if not len(data.validation):
+        return {}
+    biases = fit_biases(data.train, data.num_movies, data.meta["stars_step"])
+    constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
+    return {"global mean": bias_errors(constant, data.validation, data).rmse,
+            "user + movie bias": bias_errors(biases, data.validation, data).rmse}
+
+
+def test_results(model: TwoTower, data: DataSet) -> dict[str, dict[str, float | None]]:
+    """Measure the towers and the baselines on the test part: {"two_tower": {"rmse": .., ..}, "bias": .., ..}.
+
+    A value is None where it has no meaning: the global mean ranks nothing, popularity predicts no stars.
+    """
+    device, step = model.offset.device, data.meta["stars_step"]
+    biases = fit_biases(data.train, data.num_movies, step)
+    constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
+    train = data.train.to(device)
+    popularity = torch.from_numpy(data.movies.num_train_ratings).float()
+    seen, recommendable = [data.train, data.validation], popularity > 0
+
+    def ranking(score_users: object, where: torch.device | str = "cpu") -> dict[str, float]:
+        return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step)
+
+    return {name: {column: values.get(column) for column in COLUMNS} for name, values in {
+        "global_mean": _ratings(bias_errors(constant, data.test, data)),
+        "popularity": ranking(lambda users: popularity.expand(len(users), -1).clone()),
+        "bias": {**_ratings(bias_errors(biases, data.test, data)),
+                 **ranking(lambda users: biases.movie.expand(len(users), -1).clone())},
+        "two_tower": {**_ratings(predict_errors(model, train, data.test.to(device), step)),
+                      **ranking(scorer(model, train, step), device)},
+    }.items()}
+
+
+def format_table(results: dict[str, dict[str, float | None]]) -> str:
+    """Return the results as a table of text."""
+    lines = [f"{'':<18}" + "".join(f"{column.upper():>11}" for column in COLUMNS)]
+    for name, title in ROWS.items():
+        cells = ("-" if value is None or math.isnan(value) else f"{value:.4f}" for value in results[name].values())
+        lines.append(f"{title:<18}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def write_test_metrics(path: Path, results: dict) -> None:
+    """Write test_metrics.json; a measure over no ratings or no users is null."""
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(plain(results), indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def bias_errors(biases: Biases, part: RatingTensors, data: DataSet) -> RatingErrors:
+    """Sum the errors of a bias model over a part, its predictions cut to the scale as any user would."""
+    errors = RatingErrors()
+    low, high = data.meta["stars_range"]
+    predicted = biases.predict(part.user_idx(), part.movie_idx).clamp(low, high)
+    errors.add(predicted, part.stars.float() * data.meta["stars_step"])
+    return errors
+
+
+def _ratings(errors: RatingErrors) -> dict[str, float]:
+    return {"rmse": errors.rmse, "mae": errors.mae}

@@ -1,0 +1,195 @@
+"""Train the towers: epochs of steps, a step being a batch of users with all of their training ratings.
+
+    python main.py --epochs 100 --batch_size 128 --lr 0.001
+
+In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
+the loss: no rating is ever predicted from itself. Everything random is a function of (seed, epoch), so that a resumed
+run continues as if it had never stopped.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from models.two_tower import TwoTower
+from preprocessing.dataset import DataError
+from training.batches import Batch, DataSet, RatingTensors, batch_of
+from training.metrics import RatingErrors
+from training.optimizer import RowAdam, build_optimizers, schedule, set_rate
+
+EVALUATION_USERS = 512  # users whose vectors are made at once
+
+
+@dataclass
+class Settings:
+    """How to train; every field is a flag of main.py."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.001
+    patience: int = 10
+    penalty: float = 0.02  # on |p_u|^2 + |q_m|^2 per target
+    context_share: float = 0.5  # of a user's ratings in a step
+    seed: int = 0
+
+
+@dataclass
+class EpochMetrics:
+    """A row of metrics.csv."""
+
+    epoch: int
+    train_loss: float  # mean squared error of the heads in stars, plus penalty
+    train_rmse: float  # of the targets, with noise, as the step saw them
+    val_rmse: float
+    val_mae: float
+    lr: float
+    seconds: float  # training, without evaluation
+    ratings_per_s: float
+    peak_rss_mib: float
+
+
+class Trainer:
+    """The state of a run: model, optimizers, epochs done. `epochs` does the work, one epoch per iteration."""
+
+    def __init__(self, model: TwoTower, data: DataSet, settings: Settings) -> None:
+        device = model.offset.device
+        self.model, self.settings = model, settings
+        self.stars_step = data.meta["stars_step"]
+        self.train, self.validation = data.train.to(device), data.validation.to(device)
+        self.optimizers = build_optimizers(model, settings.lr)
+        self.user_rows = RowAdam(model.user_embedding, settings.lr)
+        self.metrics: list[EpochMetrics] = []
+        self.best_epoch, self.best_rmse = 0, math.inf
+
+    def epochs(self) -> Iterator[EpochMetrics]:
+        """Train and validate an epoch, yield its metrics, and so on until the last epoch or patience runs out.
+
+        After each, `best_epoch` tells whether this one is the best so far. Without validation ratings it always is.
+
+        Raises:
+            DataError: the loss is no longer finite; names epoch, step and rate.
+        """
+        for epoch in range(len(self.metrics) + 1, self.settings.epochs + 1):
+            if epoch - 1 - self.best_epoch >= self.settings.patience and self.best_epoch:
+                return
+            metrics = self._run_epoch(epoch)
+            self.metrics.append(metrics)
+            if not metrics.val_rmse >= self.best_rmse:
+                self.best_epoch = epoch
+                self.best_rmse = metrics.val_rmse if math.isfinite(metrics.val_rmse) else math.inf
+            yield metrics
+
+    def state_dict(self) -> dict:
+        """Return what `load_state_dict` needs to go on, beside the model."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "user_rows": self.user_rows.state, "metrics": [vars(row) for row in self.metrics],
+                "best_epoch": self.best_epoch, "best_rmse": self.best_rmse}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the state of an interrupted run."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, value in state["user_rows"].items():
+            self.user_rows.state[name].copy_(value)
+        self.metrics = [EpochMetrics(**row) for row in state["metrics"]]
+        self.best_epoch, self.best_rmse = state["best_epoch"], state["best_rmse"]
+
+    def _run_epoch(self, epoch: int) -> EpochMetrics:
+        settings, model, start = self.settings, self.model, time.perf_counter()
+        num_users = model.config.num_users
+        steps = math.ceil(num_users / settings.batch_size)
+        torch.manual_seed(settings.seed * 1_000_003 + epoch)
+        order = torch.randperm(num_users)
+        model.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=model.offset.device)  # loss, squared error, predictions
+        with tqdm(total=len(self.train), desc=f"epoch {epoch}/{settings.epochs}", unit=" ratings", unit_scale=True,
+                  leave=False, mininterval=0.5) as bar:
+            for step in range(steps):
+                users = order[step * settings.batch_size:(step + 1) * settings.batch_size].sort().values
+                factor = schedule((epoch - 1) * steps + step, settings.epochs * steps)
+                batch = batch_of(self.train, users.to(model.offset.device), self.stars_step)
+                step_sums = self._step(batch, factor)
+                if not model.offset.is_cuda or step == steps - 1:  # a look at the loss makes the host wait
+                    self._check_finite(step_sums, epoch, step + 1, settings.lr * factor)
+                sums += step_sums
+                bar.update(len(batch.row))
+                if step % 8 == 0 and not bar.disable:
+                    bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
+        elapsed_s = time.perf_counter() - start
+        loss, squared, count = sums.tolist()
+        errors = predict_errors(model, self.train, self.validation, self.stars_step)
+        return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
+                            settings.lr * factor, elapsed_s, len(self.train) / elapsed_s, peak_rss_mib())
+
+    def _step(self, batch: Batch, factor: float) -> torch.Tensor:
+        """Take one step; return its sums of loss and squared error and the number of predictions, float64 (3,)."""
+        model = self.model
+        in_context = torch.rand(len(batch.row), device=batch.row.device) < self.settings.context_share
+        context, target = batch.part(in_context), batch.part(~in_context)
+        rows = model.user_embedding[batch.users].requires_grad_()
+        score, size = model(rows, (context.row, context.movie_idx, context.stars),
+                            (target.row, target.movie_idx, target.stars))
+        squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
+        loss = 0.5 * squared + 0.5 * self.settings.penalty * size
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        set_rate(self.optimizers, factor)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.user_rows.step(batch.users, rows.grad, factor)
+        return torch.stack([2 * loss.detach().double(), squared.detach().double(),
+                            torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
+
+    def _check_finite(self, sums: torch.Tensor, epoch: int, step: int, lr: float) -> None:
+        if not torch.isfinite(sums).all():
+            raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr:.3g}; the last "
+                            f"checkpoint is kept; try again with a smaller --lr than {self.settings.lr:g}")
+
+
+@torch.no_grad()
+def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors, stars_step: float) -> RatingErrors:
+    """Predict all ratings of a part, each user's vector made from all of his context ratings; sum the errors."""
+    errors = RatingErrors()
+    if not len(part):
+        return errors
+    model.eval()
+    movie_vectors = model.movie_vectors()
+    for users, vectors in user_vectors(model, context, stars_step):
+        batch = batch_of(part, users, stars_step)
+        score = (vectors[batch.row] * movie_vectors[batch.movie_idx]).sum(1)
+        errors.add(model.stars(score), batch.stars)
+    return errors
+
+
+@torch.no_grad()
+def user_vectors(model: TwoTower, context: RatingTensors, stars_step: float,
+                 users: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (user_idx int64 (B,), vectors float (B, P)) for all users, or some, in blocks."""
+    model.eval()
+    films = model.films()
+    if users is None:
+        users = torch.arange(model.config.num_users, device=films.bias.device)
+    for block in users.split(EVALUATION_USERS):
+        batch = batch_of(context, block, stars_step)
+        yield block, model.user_vectors(films, model.user_embedding[block], batch.row, batch.movie_idx, batch.stars)
+
+
+def scorer(model: TwoTower, context: RatingTensors, stars_step: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function from user_idx int64 (B,) to scores of all movies (B, M), for `evaluate_ranking`."""
+    with torch.no_grad():
+        movie_vectors = model.eval().movie_vectors()
+    return lambda users: torch.cat([vectors @ movie_vectors.T
+                                    for _, vectors in user_vectors(model, context, stars_step, users)])
+
+
+def peak_rss_mib() -> float:
+    """Return the largest memory that this process has held so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 if sys.platform == "linux" else 2**20)
