@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from models.checkpoint import load_checkpoint, model_of, save_checkpoint
 from models.two_tower import ModelConfig, TwoTower
 from preprocessing.dataset import DataError
 from training import report
 from training.batches import DataSet, load_dataset
-from training.checkpoint import load_checkpoint, model_of, save_checkpoint
 from training.trainer import Settings, Trainer
 
 FIXED = ("embedding_dim", "num_heads", "hidden_dim")  # what a resumed run cannot change

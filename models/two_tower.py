@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from models.layers import gather_rows, paired_dot, ridge_solve
+from models.layers import gather_rows, gram, paired_dot, ridge_solve
 
 MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
 
@@ -140,6 +140,17 @@ class UserTower(nn.Module):
             column: int64 (R,), the film of each context rating.
             pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
         """
+        prior, context, residual, penalty, count = self.regression(embedding, row, stars, films, column, pooled_rows)
+        return prior + ridge_solve(context, residual, penalty, row, count)
+
+    def regression(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
+                   column: torch.Tensor, pooled_rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the solved history is solved from; arguments as for `forward`.
+
+        Returns:
+            The prior vector (B, H, D + 1); film vectors (R, H, D + 1) and residuals (R, H) of the context, in units
+            of score; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
+        """
         config = self.config
         num_users = len(embedding)
         count = torch.bincount(row, minlength=num_users)
@@ -164,7 +175,7 @@ class UserTower(nn.Module):
         residual = (above_mean / slope).unsqueeze(1) - gather_rows(films.bias, column)
         residual = residual - (context * gather_rows(prior, row)).sum(-1)  # (R, H)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
-        return prior + ridge_solve(context, residual, penalty, row, count)
+        return prior, context, residual, penalty, count
 
 
 class TwoTower(nn.Module):
@@ -231,6 +242,27 @@ class TwoTower(nn.Module):
         users = self.user_tower(embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
         one = users.new_ones(*users.shape[:-1], 1)
         return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
+
+    def contributions(self, films: Films, embedding: torch.Tensor, movie_idx: torch.Tensor, stars: torch.Tensor,
+                      target_idx: torch.Tensor) -> torch.Tensor:
+        """Return what each context rating of one user adds to the scores of some movies, float (T, R).
+
+        The solved history is linear in the residuals, w = sum over j of A^-1 v_j residual_j, so these are its exact
+        parts: their sum over R, and the score without a solved history, is the score.
+
+        Args:
+            films: `films()`.
+            embedding: float (1, user_dim).
+            movie_idx, stars: the context ratings (R,).
+            target_idx: int64 (T,), movies to explain.
+        """
+        row = torch.zeros_like(movie_idx)
+        _, context, residual, penalty, count = self.user_tower.regression(
+            embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        system = gram(context, row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
+        targets = with_constant(films.vectors[target_idx]).permute(1, 2, 0)  # (H, D + 1, T)
+        weight = torch.einsum("rhd,hdt->trh", context, torch.linalg.solve(system, targets))
+        return (weight * residual).mean(-1)
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""

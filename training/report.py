@@ -14,7 +14,8 @@ from training.metrics import RatingErrors, evaluate_ranking
 from training.trainer import EpochMetrics, predict_errors, scorer
 
 COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
-ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias", "two_tower": "two towers"}
+ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",
+        "two_tower": "two towers"}
 
 
 def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
