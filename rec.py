@@ -100,9 +100,8 @@ def as_json(history: History, recommendations: list[Recommendation]) -> str:
 def as_table(history: History, recommendations: list[Recommendation], chosen: bool) -> str:
     """Return the list as text of at most 80 columns."""
     who = "somebody new" if history.user_id is None else f"user {history.user_id}"
-    if history.user_id is not None and chosen:
-        who += " (chosen by the seed; name another with --user_id)"
-    lines = [f"for {who}, who has rated {len(history.movie_idx):,} movies:"]
+    hint = " (chosen by the seed; see --user_id)" if chosen and history.user_id is not None else ""
+    lines = [f"{who}, {len(history.movie_idx):,} movies rated{hint}"]
     if not recommendations:
         return "\n".join([*lines, "nothing to recommend: every movie with training ratings is rated already"])
     lines.append(f"{'rank':>4}  {fit('title', TITLE_WIDTH)}  year  stars  {'ratings':>10}")

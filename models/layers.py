@@ -41,28 +41,33 @@ def gather_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Return V_u' V_u per user and head, (B, H, D, D), of the films (R, H, D) of users whose ratings are adjacent."""
+    if films.device.type != "cpu":
+        return gram_padded(films, row, count)
+    result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])
+    by_head = films.transpose(0, 1)
+    start = 0
+    for user, size in enumerate(count.tolist()):
+        if size:
+            block = by_head[:, start:start + size]
+            torch.bmm(block.transpose(1, 2), block, out=result[user])
+        start += size
+    return result
+
+
+def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:
+    """Return the same as `gram` from one batched product of padded pieces: on a GPU, launches per user cost more."""
     num_users, (_, heads, dim) = len(count), films.shape
-    if films.device.type == "cpu":
-        result = films.new_zeros(num_users, heads, dim, dim)
-        by_head = films.transpose(0, 1)
-        start = 0
-        for user, size in enumerate(count.tolist()):
-            if size:
-                block = by_head[:, start:start + size]
-                torch.bmm(block.transpose(1, 2), block, out=result[user])
-            start += size
-        return result
-    # On a GPU one launch per user would cost more than the products: sum padded pieces of 128 ratings instead.
-    piece = 128
     pieces = (count + piece - 1) // piece
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     first_piece = pieces.cumsum(0) - pieces
-    padded = films.new_zeros(int(pieces.sum()) * piece, heads, dim)
+    # As many pieces as could be needed, so that the host need not wait for the device to count them.
+    num_pieces = len(row) // piece + num_users
+    padded = films.new_zeros(num_pieces * piece, heads, dim)
     padded[first_piece[row] * piece + place] = films
-    padded = padded.view(-1, piece, heads, dim).transpose(1, 2).reshape(-1, piece, dim)  # (pieces * H, 128, D)
-    products = torch.bmm(padded.transpose(1, 2), padded).view(-1, heads, dim, dim)
-    owner = torch.arange(num_users, device=row.device).repeat_interleave(pieces, output_size=len(products))
-    return films.new_zeros(num_users, heads, dim, dim).index_add_(0, owner, products)
+    padded = padded.view(num_pieces, piece, heads, dim).transpose(1, 2)  # (pieces, H, 128, D)
+    products = padded.transpose(2, 3) @ padded  # (pieces, H, D, D)
+    owner = torch.searchsorted(pieces.cumsum(0), torch.arange(num_pieces, device=row.device), right=True)
+    return films.new_zeros(num_users + 1, heads, dim, dim).index_add_(0, owner, products)[:num_users]
 
 
 class _RidgeSolve(torch.autograd.Function):

@@ -120,8 +120,3 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1)
     place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count)[row]
     stars = ratings.stars[place].float()
     return Batch(users, row, ratings.movie_idx[place].long(), stars if stars_step == 1 else stars * stars_step)
-
-
-def contiguous_batches(num_users: int, batch_size: int) -> list[torch.Tensor]:
-    """Return all users in order, cut into batches."""
-    return list(torch.arange(num_users).split(batch_size))

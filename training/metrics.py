@@ -76,6 +76,8 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     users = torch.unique(test.user_idx()[liked]).cpu()
     if len(users) > max_users:
         users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:max_users]].sort().values
+    if not len(users):
+        return dict.fromkeys((f"ndcg@{k}", f"recall@{k}", f"coverage@{k}"), float("nan"))
     ndcg, recall, listed = [], [], torch.zeros(len(recommendable), dtype=torch.bool)
     for batch in users.split(batch_size):
         scores = score_users(batch.to(recommendable.device)).masked_fill(~recommendable, -torch.inf)
@@ -91,6 +93,5 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
         for values, new in zip((ndcg, recall), ndcg_and_recall(ranked, relevant), strict=True):
             values.append(new)
         listed[ranked[ranked >= 0]] = True
-    mean = [float(torch.cat(values).mean()) if values else float("nan") for values in (ndcg, recall)]
-    coverage = float(listed.sum() / recommendable.sum()) if len(users) else float("nan")
-    return {f"ndcg@{k}": mean[0], f"recall@{k}": mean[1], f"coverage@{k}": coverage}
+    return {f"ndcg@{k}": float(torch.cat(ndcg).mean()), f"recall@{k}": float(torch.cat(recall).mean()),
+            f"coverage@{k}": float(listed.sum() / recommendable.sum())}

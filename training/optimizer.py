@@ -37,6 +37,11 @@ def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group["base_lr"] * factor
 
 
+def planned_epochs(num_users: int, most: int) -> int:
+    """Return over how many epochs the rate falls to zero: fewer on more users, whose epochs teach the films more."""
+    return min(most, max(8, math.ceil(240_000 / num_users)))
+
+
 def schedule(step: int, num_steps: int, warmup: float = 0.05) -> float:
     """Return the factor of the rate at a step: linear warm-up, then half a cosine down to zero."""
     return min(1.0, (step + 1) / (warmup * num_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / num_steps))

@@ -76,7 +76,7 @@ def test_results(model: TwoTower, data: DataSet) -> dict[str, dict[str, float | 
     biases = fit_biases(data.train, data.num_movies, step)
     constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
     train = data.train.to(device)
-    popularity = torch.from_numpy(data.movies.num_train_ratings).float()
+    popularity = torch.tensor(data.movies.num_train_ratings).float()
     seen, recommendable = [data.train, data.validation], popularity > 0
 
     def ranking(score_users: object, where: torch.device | str = "cpu") -> dict[str, float]:

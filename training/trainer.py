@@ -21,7 +21,7 @@ from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, DataSet, RatingTensors, batch_of
 from training.metrics import RatingErrors
-from training.optimizer import RowAdam, build_optimizers, schedule, set_rate
+from training.optimizer import RowAdam, build_optimizers, planned_epochs, schedule, set_rate
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
 
@@ -62,6 +62,7 @@ class Trainer:
         self.model, self.settings = model, settings
         self.stars_step = data.meta["stars_step"]
         self.train, self.validation = data.train.to(device), data.validation.to(device)
+        self.num_epochs = planned_epochs(model.config.num_users, settings.epochs)
         self.optimizers = build_optimizers(model, settings.lr)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.metrics: list[EpochMetrics] = []
@@ -75,7 +76,7 @@ class Trainer:
         Raises:
             DataError: the loss is no longer finite; names epoch, step and rate.
         """
-        for epoch in range(len(self.metrics) + 1, self.settings.epochs + 1):
+        for epoch in range(len(self.metrics) + 1, self.num_epochs + 1):
             if epoch - 1 - self.best_epoch >= self.settings.patience and self.best_epoch:
                 return
             metrics = self._run_epoch(epoch)
@@ -108,11 +109,11 @@ class Trainer:
         order = torch.randperm(num_users)
         model.train()
         sums = torch.zeros(3, dtype=torch.float64, device=model.offset.device)  # loss, squared error, predictions
-        with tqdm(total=len(self.train), desc=f"epoch {epoch}/{settings.epochs}", unit=" ratings", unit_scale=True,
+        with tqdm(total=len(self.train), desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True,
                   leave=False, mininterval=0.5) as bar:
             for step in range(steps):
                 users = order[step * settings.batch_size:(step + 1) * settings.batch_size].sort().values
-                factor = schedule((epoch - 1) * steps + step, settings.epochs * steps)
+                factor = schedule((epoch - 1) * steps + step, self.num_epochs * steps)
                 batch = batch_of(self.train, users.to(model.offset.device), self.stars_step)
                 step_sums = self._step(batch, factor)
                 if not model.offset.is_cuda or step == steps - 1:  # a look at the loss makes the host wait
@@ -161,7 +162,8 @@ def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors,
         return errors
     model.eval()
     movie_vectors = model.movie_vectors()
-    for users, vectors in user_vectors(model, context, stars_step):
+    concerned = part.offset.diff().nonzero().squeeze(1)
+    for users, vectors in user_vectors(model, context, stars_step, concerned):
         batch = batch_of(part, users, stars_step)
         score = (vectors[batch.row] * movie_vectors[batch.movie_idx]).sum(1)
         errors.add(model.stars(score), batch.stars)
@@ -170,12 +172,10 @@ def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors,
 
 @torch.no_grad()
 def user_vectors(model: TwoTower, context: RatingTensors, stars_step: float,
-                 users: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (user_idx int64 (B,), vectors float (B, P)) for all users, or some, in blocks."""
+                 users: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (user_idx int64 (B,), vectors float (B, P)) for some users in blocks."""
     model.eval()
     films = model.films()
-    if users is None:
-        users = torch.arange(model.config.num_users, device=films.bias.device)
     for block in users.split(EVALUATION_USERS):
         batch = batch_of(context, block, stars_step)
         yield block, model.user_vectors(films, model.user_embedding[block], batch.row, batch.movie_idx, batch.stars)

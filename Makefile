@@ -1,0 +1,45 @@
+# Works from nothing but Python 3.11 or newer, pip and make, also under a path with spaces.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1  \2/'
+
+demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, recommend for one of its users
+	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
+	@echo "the training curve lies in demo/run/training.png"
+
+test: .venv/dev ## lint, then run the tests
+	$(PY) -m ruff check
+	$(PY) -m pytest
+
+lint: .venv/dev ## run the linter alone
+	$(PY) -m ruff check
+
+clean: ## remove the demo and the virtual environment
+	rm -rf demo .venv
+
+demo/raw/movie_titles.csv: .venv/run
+	$(PY) preprocessing/synthetic_netflix.py --out_dir demo/raw
+
+demo/processed/meta.json: demo/raw/movie_titles.csv
+	$(PY) preprocessing/netflix_preprocess.py --raw_dir demo/raw --out_dir demo/processed
+
+demo/run/test_metrics.json: demo/processed/meta.json
+	$(PY) main.py --data_dir demo/processed --run_dir demo/run --overwrite
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run: requirements.txt | .venv/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/run

@@ -1,0 +1,44 @@
+"""A small synthetic data set and a run trained on it, made once for all tests that need one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from preprocessing import netflix_preprocess, synthetic_netflix
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def raw_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    synthetic_netflix.generate(folder, num_users=400, num_movies=90, num_ratings=14_000, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(raw_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "processed"
+    assert netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., int]:
+    """Return main.py's command with a model small enough for tests."""
+
+    def command(data_dir: Path, run_dir: Path, *flags: str) -> int:
+        return main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--embedding_dim", "16",
+                          "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", *flags])
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def run_dir(train: Callable[..., int], data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert train(data_dir, folder, "--epochs", "12", "--batch_size", "16") == 0
+    return folder

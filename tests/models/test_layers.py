@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from models.layers import gather_rows, gram, paired_dot, ridge_solve
+
+HEADS, DIM = 2, 3
+COUNT = torch.tensor([4, 0, 1, 6])  # a user without ratings among them
+ROW = torch.arange(len(COUNT)).repeat_interleave(COUNT)
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    films = torch.randn(len(ROW), HEADS, DIM, dtype=torch.float64)
+    residual = torch.randn(len(ROW), HEADS, dtype=torch.float64)
+    penalty = torch.rand(len(COUNT), HEADS, DIM, dtype=torch.float64) + 0.1
+    return tuple(tensor.requires_grad_() for tensor in (films, residual, penalty))
+
+
+def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
+    films, residual, penalty = inputs
+    solution = ridge_solve(films, residual, penalty, ROW, COUNT)
+    for user in range(len(COUNT)):
+        for head in range(HEADS):
+            v, r = films[ROW == user, head], residual[ROW == user, head]
+            expected = torch.linalg.solve(v.T @ v + torch.diag(penalty[user, head]), v.T @ r)
+            torch.testing.assert_close(solution[user, head], expected)
+    assert (solution[1] == 0).all()  # no ratings, nothing learned
+
+
+def test_ridge_solve_gradients_equal_finite_differences(inputs):
+    assert torch.autograd.gradcheck(lambda *args: ridge_solve(*args, ROW, COUNT), inputs)
+
+
+def test_ridge_solve_gradients_equal_plain_autograd(inputs):
+    def plain(films, residual, penalty):
+        solutions = []
+        for user in range(len(COUNT)):
+            v, r = films[ROW == user].transpose(0, 1), residual[ROW == user].T.unsqueeze(-1)
+            system = v.transpose(1, 2) @ v + torch.diag_embed(penalty[user])
+            solutions.append(torch.linalg.solve(system, v.transpose(1, 2) @ r).squeeze(-1))
+        return torch.stack(solutions)
+
+    weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
+    ours = torch.autograd.grad((ridge_solve(*inputs, ROW, COUNT) * weight).sum(), inputs)
+    theirs = torch.autograd.grad((plain(*inputs) * weight).sum(), inputs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1]])
+def test_padded_gram_equals_gram_by_user(sizes):
+    from models import layers
+
+    count = torch.tensor(sizes)
+    row = torch.arange(len(count)).repeat_interleave(count)
+    films = torch.randn(len(row), HEADS, DIM, dtype=torch.float64)
+    torch.testing.assert_close(layers.gram_padded(films, row, count), gram(films, row, count))
+
+
+def test_paired_dot_and_gather_rows_have_the_gradients_of_plain_indexing():
+    torch.manual_seed(0)
+    users = torch.randn(3, HEADS, DIM, dtype=torch.float64, requires_grad=True)
+    films = torch.randn(5, HEADS, DIM, dtype=torch.float64, requires_grad=True)
+    row, column = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 1, 1, 0, 4])
+    torch.testing.assert_close(paired_dot(users, films, row, column), (users[row] * films[column]).sum(-1))
+    assert torch.autograd.gradcheck(lambda u, f: paired_dot(u, f, row, column), (users, films))
+    assert torch.autograd.gradcheck(lambda f: gather_rows(f, column), (films,))

@@ -1,0 +1,156 @@
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+
+import main
+from preprocessing import netflix_preprocess
+
+
+def test_a_run_leaves_all_its_files(run_dir):
+    assert {path.name for path in run_dir.iterdir()} == {
+        "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
+    assert (run_dir / "training.png").read_bytes().startswith(b"\x89PNG")
+    with open(run_dir / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
+    for column in ("train_loss", "train_rmse", "val_rmse", "val_mae", "lr", "seconds", "ratings_per_s", "peak_rss_mib"):
+        assert all(float(row[column]) > 0 for row in rows)
+
+
+def test_test_metrics_name_every_model_and_measure(run_dir):
+    results = json.loads((run_dir / "test_metrics.json").read_text())
+    for model in ("two_tower", "bias", "global_mean", "popularity"):
+        assert set(results[model]) == {"rmse", "mae", "ndcg@10", "recall@10"}
+    with open(run_dir / "metrics.csv") as file:
+        val_rmse = [float(row["val_rmse"]) for row in csv.DictReader(file)]
+    assert results["best_epoch"] == 1 + val_rmse.index(min(val_rmse))
+    assert results["train_s"] > 0
+    assert results["two_tower"]["rmse"] < results["bias"]["rmse"] < results["global_mean"]["rmse"]
+
+
+def test_resume_equals_uninterrupted_run(train, data_dir, tmp_path, monkeypatch):
+    assert train(data_dir, tmp_path / "whole", "--epochs", "5") == 0
+    save, saved = main.save_checkpoint, []
+
+    def stop_after_third_epoch(path, checkpoint):
+        save(path, checkpoint)
+        saved.append(path.name)
+        if saved.count("last.pt") == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "save_checkpoint", stop_after_third_epoch)
+    assert train(data_dir, tmp_path / "cut", "--epochs", "5") == 130
+    monkeypatch.setattr(main, "save_checkpoint", save)
+    assert train(data_dir, tmp_path / "cut", "--epochs", "5", "--resume") == 0
+    whole, cut = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut"))
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, cut["model"][name]), name
+    quality = ("epoch", "train_loss", "train_rmse", "val_rmse", "val_mae", "lr")
+    for row, other in zip(whole["metrics"], cut["metrics"], strict=True):
+        assert [row[name] for name in quality] == [other[name] for name in quality]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, data_dir, tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert train(data_dir, tmp_path / name, "--epochs", "1", "--seed", seed) == 0
+    a, b, c = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["movie_tower.embedding"], c["movie_tower.embedding"])
+
+
+def test_training_stops_when_patience_runs_out(train, data_dir, tmp_path):
+    assert train(data_dir, tmp_path, "--epochs", "40", "--patience", "1", "--lr", "0.02") == 0
+    metrics = torch.load(tmp_path / "last.pt", weights_only=True)["metrics"]
+    rmse = [row["val_rmse"] for row in metrics]
+    assert len(rmse) < 40 and rmse[-1] >= min(rmse[:-1])
+    assert all(rmse[k] < min(rmse[:k]) for k in range(1, len(rmse) - 1))
+
+
+def test_probe_never_reaches_training(train, raw_dir, tmp_path):
+    """A model trained beside a changed probe is the same to the bit: no star of the probe had any influence."""
+    import numpy as np
+
+    raw = tmp_path / "raw"
+    shutil.copytree(raw_dir, raw)
+    rng = np.random.default_rng(0)
+    changed_raw, models = tmp_path / "changed", []
+    shutil.copytree(raw, changed_raw)
+    probe, files = [], sorted(raw.glob("combined_data_*.txt"))
+    for path in files:
+        lines, changed = path.read_text().split("\n"), []
+        for line in lines:
+            if line.endswith(":"):
+                probe.append(line)
+            elif line and rng.random() < 0.1:
+                user_id, stars, date = line.split(",")
+                probe.append(user_id)
+                line = f"{user_id},{6 - int(stars)},{date}"
+            changed.append(line)
+        (changed_raw / path.name).write_text("\n".join(changed))
+    for folder in (raw, changed_raw):
+        (folder / "probe.txt").write_text("\n".join(probe) + "\n")
+        out = tmp_path / f"{folder.name}_processed"
+        assert netflix_preprocess.main(["--raw_dir", str(folder), "--out_dir", str(out)]) == 0
+        assert train(out, tmp_path / f"{folder.name}_run", "--epochs", "2") == 0
+        models.append(torch.load(tmp_path / f"{folder.name}_run" / "last.pt", weights_only=True)["model"])
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.parametrize("batch_size", ["1", "1000000"])
+def test_any_batch_size_trains(train, data_dir, tmp_path, batch_size):
+    assert train(data_dir, tmp_path, "--epochs", "1", "--batch_size", batch_size) == 0
+
+
+def test_an_existing_run_is_not_overwritten_unasked(train, data_dir, run_dir, capsys):
+    before = (run_dir / "last.pt").read_bytes()
+    assert train(data_dir, run_dir) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert (run_dir / "last.pt").read_bytes() == before
+
+
+def test_eval_only_measures_the_same_again(train, data_dir, run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "test_metrics.json").unlink()
+    assert train(data_dir, tmp_path / "run", "--eval_only") == 0
+    again, before = (json.loads((folder / "test_metrics.json").read_text()) for folder in (tmp_path / "run", run_dir))
+    assert again == before
+
+
+def test_nonfinite_loss_names_epoch_step_and_rate_and_keeps_the_checkpoint(train, data_dir, tmp_path, capsys):
+    assert train(data_dir, tmp_path, "--epochs", "1") == 0
+    kept = (tmp_path / "last.pt").read_bytes()
+    assert train(data_dir, tmp_path, "--epochs", "2", "--resume", "--penalty", "1e38") == 1
+    error = capsys.readouterr().err
+    assert "epoch 2, step 1" in error and "--lr" in error
+    assert (tmp_path / "last.pt").read_bytes() == kept
+
+
+def test_resume_with_other_dimensions_names_both(data_dir, run_dir, capsys):
+    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--resume", "--embedding_dim", "32",
+                      "--num_heads", "2", "--hidden_dim", "16"]) == 1
+    error = capsys.readouterr().err
+    assert "--embedding_dim 16" in error and "32" in error
+
+
+def test_a_missing_data_set_names_the_command_that_makes_it(train, tmp_path, capsys):
+    assert train(tmp_path / "nothing", tmp_path / "run") == 1
+    assert "python preprocessing/netflix_preprocess.py" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_data_set_is_refused(train, raw_dir, run_dir, tmp_path, capsys):
+    other = tmp_path / "other"
+    netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(other), "--seed", "5"])
+    assert train(other, run_dir, "--resume") == 1
+    assert "another data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--lr", "0"], ["--lr", "nan"], ["--dropout", "1"],
+                                   ["--embedding_dim", "10", "--num_heads", "4"], ["--epoch", "3"], ["--seed", "-1"],
+                                   ["--resume", "--overwrite"], ["--batch_size", "0"], ["--num_threads", "0"]])
+def test_wrong_flags_exit_with_code_2(flags):
+    with pytest.raises(SystemExit) as exit_info:
+        main.main(flags)
+    assert exit_info.value.code == 2
