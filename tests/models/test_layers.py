@@ -22,7 +22,7 @@ def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
     solution = ridge_solve(films, residual, penalty, ROW, COUNT)
     for user in range(len(COUNT)):
         for head in range(HEADS):
-            v, r = films[ROW == user, head], residual[ROW == user, head]
+            v, r = films[user == ROW, head], residual[user == ROW, head]
             expected = torch.linalg.solve(v.T @ v + torch.diag(penalty[user, head]), v.T @ r)
             torch.testing.assert_close(solution[user, head], expected)
     assert (solution[1] == 0).all()  # no ratings, nothing learned
@@ -36,7 +36,7 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs):
     def plain(films, residual, penalty):
         solutions = []
         for user in range(len(COUNT)):
-            v, r = films[ROW == user].transpose(0, 1), residual[ROW == user].T.unsqueeze(-1)
+            v, r = films[user == ROW].transpose(0, 1), residual[user == ROW].T.unsqueeze(-1)
             system = v.transpose(1, 2) @ v + torch.diag_embed(penalty[user])
             solutions.append(torch.linalg.solve(system, v.transpose(1, 2) @ r).squeeze(-1))
         return torch.stack(solutions)

@@ -67,7 +67,7 @@ def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
     films = model.films()
     together = model.user_vectors(films, torch.zeros(3, 4), ROW, MOVIE, STARS)
     for user in range(3):
-        own = ROW == user
+        own = user == ROW
         alone = model.user_vectors(films, torch.zeros(1, 4), torch.zeros_like(ROW[own]), MOVIE[own], STARS[own])
         torch.testing.assert_close(together[user], alone[0])
 
