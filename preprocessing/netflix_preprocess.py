@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from preprocessing import assembly, parsing
+from preprocessing import assembly, indexing, parsing
 from preprocessing.dataset import DataError
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import Titles, read_titles
@@ -105,7 +105,7 @@ def preprocess(args: argparse.Namespace) -> dict:
                 raise DataError(f"{rating_files[0]} and its like hold no rating")
             parse_s = time.perf_counter() - start
             rated = np.unique(runs.movie_ids[runs.lengths > 0])
-            keys, layout, user_id, movie_id, day_epoch = assembly.index_runs(runs, titles.movie_id)
+            keys, layout, user_id, movie_id, day_epoch = indexing.index_runs(runs, titles.movie_id)
             plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
                              args.latest_n, args.val_fraction, args.seed)
             source = assembly.Source(keys, layout, user_id, movie_id, *_align_titles(titles, movie_id), day_epoch)
@@ -114,7 +114,7 @@ def preprocess(args: argparse.Namespace) -> dict:
                 plan.test_pairs = read_probe(probe_file, user_id, movie_id)
             meta = {"name": "netflix", "num_rated_movies": len(rated), "sources": digests.result()}
             meta, statistics = assembly.write_dataset(args.out_dir, source, plan, meta)
-        except assembly.PairError as error:
+        except indexing.PairError as error:
             raise _locate(error, rating_files, probe_file) from None
     statistics.seconds = {"parse": parse_s, "index": index_s, **statistics.seconds}
     print_summary(args, meta, titles, rated, statistics, time.perf_counter() - start)
@@ -159,10 +159,10 @@ def read_probe(path: Path, user_id: np.ndarray, movie_id: np.ndarray) -> np.ndar
     """Return the sorted pair keys of probe.txt.
 
     Raises:
-        assembly.PairError: a pair of an unknown user or movie, or one listed twice.
+        indexing.PairError: a pair of an unknown user or movie, or one listed twice.
     """
     runs = parsing.parse_files([path], with_stars=False, description="probe")
-    return assembly.pair_keys(runs, user_id, movie_id)
+    return indexing.pair_keys(runs, user_id, movie_id)
 
 
 def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated: np.ndarray,
@@ -201,7 +201,7 @@ def _align_titles(titles: Titles, movie_id: np.ndarray) -> tuple[np.ndarray, lis
     return year, title
 
 
-def _locate(error: assembly.PairError, rating_files: list[Path], probe_file: Path | None) -> DataError:
+def _locate(error: indexing.PairError, rating_files: list[Path], probe_file: Path | None) -> DataError:
     """Say in which file and line a wrong pair stands."""
     files = rating_files if error.in_ratings else [probe_file]
     places = (place for path in files for place in parsing.find_lines(path, error.movie_id, error.user_id))
