@@ -5,16 +5,21 @@ user_idx | day | movie_idx | stars from the highest bits down, so that sorting t
 user, day and movie, and no second copy of the data is made.
 """
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from preprocessing.dataset import DataError
-from preprocessing.lines import DAY_ZERO, STARS_BITS, days_of, stars_of, user_ids_of
+from preprocessing.lines import DAY_BITS, DAY_ZERO, STARS_BITS, days_of, stars_of, user_ids_of
 from preprocessing.parsing import MovieRuns
 
 _TABLE_LIMIT = 1 << 26  # user ids up to here are ranked through a table, larger ones by binary search
+_CACHED_ROWS = 1 << 18  # a block whose columns stay in the processor's cache
+_TABLED_ROWS = 1 << 22  # a block that makes going through a table of all user ids worth it
 
 
 class PairError(DataError):
@@ -69,41 +74,106 @@ class KeyLayout:
                 keys >> movie_shift & ((1 << (day_shift - movie_shift)) - 1), keys & ((1 << movie_shift) - 1))
 
 
-def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> tuple[np.ndarray, KeyLayout, np.ndarray, np.ndarray, str]:
-    """Replace parsed cells by keys, in place.
+@dataclass
+class Index:
+    """The numbering of users (U) and movies (M), and where each user's ratings stand once they are sorted."""
+
+    user_id: np.ndarray  # int64 (U,), ascending
+    movie_id: np.ndarray  # int64 (M,), ascending
+    offset: np.ndarray  # int64 (U + 1,)
+    first_day: int  # counted from DAY_ZERO
+    layout: KeyLayout
+
+    @property
+    def day_epoch(self) -> str:
+        """The date of day 0 of the keys."""
+        return str(DAY_ZERO + self.first_day)
+
+
+@dataclass
+class Partition:
+    """The keys of a range of users, in memory or in a file of their bytes."""
+
+    first_user: int
+    last_user: int  # exclusive
+    keys: np.ndarray | Path
+
+    def load(self) -> np.ndarray:
+        """Return the keys, int64, and forget them; a file is removed."""
+        keys, self.keys = self.keys, None
+        if isinstance(keys, Path):
+            path, keys = keys, np.fromfile(keys, np.int64)
+            path.unlink()
+        return keys
+
+
+def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> Index:
+    """Number the users and movies of parsed ratings.
 
     Args:
-        runs: parsed ratings; its cells are overwritten.
-        title_ids: int64, the movie ids of the title file; they are indexed whether rated or not.
-
-    Returns:
-        keys int64 (R,), their layout, user_id int64 (U,), movie_id int64 (M,), and the date of day 0.
+        runs: parsed ratings, at least one.
+        title_ids: int64, the movie ids of the title file; they are numbered whether rated or not.
     """
-    cells = runs.cells
+    highest, first_day, last_day = 0, 1 << 62, 0
+    for cells, _ in runs.blocks(_CACHED_ROWS):
+        highest = max(highest, int(cells.max() >> (DAY_BITS + STARS_BITS)))
+        days = days_of(cells)
+        first_day, last_day = min(first_day, int(days.min())), max(last_day, int(days.max()))
+    if highest < _TABLE_LIMIT:
+        table = np.zeros(highest + 1, np.int64)
+        for cells, _ in runs.blocks(_TABLED_ROWS):
+            table += np.bincount(user_ids_of(cells), minlength=highest + 1)
+        user_id = np.flatnonzero(table)
+        count = table[user_id]
+    else:
+        user_id = count = np.zeros(0, np.int64)
+        for cells, _ in runs.blocks(_TABLED_ROWS):
+            new_id, new_count = np.unique(user_ids_of(cells), return_counts=True)
+            merged = np.union1d(user_id, new_id)
+            total = np.zeros(len(merged), np.int64)
+            total[np.searchsorted(merged, user_id)] += count
+            total[np.searchsorted(merged, new_id)] += new_count
+            user_id, count = merged, total
     movie_id = np.union1d(title_ids, runs.movie_ids[runs.lengths > 0])
-    user_id, first_day, last_day = _users_and_days(cells)
-    layout = KeyLayout(len(user_id), len(movie_id), int(last_day - first_day) + 1)
-    rank = None
-    if user_id[-1] < _TABLE_LIMIT:
-        rank = np.zeros(user_id[-1] + 1, np.int32)
-        rank[user_id] = np.arange(len(user_id))
-    for rows, movie_ids in runs.blocks():
-        ids = user_ids_of(cells[rows])
-        user_idx = np.searchsorted(user_id, ids) if rank is None else rank[ids].astype(np.int64)
-        cells[rows] = layout.pack(user_idx, days_of(cells[rows]) - first_day, np.searchsorted(movie_id, movie_ids),
-                                  stars_of(cells[rows]))
-    return cells, layout, user_id, movie_id, str(DAY_ZERO + first_day)
+    layout = KeyLayout(len(user_id), len(movie_id), last_day - first_day + 1)
+    return Index(user_id, movie_id, np.concatenate([[0], np.cumsum(count)]), first_day, layout)
 
 
-def pair_keys(runs: MovieRuns, user_id: np.ndarray, movie_id: np.ndarray) -> np.ndarray:
+def pack_keys(runs: MovieRuns, index: Index) -> np.ndarray:
+    """Turn the cells into keys, in place where they are in memory; return the keys of all ratings, int64 (R,)."""
+    for cells, keys in _packed_blocks(runs, index):
+        cells[:] = keys
+    return runs.cells
+
+
+def pack_partitions(runs: MovieRuns, index: Index, bounds: list[int], folder: Path) -> list[Partition]:
+    """Turn the cells into keys on disk, a file for each range of users.
+
+    Args:
+        bounds: user_idx at which the ranges begin, and U.
+        folder: where the files are put.
+    """
+    partitions = [Partition(first, last, folder / f"keys_{first}.bin") for first, last in itertools.pairwise(bounds)]
+    inner_keys = np.array(bounds[1:-1], np.int64) << index.layout.shifts[0]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(partition.keys, "wb")) for partition in partitions]
+        for _, keys in _packed_blocks(runs, index):
+            keys.sort()
+            for file, part in zip(files, np.split(keys, np.searchsorted(keys, inner_keys)), strict=True):
+                part.tofile(file)
+    return partitions
+
+
+def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
     """Return user_idx * M + movie_idx of given test pairs, int64, sorted.
 
     Raises:
         PairError: a pair names an unknown user or movie, or is given twice.
     """
+    user_id, movie_id = index.user_id, index.movie_id
     keys = [np.zeros(0, np.int64)]
-    for rows, movie_ids in runs.blocks():
-        user_ids = user_ids_of(runs.cells[rows])
+    for cells, movie_ids in runs.blocks():
+        user_ids = user_ids_of(cells)
         user_idx, movie_idx = np.searchsorted(user_id, user_ids), np.searchsorted(movie_id, movie_ids)
         known = (user_id[np.minimum(user_idx, len(user_id) - 1)] == user_ids)
         known &= movie_id[np.minimum(movie_idx, len(movie_id) - 1)] == movie_ids
@@ -119,24 +189,14 @@ def pair_keys(runs: MovieRuns, user_id: np.ndarray, movie_id: np.ndarray) -> np.
     return keys
 
 
-def blocks_of(array: np.ndarray, num_rows: int = 1 << 18) -> Iterator[np.ndarray]:
-    """Cut an array into blocks that stay in the processor's cache."""
-    return (array[start:start + num_rows] for start in range(0, len(array), num_rows))
-
-
-def _users_and_days(cells: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Return the distinct user ids, ascending, and the first and last day, of parsed cells."""
-    highest, first_day, last_day = 0, 1 << 62, 0
-    for block in blocks_of(cells):
-        highest = max(highest, int(user_ids_of(block).max()))
-        days = days_of(block)
-        first_day, last_day = min(first_day, int(days.min())), max(last_day, int(days.max()))
-    if highest < _TABLE_LIMIT:
-        seen = np.zeros(highest + 1, bool)
-        for block in blocks_of(cells):
-            seen[user_ids_of(block)] = True
-        return np.flatnonzero(seen), first_day, last_day
-    user_id = np.zeros(0, np.int64)
-    for block in blocks_of(cells):
-        user_id = np.union1d(user_id, user_ids_of(block))
-    return user_id, first_day, last_day
+def _packed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield blocks of cells and the keys they become."""
+    rank = None
+    if index.user_id[-1] < _TABLE_LIMIT:
+        rank = np.zeros(index.user_id[-1] + 1, np.int32)
+        rank[index.user_id] = np.arange(len(index.user_id))
+    movie_runs = MovieRuns(runs.cells, np.searchsorted(index.movie_id, runs.movie_ids), runs.lengths)
+    for cells, movie_idx in movie_runs.blocks(_CACHED_ROWS):
+        ids = user_ids_of(cells)
+        user_idx = np.searchsorted(index.user_id, ids) if rank is None else rank[ids].astype(np.int64)
+        yield cells, index.layout.pack(user_idx, days_of(cells) - index.first_day, movie_idx, stars_of(cells))

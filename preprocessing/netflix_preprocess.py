@@ -10,6 +10,7 @@ import argparse
 import errno
 import hashlib
 import itertools
+import os
 import resource
 import sys
 import time
@@ -20,10 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from preprocessing import assembly, indexing, parsing
+from preprocessing import assembly, dataset, indexing, parsing
 from preprocessing.dataset import DataError
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import Titles, read_titles
+
+BYTES_PER_LINE = 20  # of text, about
+BYTES_PER_RATING = 10  # that are in memory at the peak, while the ratings are sorted, split and written
+OVERHEAD_BYTES = 400 << 20  # what the processes take that does not grow with the ratings
 
 # The published totals of the whole Netflix Prize training set, as a check of its parse.
 NETFLIX_COUNTS = (100_480_507, 480_189, 17_770)
@@ -62,8 +67,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_split_flags(parser, ("auto", "probe", "latest", "random"),
                     "how test ratings are chosen: probe.txt; each user's latest; at random; auto: the probe where "
                     "probe.txt is there, else latest (default: auto)")
+    parser.add_argument("--max_memory", type=int, metavar="MIB",
+                        help="sort on disk what would need more memory than this (default: 70 %% of what is free)")
     args = parser.parse_args(argv)
     check_split_flags(parser, args)
+    if args.max_memory is not None and args.max_memory < 1:
+        parser.error(f"--max_memory must be at least 1 MiB, not {args.max_memory}")
     return args
 
 
@@ -95,30 +104,66 @@ def preprocess(args: argparse.Namespace) -> dict:
     """Do the work and print the summary; return meta.json."""
     start = time.perf_counter()
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
-    with ThreadPoolExecutor(1) as background:
-        digests = background.submit(lambda: [describe_file(path) for path in
-                                             [*rating_files, titles_file, *([probe_file] if probe_file else [])]])
+    sources = [*rating_files, titles_file, *([probe_file] if probe_file else [])]
+    statistics = assembly.Statistics()
+    with ThreadPoolExecutor(1) as background, dataset.replace_dataset(args.out_dir) as folder:
+        digests = background.submit(lambda: [describe_file(path) for path in sources])
+        titles = read_titles(titles_file)
+        partition_rows = memory_for_ratings(rating_files, args.max_memory)
+        with statistics.timed("parse"):
+            runs = parsing.parse_files(rating_files, spill=folder / "cells.bin" if partition_rows else None)
+            if not len(runs):
+                raise DataError(f"{rating_files[0].parent} holds combined_data files without a single rating")
+        with statistics.timed("index"):
+            index = indexing.index_runs(runs, titles.movie_id)
+            if partition_rows:
+                bounds = partition_bounds(index.offset, partition_rows)
+                partitions = indexing.pack_partitions(runs, index, bounds, folder)
+                runs.cells.unlink()
+            else:
+                partitions = [indexing.Partition(0, len(index.user_id), indexing.pack_keys(runs, index))]
+                runs.cells = None
+        plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
+                         args.latest_n, args.val_fraction, args.seed)
+        rated = np.unique(runs.movie_ids[runs.lengths > 0])
         try:
-            titles = read_titles(titles_file)
-            runs = parsing.parse_files(rating_files)
-            if not len(runs.cells):
-                raise DataError(f"{rating_files[0]} and its like hold no rating")
-            parse_s = time.perf_counter() - start
-            rated = np.unique(runs.movie_ids[runs.lengths > 0])
-            keys, layout, user_id, movie_id, day_epoch = indexing.index_runs(runs, titles.movie_id)
-            plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
-                             args.latest_n, args.val_fraction, args.seed)
-            source = assembly.Source(keys, layout, user_id, movie_id, *_align_titles(titles, movie_id), day_epoch)
-            index_s = time.perf_counter() - start - parse_s
             if probe_file:
-                plan.test_pairs = read_probe(probe_file, user_id, movie_id)
+                with statistics.timed("probe"):
+                    probe = parsing.parse_files([probe_file], with_stars=False, description="probe")
+                    plan.test_pairs = indexing.pair_keys(probe, index)
             meta = {"name": "netflix", "num_rated_movies": len(rated), "sources": digests.result()}
-            meta, statistics = assembly.write_dataset(args.out_dir, source, plan, meta)
+            catalogue = assembly.Catalogue(*_align_titles(titles, index.movie_id))
+            meta = assembly.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
         except indexing.PairError as error:
             raise _locate(error, rating_files, probe_file) from None
-    statistics.seconds = {"parse": parse_s, "index": index_s, **statistics.seconds}
     print_summary(args, meta, titles, rated, statistics, time.perf_counter() - start)
     return meta
+
+
+def memory_for_ratings(rating_files: list[Path], max_memory_mib: int | None) -> int | None:
+    """Return how many ratings may be sorted in memory at once, or None where all of them fit."""
+    most_bytes = max_memory_mib * 2**20 if max_memory_mib else 0.7 * available_bytes()
+    for_ratings = max(most_bytes - OVERHEAD_BYTES, most_bytes / 10)
+    estimate = sum(path.stat().st_size for path in rating_files) / BYTES_PER_LINE * BYTES_PER_RATING
+    return None if estimate <= for_ratings else int(for_ratings / BYTES_PER_RATING)
+
+
+def partition_bounds(offset: np.ndarray, most_rows: int) -> list[int]:
+    """Group row groups into ranges of users with at most so many ratings each, but at least one row group."""
+    bounds, groups = [0], assembly.row_groups(offset)
+    for user, after in itertools.pairwise(groups):
+        if offset[after] - offset[bounds[-1]] > most_rows:
+            bounds.append(user)
+    return [*bounds, groups[-1]]
+
+
+def available_bytes() -> int:
+    """Return how much memory is free for use now, in bytes."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def find_files(raw_dir: Path, split: str) -> tuple[list[Path], Path, Path | None]:
@@ -153,16 +198,6 @@ def describe_file(path: Path) -> dict:
     with open(path, "rb") as file:
         return {"name": path.name, "bytes": path.stat().st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def read_probe(path: Path, user_id: np.ndarray, movie_id: np.ndarray) -> np.ndarray:
-    """Return the sorted pair keys of probe.txt.
-
-    Raises:
-        indexing.PairError: a pair of an unknown user or movie, or one listed twice.
-    """
-    runs = parsing.parse_files([path], with_stars=False, description="probe")
-    return indexing.pair_keys(runs, user_id, movie_id)
 
 
 def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated: np.ndarray,

@@ -26,30 +26,40 @@ RANGE_BYTES = 8 << 20  # what one task of a process reads
 BLOCK_BYTES = 1 << 19  # what is parsed at once: its arrays stay in the processor's cache
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
 
+
 @dataclass
 class MovieRuns:
-    """All cells of a set of files in file order, and the runs of equal movie_id they form (lengths sum to R)."""
+    """All cells (R) of a set of files in file order, and the runs of equal movie_id they form."""
 
-    cells: np.ndarray  # int64 (R,)
+    cells: np.ndarray | Path  # int64 (R,), in memory or in a file of their bytes
     movie_ids: np.ndarray  # int64 (runs,)
-    lengths: np.ndarray  # int64 (runs,)
+    lengths: np.ndarray  # int64 (runs,), sum R
 
-    def blocks(self, num_rows: int = 1 << 20) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (rows, movie_id int64 of each row) so that a column per rating never exists whole."""
+    def __len__(self) -> int:
+        return int(self.lengths.sum())
+
+    def blocks(self, num_rows: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield cells and the movie_id of each, int64 both, block by block; blocks in memory may be written to."""
         ends = np.cumsum(self.lengths)
-        for start in range(0, len(self.cells), num_rows):
-            stop = min(start + num_rows, len(self.cells))
+        for start in range(0, len(self), num_rows):
+            stop = min(start + num_rows, len(self))
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             runs = slice(first, last + 1)
             inside = np.minimum(ends[runs], stop) - np.maximum(ends[runs] - self.lengths[runs], start)
-            yield slice(start, stop), np.repeat(self.movie_ids[runs], inside)
+            if isinstance(self.cells, Path):
+                cells = np.fromfile(self.cells, np.int64, stop - start, offset=8 * start)
+            else:
+                cells = self.cells[start:stop]
+            yield cells, np.repeat(self.movie_ids[runs], inside)
 
 
-def parse_files(paths: list[Path], with_stars: bool = True, description: str = "parse") -> MovieRuns:
+def parse_files(paths: list[Path], with_stars: bool = True, description: str = "parse",
+                spill: Path | None = None) -> MovieRuns:
     """Parse rating files in the given order, on all cores, with a progress bar in bytes.
 
     Args:
         paths: combined_data files, or probe files (`with_stars=False`: a line is a user_id; day and stars are 0).
+        spill: a file to put the cells into, where memory will not hold them.
 
     Returns:
         The cells in file order and their movies; 8 bytes a rating.
@@ -61,11 +71,12 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
     tasks = [(path, start, min(start + RANGE_BYTES, size), with_stars)
              for path in paths for size in [path.stat().st_size] for start in range(0, size, RANGE_BYTES)]
     num_bytes = sum(stop - start for _, start, stop, _ in tasks)
-    shortest_line = len(b"1,5,2005-09-06\n") if with_stars else len(b"1\n")
-    # Reserved for the most ratings that the bytes can hold; pages never written to are never real memory.
-    cells = np.empty(num_bytes // shortest_line + len(paths), np.int64)
-    num_cells, runs, current_path = 0, [], None
-    with tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar:
+    with (open(spill or os.devnull, "wb") as spilled,
+          tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar):
+        shortest_line = len(b"1,5,2005-09-06\n") if with_stars else len(b"1\n")
+        # Room for the most ratings that the bytes can hold; pages never written to are never real memory.
+        cells = spill or np.empty(num_bytes // shortest_line + len(paths), np.int64)
+        num_cells, runs, current_path = 0, [], None
         for (path, start, stop, _), parsed in zip(tasks, _parse_ranges(tasks, num_bytes), strict=True):
             if path != current_path:
                 current_path, in_movie = path, False
@@ -76,7 +87,10 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
                     parsed.error = offset, "is a rating before the first movie header"
             if parsed.error is not None:
                 raise bad_line(path, *parsed.error)
-            cells[num_cells:num_cells + len(parsed.cells)] = parsed.cells
+            if spill:
+                parsed.cells.tofile(spilled)
+            else:
+                cells[num_cells:num_cells + len(parsed.cells)] = parsed.cells
             if headless:
                 runs[-1][1] += int(headless)
             lengths = np.diff(parsed.header_at, append=len(parsed.cells))
@@ -86,7 +100,7 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
             num_cells += len(parsed.cells)
             bar.update(stop - start)
     movie_ids, lengths = np.array(runs, np.int64).reshape(-1, 2).T
-    return MovieRuns(cells[:num_cells], movie_ids.copy(), lengths.copy())
+    return MovieRuns(cells if spill else cells[:num_cells], movie_ids.copy(), lengths.copy())
 
 
 def parse_range(path: Path, start: int, stop: int, with_stars: bool = True) -> Parsed:
