@@ -1,0 +1,209 @@
+"""Time preprocessing from text to a verified data set, beside what people would write instead.
+
+    python benchmarks/bench_preprocess.py                       100,480,507 ratings, 2 GB of text
+    python benchmarks/bench_preprocess.py --ratings 10000000
+    python benchmarks/bench_preprocess.py --scaling --splits    also 1 M, 10 M and all; also every kind of split
+
+The raw files are synthetic, in Netflix's layout and sizes, and are made first where --work_dir does not hold them.
+On the first of the four files, side by side:
+    pandas   the idiom that people use: read_csv, forward-fill of the header rows, drop them, convert the types
+    pyarrow  the floor: pyarrow.csv on the same bytes, header lines blanked beforehand, 2 threads, parse only
+Every measurement runs in a process of its own; memory is that of the whole process tree (PSS, sampled).
+The last line is JSON. Needs requirements-bench.txt.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from preprocessing import netflix_preprocess, parsing, synthetic_netflix
+
+NETFLIX_RATINGS = 100_480_507
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratings", type=int, default=NETFLIX_RATINGS, help="size (default: that of Netflix)")
+    parser.add_argument("--work_dir", type=Path, help="keeps the raw files for the next run (default: a temporary one)")
+    parser.add_argument("--raw_dir", type=Path, help="use these raw files instead of making some")
+    parser.add_argument("--scaling", action="store_true", help="also measure a hundredth and a tenth of the ratings")
+    parser.add_argument("--splits", action="store_true", help="also measure every kind of split")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        work_dir = args.work_dir or Path(temporary)
+        raw_dir = args.raw_dir or make_raw(work_dir, args.ratings)
+        result = whole(raw_dir, work_dir / "out", "auto")
+        print_row("all of it", result)
+        if args.scaling:
+            for size in (args.ratings // 100, args.ratings // 10):
+                print_row(f"{size:,} ratings", whole(make_raw(work_dir, size), work_dir / "out", "auto"))
+        if args.splits:
+            for split in ("latest", "random", "probe"):
+                print_row(f"--split {split}", whole(raw_dir, work_dir / "out", split))
+        result |= side_by_side(raw_dir, work_dir)
+        print(json.dumps(result))
+    return 0
+
+
+def make_raw(work_dir: Path, num_ratings: int) -> Path:
+    """Make raw files with Netflix's numbers of ratings per user and per movie, or as near as the size permits."""
+    raw_dir = work_dir / f"raw_{num_ratings}"
+    if not (raw_dir / "movie_titles.csv").exists():
+        sizes = {"num_users": 480_189, "num_movies": 17_770, "num_ratings": num_ratings}
+        if num_ratings != NETFLIX_RATINGS:
+            sizes |= {"num_users": max(num_ratings // 209, 1), "num_movies": max(min(num_ratings // 5655, 17_770), 500)}
+        print(f"making {num_ratings:,} synthetic ratings ...", flush=True)
+        synthetic_netflix.generate(raw_dir, **sizes, seed=0, with_probe=True, quiet=True)
+    return raw_dir
+
+
+def whole(raw_dir: Path, out_dir: Path, split: str) -> dict:
+    """Run the command on a folder; return its size, seconds by stage and peak memory."""
+    text_bytes = sum(path.stat().st_size for path in raw_dir.glob("combined_data_*.txt"))
+    seconds, peak_mib, stages = measure(run_preprocess, raw_dir, out_dir, split)
+    num_ratings = stages.pop("num_ratings")
+    return {"ratings": num_ratings, "seconds": round(seconds, 2), "peak_rss_mib": round(peak_mib),
+            "stages": {name: round(value, 2) for name, value in stages.items()},
+            "ratings_per_s": round(num_ratings / seconds), "text_mb_per_s": round(text_bytes / seconds / 1e6, 1),
+            "ratings_parquet_mib": round((out_dir / "ratings.parquet").stat().st_size / 2**20, 1)}
+
+
+def print_row(title: str, result: dict) -> None:
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result["stages"].items())
+    million = result["ratings"] / 1e6
+    print(f"{title:<20} {result['seconds']:6.1f} s ({stages}); {result['ratings_per_s']:,} ratings/s, "
+          f"{result['text_mb_per_s']:.0f} MB/s of text, peak {result['peak_rss_mib']:,} MiB; per million "
+          f"{result['seconds'] / million:.3f} s, {result['peak_rss_mib'] / million:.1f} MiB; "
+          f"ratings.parquet {result['ratings_parquet_mib']} MiB", flush=True)
+
+
+def side_by_side(raw_dir: Path, work_dir: Path) -> dict:
+    """Measure ours, pandas and pyarrow on the first rating file, three rounds in turn; return ratios of medians."""
+    first = work_dir / "first"
+    first.mkdir(exist_ok=True)
+    for name in ("combined_data_1.txt", "movie_titles.csv"):
+        shutil.copy(raw_dir / name, first / name)
+    path = first / "combined_data_1.txt"
+    times: dict[str, list[float]] = {"ours_whole": [], "ours_parse": [], "pandas": [], "pyarrow_parse": []}
+    for round_number in range(3):
+        times["ours_whole"].append(measure(run_preprocess, first, work_dir / "out_first", "latest")[0])
+        times["ours_parse"].append(measure(run_parse, path)[2])
+        times["pyarrow_parse"].append(measure(run_pyarrow, path)[2])
+        if round_number == 0:  # slow, and far from the others
+            seconds, pandas_mib, _ = measure(run_pandas, path)
+            times["pandas"].append(seconds)
+    shutil.rmtree(first)
+    median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
+    print("first file: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in median.items())
+          + f"; pandas peaks at {pandas_mib:,.0f} MiB")
+    return {"first_file_s": {name: round(seconds, 3) for name, seconds in median.items()},
+            "pandas_peak_rss_mib": round(pandas_mib),
+            "ratio_pandas": round(median["pandas"] / median["ours_whole"], 2),
+            "ratio_pyarrow_parse": round(median["ours_parse"] / median["pyarrow_parse"], 3)}
+
+
+# --- what is measured, each in a process of its own --------------------------------------------------------------
+
+
+def run_preprocess(raw_dir: Path, out_dir: Path, split: str) -> dict:
+    """Text to finished data set; returns the seconds by stage and the number of ratings."""
+    args = netflix_preprocess.parse_args(["--raw_dir", str(raw_dir), "--out_dir", str(out_dir), "--split", split])
+    statistics = netflix_preprocess.preprocess(args)
+    return {**statistics.seconds, "num_ratings": int(statistics.parts.sum())}
+
+
+def run_parse(path: Path) -> float:
+    """Our parse stage alone; returns seconds."""
+    start = time.perf_counter()
+    parsing.parse_files([path])
+    return time.perf_counter() - start
+
+
+def run_pyarrow(path: Path) -> float:
+    """pyarrow's parse alone, of the same bytes with the header lines blanked before the clock starts."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    pa.set_cpu_count(2)
+    blanked = re.sub(rb"(?m)^\d+:$", b"", path.read_bytes())
+    start = time.perf_counter()
+    csv.read_csv(pa.BufferReader(blanked), csv.ReadOptions(column_names=["user_id", "stars", "date"]),
+                 convert_options=csv.ConvertOptions(column_types={"user_id": pa.int32(), "stars": pa.int8(),
+                                                                  "date": pa.date32()}))
+    return time.perf_counter() - start
+
+
+def run_pandas(path: Path) -> int:
+    """The idiom of the public notebooks: parse and types only, no index, no split, no file written."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, header=None, names=["user_id", "stars", "date"])
+    is_header = frame["stars"].isna()
+    frame["movie_id"] = frame["user_id"].where(is_header).str.rstrip(":").ffill().astype("int32")
+    frame = frame[~is_header]
+    frame = frame.assign(user_id=frame["user_id"].astype("int32"), stars=frame["stars"].astype("int8"),
+                         date=pd.to_datetime(frame["date"], format="%Y-%m-%d"))
+    return len(frame)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------
+
+
+def measure(function: object, *args: object) -> tuple[float, float, object]:
+    """Call a function in a new process; return seconds, peak memory of its process tree in MiB, and its result."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, args))
+    process.start()
+    sender.close()
+    peak, stop = [0.0], threading.Event()
+    sampler = threading.Thread(target=_sample, args=(process.pid, peak, stop))
+    sampler.start()
+    try:
+        seconds, result = receiver.recv()
+    finally:
+        stop.set()
+        sampler.join()
+        process.join()
+    return seconds, peak[0], result
+
+
+def _call(sender: object, function: object, args: tuple) -> None:
+    """Run quietly and send (seconds, result) back."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        start = time.perf_counter()
+        result = function(*args)
+        seconds = time.perf_counter() - start
+    sender.send((seconds, result))
+
+
+def _sample(pid: int, peak: list[float], stop: threading.Event) -> None:
+    """Keep the largest sum of proportional set sizes over a process and its descendants."""
+    while not stop.wait(0.05):
+        total, waiting = 0, [pid]
+        while waiting:
+            current = waiting.pop()
+            try:
+                rollup = Path(f"/proc/{current}/smaps_rollup").read_text()
+                total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE).group(1))
+                for task in Path(f"/proc/{current}/task").iterdir():
+                    waiting += [int(child) for child in (task / "children").read_text().split()]
+            except (OSError, AttributeError):
+                continue
+        peak[0] = max(peak[0], total / 1024)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What the preprocessing commands share: flags, exit codes, and the summary that a person reads."""
+
+import argparse
+import errno
+import hashlib
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.assembly import Statistics
+from preprocessing.dataset import DataError
+from preprocessing.titles import Titles
+
+
+def exit_code(preprocess: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+    """Run a command; return its exit code: 0 done, 1 the input or the disk is at fault, 130 interrupted."""
+    try:
+        preprocess(args)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        place = error.filename or args.out_dir
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+        print(f"error: {place}: {reason}; {args.out_dir} is as it was", file=sys.stderr)
+    except MemoryError:
+        print(f"error: out of memory; {args.out_dir} is as it was", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {args.out_dir} is as it was", file=sys.stderr)
+        return 130
+    else:
+        return 0
+    return 1
+
+
+def add_flags(parser: argparse.ArgumentParser, methods: tuple[str, ...], split_help: str) -> None:
+    """Add the flags that all preprocessing commands share."""
+    parser.add_argument("--out_dir", type=Path, default=Path("data/processed"), metavar="DIR",
+                        help="folder of the data set, replaced as a whole (default: %(default)s)")
+    parser.add_argument("--split", choices=methods, default="auto", help=split_help)
+    parser.add_argument("--test_fraction", type=float, default=0.1, metavar="F",
+                        help="share of the ratings in test, for --split random (default: %(default)s)")
+    parser.add_argument("--latest_n", type=int, default=9, metavar="N",
+                        help="test ratings per user, at most half of his, for --split latest (default: %(default)s)")
+    parser.add_argument("--val_fraction", type=float, default=0.05, metavar="F",
+                        help="share of the ratings left by test in validation, cut in the same manner "
+                             "(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all chance in the split (default: %(default)s)")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 and a sentence where a flag's value cannot be."""
+    for name in ("test_fraction", "val_fraction"):
+        if not 0 < getattr(args, name) < 1:
+            parser.error(f"--{name} must lie between 0 and 1, not {getattr(args, name)}")
+    if args.latest_n < 1:
+        parser.error(f"--latest_n must be at least 1, not {args.latest_n}")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed must be a whole number from 0 to 2^63 - 1, not {args.seed}")
+
+
+def describe_file(path: Path) -> dict:
+    """Return name, size in bytes and SHA-256 of a source file."""
+    with open(path, "rb") as file:
+        return {"name": path.name, "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def align_titles(titles: Titles, movie_id: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return year int16 (M,) and title (M,) per movie_idx; a movie that has no title gets an empty one."""
+    year, title = np.zeros(len(movie_id), np.int16), [""] * len(movie_id)
+    places = np.searchsorted(movie_id, titles.movie_id)
+    year[places] = titles.year
+    for place, text in zip(places.tolist(), titles.title, strict=True):
+        title[place] = text
+    return year, title
+
+
+def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated: np.ndarray,
+                  statistics: Statistics, elapsed_s: float, remark: str | None = None) -> None:
+    """Print what a person wants to know about the data set."""
+    num_ratings, split = meta["num_ratings"], meta["split"]
+    untitled = len(np.setdiff1d(rated, titles.movie_id))
+    print(f"{num_ratings:,} ratings of {meta['num_rated_movies']:,} movies by {meta['num_users']:,} users")
+    print(f"{meta['num_movies']:,} movies known: {meta['num_movies'] - len(rated):,} without ratings, "
+          f"{untitled:,} without a title")
+    mean = sum(float(stars) * count for stars, count in meta["histogram"].items()) / num_ratings
+    widest = max(meta["histogram"].values())
+    for stars, count in meta["histogram"].items():
+        print(f"  {stars:>3} stars {count:>12,}  {count / num_ratings:6.1%}  {'#' * round(30 * count / widest)}")
+    print(f"  mean {mean:.5f}")
+    if remark:
+        print(remark)
+    parts = ", ".join(f"{name} {split[f'num_{name}']:,}" for name in ("train", "validation", "test"))
+    print(f"split {split['method']} (seed {split['seed']}): {parts}; train and test share no pair")
+    peak_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / (1024 if sys.platform == "linux" else 2**20)
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in statistics.seconds.items())
+    print(f"{elapsed_s:.1f} s ({stages}), {num_ratings / elapsed_s:,.0f} ratings/s, peak memory {peak_mib:,.0f} MiB")
+    print(f"written to {args.out_dir}; next: python main.py --data_dir {args.out_dir}")

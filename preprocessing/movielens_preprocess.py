@@ -1,0 +1,219 @@
+"""Turn MovieLens' files into a data set of the same form as Netflix's.
+
+    python preprocessing/movielens_preprocess.py --raw_dir ml-100k --split u1 --out_dir data/u1
+
+Reads from --raw_dir whichever of these it holds:
+    u.data, u.item                  MovieLens-100K; with u1.base, u1.test .. u5.base, u5.test also its own splits
+    ratings*.dat, movies.dat        MovieLens-1M and -10M, with or without the column of timestamps
+    ratings.csv, movies.csv         MovieLens-20M and later
+Half stars are kept: stars are then stored in steps of 0.5, and meta.json says so.
+"""
+
+import argparse
+import itertools
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from preprocessing import assembly, command, dataset, indexing
+from preprocessing.dataset import DataError
+from preprocessing.lines import DAY_ZERO
+from preprocessing.splitting import SplitPlan
+from preprocessing.titles import Titles
+
+CANONICAL = ("u1", "u2", "u3", "u4", "u5")
+_NUMBER = rb"\d+(\.\d+)?"
+_UNIX_EPOCH = int((np.datetime64("1970-01-01") - DAY_ZERO).astype(int))
+
+
+@dataclass
+class RawRatings:
+    """The columns of one or more rating files (R)."""
+
+    user_id: np.ndarray  # int64 (R,)
+    movie_id: np.ndarray  # int64 (R,)
+    stars: np.ndarray  # float64 (R,)
+    seconds: np.ndarray  # int64 (R,), since 1970; zero where the file has no timestamps
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 the input or the disk is at fault, 130 interrupted."""
+    return command.exit_code(preprocess, parse_args(argv))
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw_dir", type=Path, required=True, metavar="DIR", help="folder of the raw files")
+    command.add_flags(parser, ("auto", "latest", "random", *CANONICAL),
+                      "how test ratings are chosen: each user's latest; at random; u1 .. u5: MovieLens-100K's own; "
+                      "auto: latest where there are timestamps, else random (default: auto)")
+    args = parser.parse_args(argv)
+    command.check_flags(parser, args)
+    return args
+
+
+def preprocess(args: argparse.Namespace) -> assembly.Statistics:
+    """Do the work and print the summary; return what was counted and timed."""
+    start = time.perf_counter()
+    rating_files, titles_file = find_files(args.raw_dir, args.split)
+    statistics = assembly.Statistics()
+    with dataset.replace_dataset(args.out_dir) as folder:
+        with statistics.timed("parse"):
+            titles = read_titles(titles_file)
+            parts = [read_ratings(path) for path in rating_files]
+            raw = RawRatings(*(np.concatenate([getattr(part, name) for part in parts])
+                               for name in RawRatings.__dataclass_fields__))
+        if not len(raw.user_id):
+            raise DataError(f"{rating_files[0]} holds no rating")
+        method = args.split
+        if method == "auto":
+            method = "latest" if raw.seconds.any() else "random"
+        if method == "latest" and not raw.seconds.any():
+            raise DataError(f"{rating_files[0]} has no timestamps to split by; use --split random")
+        with statistics.timed("index"):
+            step = 0.5 if (raw.stars % 1).any() else 1
+            index, keys = index_ratings(raw, titles.movie_id, step)
+        plan = SplitPlan(method, args.test_fraction, args.latest_n, args.val_fraction, args.seed,
+                         val_method="latest" if method == "latest" else "random")
+        try:
+            if method in CANONICAL:
+                test = parts[1]
+                pairs = (np.searchsorted(index.user_id, test.user_id) * len(index.movie_id)
+                         + np.searchsorted(index.movie_id, test.movie_id))
+                plan.test_pairs = np.sort(pairs)
+            rated = np.unique(raw.movie_id)
+            meta = {"name": "movielens", "num_rated_movies": len(rated),
+                    "sources": [command.describe_file(path) for path in (*rating_files, titles_file)]}
+            catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id), step,
+                                           (0.5, 5) if step == 0.5 else (1, 5))
+            partition = indexing.Partition(0, len(index.user_id), keys)
+            meta = assembly.write_dataset(folder, index, [partition], catalogue, plan, meta, statistics)
+        except indexing.PairError as error:
+            raise _locate(error, rating_files) from None
+    command.print_summary(args, meta, titles, rated, statistics, time.perf_counter() - start)
+    return statistics
+
+
+def find_files(raw_dir: Path, split: str) -> tuple[list[Path], Path]:
+    """Find the rating files, of which the second is the test part of a canonical split, and the title file."""
+    if not raw_dir.is_dir():
+        raise DataError(f"{raw_dir} is no folder; name the one of the MovieLens files with --raw_dir")
+    if split in CANONICAL:
+        rating_files = [raw_dir / f"{split}.base", raw_dir / f"{split}.test"]
+    else:
+        rating_files = [path for pattern in ("u.data", "ratings*.dat", "ratings.csv")
+                        for path in sorted(raw_dir.glob(pattern))][:1]
+    missing = [path for path in rating_files if not path.exists()]
+    if missing or not rating_files:
+        raise DataError(f"{missing[0] if missing else raw_dir / 'u.data, ratings.dat or ratings.csv'} not found; name "
+                        "the folder of the MovieLens files with --raw_dir")
+    titles_file = raw_dir / {".dat": "movies.dat", ".csv": "movies.csv"}.get(rating_files[0].suffix, "u.item")
+    if not titles_file.exists():
+        raise DataError(f"{titles_file} not found; it comes with {rating_files[0].name}")
+    return rating_files, titles_file
+
+
+def read_ratings(path: Path) -> RawRatings:
+    """Read a rating file: user, movie, stars and, where it is there, the time in seconds, separated by , tab or ::.
+
+    Raises:
+        DataError: a line that is no rating, or stars that are no half star from 0.5 to 5; with its line number.
+    """
+    text = path.read_bytes()
+    header = path.suffix == ".csv"
+    separator = b"," if header else b"::" if path.suffix == ".dat" else b"\t"
+    lines = text.split(b"\n", 2)
+    first = lines[1] if header and len(lines) > 1 else lines[0]
+    names = ["user_id", "movie_id", "stars", "seconds"][:max(first.count(separator) + 1, 3)]
+    types = {"user_id": pa.int64(), "movie_id": pa.int64(), "stars": pa.float64(), "seconds": pa.int64()}
+    try:
+        table = csv.read_csv(pa.BufferReader(text.replace(b"::", b"\t") if separator == b"::" else text),
+                             csv.ReadOptions(column_names=names, skip_rows=1 if header else 0),
+                             csv.ParseOptions(delimiter="," if header else "\t"),
+                             csv.ConvertOptions(column_types=types, null_values=[]))
+    except pa.ArrowInvalid:
+        raise _bad_line(path, separator, len(names), header) from None
+    columns = {name: table[name].to_numpy() for name in names}
+    stars = columns["stars"]
+    if not ((stars >= 0.5) & (stars <= 5) & (stars * 2 % 1 == 0)).all():
+        raise _bad_line(path, separator, len(names), header)
+    columns.setdefault("seconds", np.zeros(len(table), np.int64))
+    return RawRatings(**columns)
+
+
+def read_titles(path: Path) -> Titles:
+    """Read u.item, movies.dat or movies.csv; the year stands in parentheses at the end of a title.
+
+    Raises:
+        DataError: a line without id and title, or an id twice; with its line number.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    rows: dict[int, tuple[int, str]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if path.suffix == ".csv":
+            match = re.match(r'(\d+),(?:"((?:[^"]|"")*)"|([^,]*)),', line)
+            fields = (match[1], (match[2] or match[3] or "").replace('""', '"')) if match else ()
+        else:
+            fields = line.split("::" if path.suffix == ".dat" else "|")[:2]
+        if not line.strip() or (number == 1 and path.suffix == ".csv"):
+            continue
+        if len(fields) < 2 or not fields[0].isdigit() or int(fields[0]) in rows:
+            raise DataError(f"{path}, line {number}: {line[:60]!a} is no movie id and title, or its id stands above "
+                            "already")
+        year = re.search(r"\s*\((\d{4})\)\s*$", fields[1])
+        rows[int(fields[0])] = (int(year[1]), fields[1][:year.start()]) if year else (0, fields[1].strip())
+    ids = sorted(rows)
+    return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
+
+
+def index_ratings(raw: RawRatings, title_ids: np.ndarray, stars_step: float) -> tuple[indexing.Index, np.ndarray]:
+    """Number users and movies and pack the ratings into keys, int64 (R,)."""
+    user_id, user_idx, count = np.unique(raw.user_id, return_inverse=True, return_counts=True)
+    movie_id = np.union1d(title_ids, raw.movie_id)
+    day = raw.seconds // 86_400
+    layout = indexing.KeyLayout(len(user_id), len(movie_id), int(day.max() - day.min()) + 1)
+    index = indexing.Index(user_id, movie_id, np.concatenate([[0], np.cumsum(count)]),
+                           int(day.min()) + _UNIX_EPOCH, layout)
+    stars = np.round(raw.stars / stars_step).astype(np.int64)
+    return index, layout.pack(user_idx, day - day.min(), np.searchsorted(movie_id, raw.movie_id), stars)
+
+
+def _bad_line(path: Path, separator: bytes, num_fields: int, header: bool) -> DataError:
+    """Find the first line that is no rating."""
+    pattern = re.compile(separator.join([rb"\d+", rb"\d+", _NUMBER, rb"\d+"][:num_fields]) + rb"\r?")
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if (header and number == 1) or not line.strip():
+            continue
+        fits = pattern.fullmatch(line)
+        stars = float(line.split(separator)[2]) if fits else 0
+        if not fits or not 0.5 <= stars <= 5 or stars * 2 % 1:
+            problem = "has stars that are no half star from 0.5 to 5" if fits else "is no rating"
+            return DataError(f"{path}, line {number}: {line[:60].decode('latin-1')!a} {problem}")
+    return DataError(f"{path} cannot be read as ratings separated by {separator.decode()!r}")
+
+
+def _locate(error: indexing.PairError, rating_files: list[Path]) -> DataError:
+    """Say in which file and line a wrong pair stands."""
+    wanted = re.compile(rb"%d(,|::|\t)%d\1" % (error.user_id, error.movie_id))
+    places = ((path, number, line) for path in rating_files
+              for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if wanted.match(line))
+    path, number, line = next(itertools.islice(places, error.occurrence - 1, None))
+    return DataError(f"{path}, line {number}: {line[:60].decode('latin-1')!a} is wrong: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
