@@ -7,16 +7,17 @@ Writes into --out_dir: combined_data_1..4.txt, movie_titles.csv, probe.txt (--wi
 The traps of the original are in: a latin-1 byte, commas and quotes in titles, NULL years, gaps between ids,
 titles that nobody rated, lines in no order of user ids, CRLF (--crlf). The same seed gives the same bytes.
 
-The planted model. Six genres sit on a circle, 60 degrees apart; a movie's direction is its genre's, give or take
+The planted model. Six genres sit on a circle, 60 degrees apart; a movie's direction is its genre's, within
 9 degrees; a user's taste is a vector in the same plane.
 
     latent(u, m) = user_mean[u] + movie_quality[m] + movie_year_effect[m] + user_taste[u] . movie_direction[m]
     star         = latent + noise_std * N(0, 1), rounded and clipped to 1..5
 
 The best prediction of a star is its expectation given latent. So the best reachable RMSE is the root of the
-mean variance of star given latent (star_moments), taken over the ratings written. Users rate what they like more
-often: the chance of a genre grows with exp(CHOICE * taste . direction), so a user's choice betrays his taste.
-A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it has movies.
+mean variance of star given latent (star_moments), taken over the ratings written. Users rate what they like
+more often: the chance of a genre grows with exp(CHOICE * taste . direction), so a user's choice betrays his
+taste. A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it has
+movies.
 
 planted_truth.npz, for numpy.load without pickle; M rated movies by ascending id, U users by ascending id:
     genre_names (6,) str         movie_id (M,) int32         movie_genre (M,) int8, an index into genre_names
@@ -66,14 +67,14 @@ CHUNK_RATINGS = 250_000  # users are drawn in chunks of about this many ratings,
 # movie_idx 20 bits, user_idx 26, day 12, star 3, whether it is in the probe 1.
 MOVIE_BITS, USER_BITS, DAY_BITS, STAR_BITS = 20, 26, 12, 3
 
-ADJECTIVES = ["Amber", "Bitter", "Borrowed", "Broken", "Burning", "Cold", "Crooked", "Distant", "Empty", "Fading",
-              "False", "Forgotten", "Frozen", "Gentle", "Golden", "Hidden", "Hollow", "Last", "Lonely", "Lost",
-              "Midnight", "Narrow", "Pale", "Patient", "Quiet", "Restless", "Secret", "Silent", "Stolen", "Velvet",
-              "Wild", "Winter"]
+ADJECTIVES = ["Amber", "Bitter", "Borrowed", "Broken", "Burning", "Cold", "Crooked", "Distant", "Empty",
+              "Fading", "False", "Forgotten", "Frozen", "Gentle", "Golden", "Hidden", "Hollow", "Last",
+              "Lonely", "Lost", "Midnight", "Narrow", "Pale", "Patient", "Quiet", "Restless", "Secret",
+              "Silent", "Stolen", "Velvet", "Wild", "Winter"]
 NOUNS = ["Anchor", "Balcony", "Bell", "Bridge", "Captain", "Castle", "Circus", "Clock", "Corridor", "Dancer",
-         "Doctor", "Ferry", "Fountain", "Garden", "Harbor", "Hotel", "Island", "Journey", "Lantern", "Letter",
-         "Library", "Lighthouse", "Mirror", "Mountain", "Orchard", "Painter", "River", "Sailor", "Shadow",
-         "Station", "Stranger", "Violin"]
+         "Doctor", "Ferry", "Fountain", "Garden", "Harbor", "Hotel", "Island", "Journey", "Lantern",
+         "Letter", "Library", "Lighthouse", "Mirror", "Mountain", "Orchard", "Painter", "River", "Sailor",
+         "Shadow", "Station", "Stranger", "Violin"]
 
 
 def main(argv=None):
@@ -88,7 +89,7 @@ def main(argv=None):
                         help="the same seed gives the same bytes (default: %(default)s)")
     parser.add_argument("--like_netflix", action="store_true",
                         help="the sizes of the Netflix Prize, and movie ids without gaps")
-    parser.add_argument("--crlf", action="store_true", help="end lines with CR LF, as some copies in the wild do")
+    parser.add_argument("--crlf", action="store_true", help="end lines with CR LF, as some copies do")
     parser.add_argument("--with_probe", action="store_true",
                         help="also write probe.txt, a third of each user's latest ratings")
     args = parser.parse_args(argv)
@@ -178,6 +179,7 @@ def _check_sizes(num_users, num_movies, num_ratings, seed):
     for flag, value in sizes.items():
         if value < 1:
             raise ValueError(f"{flag} {value} is not positive; give at least 1")
+    for flag, value in sizes.items():
         if value > num_ratings:
             raise ValueError(f"--num_ratings {num_ratings} is less than {flag} {value}; give each a rating")
     if num_ratings > num_users * num_movies:
@@ -222,10 +224,10 @@ def _plant_movies(truth, plan, num_movies, contiguous_ids, rng):
     truth["movie_year_effect"] = (0.3 * (1 - np.exp(-age / 25))).astype(np.float32)  # old movies please more
     truth["movie_direction"] = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
-    plan.weight = np.sqrt(1 - obscurity) / (obscurity + 0.04) ** 2  # a long tail of popularity, to almost nothing
+    plan.weight = np.sqrt(1 - obscurity) / (obscurity + 0.04) ** 2  # popularity, with a long tail
     new_year = (NEWEST_YEAR - age - 1970).astype("datetime64[Y]").astype("datetime64[D]")
     plan.release_day = np.maximum((new_year - FIRST_DATE).astype(int), 0)
-    # Movies laid end to end, genre by genre, each as long as its weight: where they end, and where the genres do.
+    # Movies laid end to end by genre, each as long as its weight: where they end, and where the genres do.
     plan.by_genre = np.argsort(genre, kind="stable")
     plan.movie_end = np.cumsum(plan.weight[plan.by_genre])
     plan.genre_end = np.append(0, plan.movie_end)[np.cumsum(np.bincount(genre, minlength=len(GENRES)))]
@@ -239,7 +241,8 @@ def _plant_users(truth, plan, num_users, num_movies, num_ratings, rng):
     angle = GENRE_ANGLE[fan_genre]
     fan_taste = FAN_TASTE * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     taste = np.where(is_fan[:, None], fan_taste, rng.normal(0, TASTE_STD, (num_users, 2)))
-    truth["user_id"] = (rng.choice(int(num_users * IDS_PER_USER), num_users, replace=False) + 1).astype(np.int32)
+    user_id = rng.choice(int(num_users * IDS_PER_USER), num_users, replace=False) + 1
+    truth["user_id"] = user_id.astype(np.int32)
     truth["user_mean"] = rng.normal(USER_MEAN, USER_MEAN_STD, num_users).astype(np.float32)
     truth["user_taste"] = taste.astype(np.float32)
     truth["user_is_fan"] = is_fan
@@ -250,7 +253,7 @@ def _plant_users(truth, plan, num_users, num_movies, num_ratings, rng):
     stay = rng.random(num_users) ** 0.3
     plan.last_day = plan.join_day + (stay * (LAST_DAY - plan.join_day + 1)).astype(int)
     plan.last_day[plan.count > 0.3 * num_movies] = LAST_DAY
-    # Each movie gets one sure rater, who stays at least until it is released; so no movie is without a rating.
+    # Each movie gets one sure rater, who stays until it is released at least: no movie is without a rating.
     slots = rng.choice(num_ratings, num_movies, replace=False)
     plan.sure_user = np.searchsorted(np.cumsum(plan.count), slots, side="right")
     np.maximum.at(plan.last_day, plan.sure_user, plan.release_day)
@@ -295,13 +298,13 @@ def _draw_ratings(truth, plan, quiet):
 def _draw_chunk(truth, plan, users, seed):
     """Draw all ratings of a slice of users.
 
-    Returns them packed, and [sum of the variances of the stars, ratings] over all and over each user's latest.
+    Returns them packed, and [sum of the stars' variances, ratings] over all and over each user's latest.
     """
     rng = np.random.default_rng(seed)
     count = plan.count[users]
     user, movie = _choose_movies(truth, plan, users, rng)
     day = _choose_days(plan, users, user, movie, rng)
-    by_time = np.sort((user << DAY_BITS | day) << MOVIE_BITS | movie)  # the column `user` is the same after it
+    by_time = np.sort((user << DAY_BITS | day) << MOVIE_BITS | movie)  # `user` stays as it is
     day, movie = by_time >> MOVIE_BITS & _mask(DAY_BITS), by_time & _mask(MOVIE_BITS)
 
     latent = latent_mean(truth, user + users.start, movie)
@@ -329,7 +332,7 @@ def _choose_movies(truth, plan, users, rng):
     sure = (plan.sure_user[sure_movie] - users.start) << MOVIE_BITS | sure_movie
     chosen = [sure]
 
-    # Who rates much of the catalogue: every movie arrives after an exponential time, and the first `count` are his
+    # Who rates much of the catalogue: each movie arrives after an exponential time, the first `count` are his
     # (weighted sampling without replacement, Efraimidis and Spirakis 2006).
     for user in np.flatnonzero(count > num_movies // 20):
         arrival = rng.standard_exponential(num_movies) / (liking[user, truth["movie_genre"]] * plan.weight)
@@ -338,8 +341,8 @@ def _choose_movies(truth, plan, users, rng):
         chosen.append(user << MOVIE_BITS | np.argpartition(arrival, count[user] - 1)[:count[user]])
     chosen = _distinct(chosen)
 
-    # All others: draw with replacement, drop what came twice or is not yet released, draw again what is missing.
-    genre_mass = np.cumsum(liking * np.diff(plan.genre_end, prepend=0), axis=1)  # (users, genres), running sums
+    # All others: draw with replacement, drop what came twice or is not released, draw again what is missing.
+    genre_mass = np.cumsum(liking * np.diff(plan.genre_end, prepend=0), axis=1)  # (users, genres)
     genre_start = np.append(0, plan.genre_end[:-1])
     while True:
         missing = count - np.bincount(chosen >> MOVIE_BITS, minlength=len(count))
@@ -379,8 +382,8 @@ def _mask(bits):
 
 
 def _write_ratings(folder, keys, truth, eol, with_probe, quiet):
-    """Write combined_data_1..4.txt, a quarter of the sorted ratings each, and probe.txt; return the histogram."""
-    # Every field has a table of its texts. A line is a record of fixed width; the NULs that pad it are deleted.
+    """Write combined_data_1..4.txt, a quarter of the sorted ratings each, and probe.txt; count the stars."""
+    # A field has a table of its texts. A line is a record of fixed width; the NULs that pad it are deleted.
     user_text = truth["user_id"].astype(f"S{len(str(truth['user_id'].max()))}")
     user_texts, probe_texts = np.char.add(user_text, b","), np.char.add(user_text, eol.encode())
     star_texts = np.array([f"{star}," for star in range(6)], "S2")
@@ -422,8 +425,8 @@ def _write_titles(path, truth, plan, eol, rng):
     years = year.tolist()
     adjectives, nouns, others = (rng.choice(words, num_titles) for words in (ADJECTIVES, NOUNS, NOUNS))
     patterns = rng.integers(3, size=num_titles)
-    names = [(f"The {adjective} {noun}", f"{adjective} {noun}", f"The {noun} and the {adjective} {other}")[pattern]
-             for adjective, noun, other, pattern in zip(adjectives, nouns, others, patterns, strict=True)]
+    names = [(f"The {adj} {noun}", f"{adj} {noun}", f"The {noun} of the {adj} {other}")[pattern]
+             for adj, noun, other, pattern in zip(adjectives, nouns, others, patterns, strict=True)]
 
     few, some = min(7, 1 + num_titles // 20), 1 + num_titles // 50
     trap = rng.permutation(num_titles)
