@@ -6,10 +6,12 @@ the row groups of ratings.parquet.
 
 import contextlib
 import hashlib
-import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Movies, Ratings, Users
 from preprocessing.indexing import Index, KeyLayout, PairError, Partition
 from preprocessing.lines import STARS_BITS
+from preprocessing.parsing import num_cores
 from preprocessing.splitting import SplitPlan, split_users
 
 GROUP_ROWS = 1 << 18  # ratings in a row group, as near as whole users allow
@@ -65,6 +68,17 @@ def row_groups(offset: np.ndarray) -> list[int]:
     return np.unique(np.append(np.searchsorted(offset, marks), len(offset) - 1)).tolist()
 
 
+def sort_in_threads(keys: np.ndarray) -> None:
+    """Sort in place, a thread per core: partition around quantiles, then sort the parts side by side."""
+    bounds = np.arange(1, num_cores()) * len(keys) // num_cores()
+    if len(keys) < 1 << 20 or not len(bounds):
+        keys.sort()
+        return
+    keys.partition(bounds)
+    with ThreadPoolExecutor(num_cores()) as threads:
+        list(threads.map(np.ndarray.sort, np.split(keys, bounds)))
+
+
 def write_dataset(folder: Path, index: Index, partitions: list[Partition], catalogue: Catalogue, plan: SplitPlan,
                   meta: dict, statistics: Statistics) -> dict:
     """Sort, check, split and write the ratings, and verify what was written.
@@ -87,21 +101,29 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     statistics.num_train_ratings = np.zeros(len(index.movie_id), np.int32)
     schema = dataset.ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
     groups, digests = row_groups(index.offset), []
-    with (dataset.ratings_writer(folder, schema) as writer,
+    with (dataset.ratings_writer(folder, schema) as writer, ThreadPoolExecutor(1) as background,
           tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False) as bar):
+
+        def write(ratings: Ratings) -> bytes:
+            dataset.write_ratings(writer, ratings)
+            bar.update(len(ratings.stars))
+            return _digest(index.layout, ratings)
+
         for partition in partitions:
             with statistics.timed("sort"):
                 keys = partition.load()
-                keys.sort()
+                sort_in_threads(keys)
             with statistics.timed("split and write"):
                 inside = [user for user in groups if partition.first_user <= user <= partition.last_user]
-                for first_user, last_user in itertools.pairwise(inside):
+                waiting: deque[Future] = deque()  # encoding one row group overlaps with splitting the next
+                for first_user, last_user in pairwise(inside):
                     rows = index.offset[[first_user, last_user]] - index.offset[partition.first_user]
                     ratings = _split_group(keys[slice(*rows)], first_user, last_user, index, plan, schema)
                     statistics.count(ratings)
-                    dataset.write_ratings(writer, ratings)
-                    digests.append(_digest(index.layout, ratings))
-                    bar.update(len(ratings.stars))
+                    waiting.append(background.submit(write, ratings))
+                    if len(waiting) > 2:
+                        digests.append(waiting.popleft().result())
+                digests += [future.result() for future in waiting]
             del keys
     dataset.write_users(folder, Users(index.user_id, index.offset))
     dataset.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
@@ -173,16 +195,24 @@ def _digest(layout: KeyLayout, ratings: Ratings) -> bytes:
 
 def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
     """Read the ratings back: they must be what was written, and no (user, movie) pair may be in train and in test."""
-    file = dataset.RatingsFile(folder)
-    with tqdm(total=int(index.offset[-1]), desc="verify", unit=" ratings", unit_scale=True, leave=False) as bar:
-        for (_, ratings), digest in zip(file.read_groups(), digests, strict=True):
-            if _digest(index.layout, ratings) != digest:
+
+    def check(first: int) -> None:
+        file = dataset.RatingsFile(folder)  # each thread has a reader of its own
+        for group in range(first, len(digests), num_cores()):
+            ratings = file.read_group(group)
+            if _digest(index.layout, ratings) != digests[group]:
                 raise DataError(f"{file.path} reads back otherwise than it was written; the disk may be failing")
             pairs = ratings.user_idx.astype(np.int64) * index.layout.num_movies + ratings.movie_idx
             train, test = np.sort(pairs[ratings.split == TRAIN]), pairs[ratings.split == TEST]
             if len(train) and (train[np.minimum(np.searchsorted(train, test), len(train) - 1)] == test).any():
                 raise DataError("train and test share a (user, movie) pair; please report this as a bug")
             bar.update(len(pairs))
+
+    with (tqdm(total=int(index.offset[-1]), desc="verify", unit=" ratings", unit_scale=True, leave=False) as bar,
+          ThreadPoolExecutor(num_cores()) as threads):
+        list(threads.map(check, range(num_cores())))
+    if len(dataset.RatingsFile(folder)) != index.offset[-1]:
+        raise DataError(f"{folder / 'ratings.parquet'} lacks ratings that were written; the disk may be failing")
 
 
 def _fingerprint(index: Index, catalogue: Catalogue, digests: list[bytes]) -> str:

@@ -214,17 +214,18 @@ class RatingsFile:
     def read_groups(self) -> Iterator[tuple[slice, Ratings]]:
         """Yield (rows, their ratings) for each row group in order."""
         for group in range(len(self.group_starts) - 1):
-            yield slice(*self.group_starts[group:group + 2]), self._read_group(group)
+            yield slice(*self.group_starts[group:group + 2]), self.read_group(group)
 
     def read_user(self, users: Users, user_idx: int) -> Ratings:
         """Read one user's ratings, in order of day."""
         start, stop = users.offset[user_idx:user_idx + 2]
         group = int(np.searchsorted(self.group_starts, start, side="right")) - 1
-        ratings = self._read_group(group)
+        ratings = self.read_group(group)
         rows = slice(start - self.group_starts[group], stop - self.group_starts[group])
         return Ratings(*(getattr(ratings, name)[rows] for name in Ratings.__dataclass_fields__))
 
-    def _read_group(self, group: int) -> Ratings:
+    def read_group(self, group: int) -> Ratings:
+        """Read one row group."""
         try:
             table = self._file.read_row_group(group)
         except (pa.ArrowException, OSError) as error:

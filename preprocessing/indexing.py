@@ -128,7 +128,9 @@ def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> Index:
     else:
         user_id = count = np.zeros(0, np.int64)
         for cells, _ in runs.blocks(_TABLED_ROWS):
-            new_id, new_count = np.unique(user_ids_of(cells), return_counts=True)
+            ids = np.sort(user_ids_of(cells))
+            starts = np.flatnonzero(np.diff(ids, prepend=-1))
+            new_id, new_count = ids[starts], np.diff(starts, append=len(ids))
             merged = np.union1d(user_id, new_id)
             total = np.zeros(len(merged), np.int64)
             total[np.searchsorted(merged, user_id)] += count

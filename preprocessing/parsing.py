@@ -167,10 +167,14 @@ def next_line_start(path: Path, offset: int) -> int:
 # --- processes -------------------------------------------------------------------------------------------------
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _parse_ranges(tasks: list[tuple], num_bytes: int) -> Iterable[Parsed]:
     """Yield the parsed tasks in order, from a process per core where the input is worth it."""
-    num_processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                        len(tasks))
+    num_processes = min(num_cores(), len(tasks))
     if num_processes < 2 or num_bytes < 2 * RANGE_BYTES:
         yield from (parse_range(*task) for task in tasks)
         return
