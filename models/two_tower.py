@@ -1,7 +1,7 @@
 """The two towers: a user's ratings become one vector, a movie another, and a prediction is their dot product.
 
     p_u = prior(x_u) + solved history       x_u = [user embedding; pooled history; user features]  -> MLP, ReLU
-    q_m = embedding + MLP(x_m)              x_m = [movie embedding; release year; rating count, shrunk mean]
+    q_m = embedding + MLP(x_m)              x_m = [movie embedding; release year; rating count]
     score(u, m) = p_u . q_m                 biases are coordinates of the vectors
     stars(u, m) = low + (high - low) sigmoid(score)
 
@@ -49,6 +49,12 @@ class ModelConfig:
         """D."""
         return self.embedding_dim // self.num_heads
 
+    @property
+    def slope(self) -> float:
+        """Stars per unit of score where the prediction is the mean: the sigmoid's derivative there."""
+        low, high = self.stars_low, self.stars_high
+        return max((self.stars_mean - low) * (high - self.stars_mean) / (high - low), 1e-3)
+
 
 @dataclass
 class Films:
@@ -68,7 +74,7 @@ class MovieTower(nn.Module):
         heads, dim = config.num_heads, config.head_dim
         self.embedding = nn.Parameter(torch.randn(config.num_movies, heads, dim) * 0.07)
         self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
-        num_features = 6
+        num_features = 5
         self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
         nn.init.zeros_(self.out.weight)
@@ -76,38 +82,36 @@ class MovieTower(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("year", torch.zeros(config.num_movies))  # 0 where unknown
         self.register_buffer("num_ratings", torch.zeros(config.num_movies))  # in training
-        self.register_buffer("sum_ratings", torch.zeros(config.num_movies))  # of stars less the global mean
+        self.register_buffer("mean", torch.zeros(config.num_movies))  # shrunk, of their stars less the global mean
 
     @torch.no_grad()
     def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
-        """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings.
+        """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings,
+        the sum in stars above the global mean.
 
-        A movie without training ratings gets no vector of its own; only its features speak for it.
+        The biases begin at the shrunk means. A movie without training ratings gets no vector of its own; only its
+        features speak for it.
         """
         self.year.copy_(year)
         self.num_ratings.copy_(num_ratings)
-        self.sum_ratings.copy_(sum_ratings)
+        self.mean.copy_(sum_ratings / (num_ratings + MEAN_SHRINK))
+        self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
         self.embedding[num_ratings == 0] = 0
 
-    def forward(self, movie_idx: torch.Tensor, without: tuple[torch.Tensor, torch.Tensor] | None = None) -> Films:
-        """Return the films (N) of distinct movies.
+    def forward(self, movie_idx: torch.Tensor) -> Films:
+        """Return the films (N) of distinct movies, int64 (N,).
 
-        Args:
-            movie_idx: int64 (N,).
-            without: number (N,) and sum (N,) of ratings that the films' statistics shall not contain: the targets.
+        The mean of a film's training stars is no input of the MLP: it contains the very ratings that the step has to
+        predict, and without them it would give them away by what is missing from the film's learned bias.
         """
-        count, total = self.num_ratings[movie_idx], self.sum_ratings[movie_idx]
-        if without is not None:
-            count, total = count - without[0], total - without[1]
-        mean = total / (count + MEAN_SHRINK)
-        year = self.year[movie_idx]
+        count, year = self.num_ratings[movie_idx], self.year[movie_idx]
         age = (year - 1985) / 15 * (year > 0)
         log_count = (count + 1).log() / 3 - 2
-        features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, mean * 2, (count + 1).rsqrt()], 1)
+        features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
         hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
         out = self.out(self.dropout(hidden)).view(len(movie_idx), self.config.num_heads, -1)  # (N, H, D + 1)
-        return Films(own + out[..., :-1], gather_rows(self.bias, movie_idx) + out[..., -1], mean)
+        return Films(own + out[..., :-1], gather_rows(self.bias, movie_idx) + out[..., -1], self.mean[movie_idx])
 
 
 class UserTower(nn.Module):
@@ -170,9 +174,7 @@ class UserTower(nn.Module):
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, -1)  # (B, H, D + 1)
 
         context = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
-        slope = (config.stars_mean - config.stars_low) * (config.stars_high - config.stars_mean)
-        slope /= config.stars_high - config.stars_low  # stars per unit of score at the mean
-        residual = (above_mean / slope).unsqueeze(1) - gather_rows(films.bias, column)
+        residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
         residual = residual - (context * gather_rows(prior, row)).sum(-1)  # (R, H)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
         return prior, context, residual, penalty, count
@@ -192,32 +194,34 @@ class TwoTower(nn.Module):
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
 
     def forward(self, embedding: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-                target: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+                target: tuple[torch.Tensor, torch.Tensor], penalty: float = 0.0, film_prior: float = 0.0,
+                ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
             embedding: float (B, user_dim), this step's rows of the user table.
-            context, target: (row int64, movie_idx int64, stars float) of the ratings, ascending in row. Target stars
-                serve only to take the targets out of the films' statistics.
+            context, target: row int64, movie_idx int64 and, of the context, stars float; ascending in row.
+            penalty, film_prior: see returns.
 
         Returns:
-            Scores per head, float (T, H), of the T targets; and the sum of |p_u|^2 + |q_m|^2 over the targets and
-            heads, a scalar.
+            Scores per head, float (T, H), of the T targets; and, a scalar, the sum over targets and heads of
+            penalty * |p_u|^2 + (penalty + film_prior / n_m) * |q_m|^2, n_m being the film's number of training
+            ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian prior.
         """
-        (row, movie_idx, stars), (target_row, target_movie, target_stars) = context, target
+        (row, movie_idx, stars), (target_row, target_movie) = context, target
         distinct, column_of = self._distinct_movies(movie_idx, target_movie)
         column, target_column = column_of[movie_idx], column_of[target_movie]
         num_targets = torch.bincount(target_column, minlength=len(distinct)).float()
-        target_sum = torch.zeros_like(num_targets).index_add_(0, target_column, target_stars - self.config.stars_mean)
-        films = self.movie_tower(distinct, without=(num_targets, target_sum))
+        films = self.movie_tower(distinct)
         keep = torch.rand(len(embedding), 1, device=embedding.device) > self.config.user_dropout
         noisy = Films(self._noisy(films.vectors), films.bias, films.mean)
         users = self.user_tower(embedding * keep, row, stars, noisy, column,
                                 gather_rows(self.user_tower.pooled, movie_idx))
         noisy_again = with_constant(self._noisy(films.vectors))
         score = paired_dot(users, noisy_again, target_row, target_column) + gather_rows(films.bias, target_column)
-        per_user = torch.bincount(target_row, minlength=len(users)).float()
-        size = (users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ num_targets)
+        per_user = penalty * torch.bincount(target_row, minlength=len(users))
+        per_film = num_targets * (penalty + film_prior / self.movie_tower.num_ratings[distinct].clamp(min=1))
+        size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
         return score + self.offset, size
 
     def movie_vectors(self) -> torch.Tensor:

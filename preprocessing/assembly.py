@@ -101,13 +101,17 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     statistics.num_train_ratings = np.zeros(len(index.movie_id), np.int32)
     schema = dataset.ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
     groups, digests = row_groups(index.offset), []
+    content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of parts, however cut into row groups
     with (dataset.ratings_writer(folder, schema) as writer, ThreadPoolExecutor(1) as background,
           tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False) as bar):
 
         def write(ratings: Ratings) -> bytes:
             dataset.write_ratings(writer, ratings)
             bar.update(len(ratings.stars))
-            return _digest(index.layout, ratings)
+            content = _content(index.layout, ratings)
+            for hasher, column in zip(content_hashers, content, strict=True):
+                hasher.update(column)
+            return _digest(content)
 
         for partition in partitions:
             with statistics.timed("sort"):
@@ -130,7 +134,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
                                         statistics.num_train_ratings))
     with statistics.timed("verify"):
         _verify(folder, index, digests)
-    meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, digests))
+    meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, content_hashers))
     dataset.write_meta(folder, meta)
     return meta
 
@@ -185,11 +189,17 @@ def _check_pairs(index: Index, pairs: np.ndarray, first_user: int, test_pairs: n
     return ordered[place] & ((1 << row_bits) - 1)
 
 
-def _digest(layout: KeyLayout, ratings: Ratings) -> bytes:
-    """Return the SHA-256 of a row group's content, whatever its types and encoding."""
+def _content(layout: KeyLayout, ratings: Ratings) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a row group says, whatever its types and encoding: keys int64 (R,) and parts uint8 (R,)."""
     columns = (getattr(ratings, name).astype(np.int64) for name in ("user_idx", "day", "movie_idx", "stars"))
-    digest = hashlib.sha256(layout.pack(*columns))
-    digest.update(ratings.split)
+    return layout.pack(*columns), ratings.split
+
+
+def _digest(content: tuple[np.ndarray, np.ndarray]) -> bytes:
+    """Return the SHA-256 of a row group's content."""
+    digest = hashlib.sha256()
+    for column in content:
+        digest.update(column)
     return digest.digest()
 
 
@@ -200,7 +210,7 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
         file = dataset.RatingsFile(folder)  # each thread has a reader of its own
         for group in range(first, len(digests), num_cores()):
             ratings = file.read_group(group)
-            if _digest(index.layout, ratings) != digests[group]:
+            if _digest(_content(index.layout, ratings)) != digests[group]:
                 raise DataError(f"{file.path} reads back otherwise than it was written; the disk may be failing")
             pairs = ratings.user_idx.astype(np.int64) * index.layout.num_movies + ratings.movie_idx
             train, test = np.sort(pairs[ratings.split == TRAIN]), pairs[ratings.split == TEST]
@@ -215,11 +225,11 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
         raise DataError(f"{folder / 'ratings.parquet'} lacks ratings that were written; the disk may be failing")
 
 
-def _fingerprint(index: Index, catalogue: Catalogue, digests: list[bytes]) -> str:
+def _fingerprint(index: Index, catalogue: Catalogue, content_hashers: tuple["hashlib._Hash", ...]) -> str:
     """Return the SHA-256 of all that the data set says, whatever raw files it came from."""
     fingerprint = hashlib.sha256(repr((dataset.FORMAT_VERSION, index.layout, index.day_epoch, catalogue.stars_step,
                                        catalogue.stars_range)).encode())
-    for part in (*digests, index.user_id, index.movie_id, catalogue.year):
+    for part in (*(hasher.digest() for hasher in content_hashers), index.user_id, index.movie_id, catalogue.year):
         fingerprint.update(part)
     fingerprint.update("\n".join(catalogue.title).encode())
     return fingerprint.hexdigest()

@@ -81,11 +81,14 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
         DataError: `out_dir` holds something that is not a data set, or another run is writing it.
     """
     out_dir = out_dir.resolve()
+    if out_dir.exists() and not out_dir.is_dir():
+        raise DataError(f"{out_dir} is a file; name a folder with --out_dir")
     if out_dir.is_dir():
         foreign = sorted(path.name for path in out_dir.iterdir() if path.name not in FILES)
         if foreign:
             raise DataError(f"{out_dir} holds {foreign[0]!r}, which is no part of a data set and would be lost; "
                             "choose another --out_dir")
+    new_parents = [folder for folder in out_dir.parents if not folder.exists()]  # the innermost first
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     partial.mkdir(exist_ok=True)
@@ -106,6 +109,9 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
+        with contextlib.suppress(OSError):  # not empty: the data set is there
+            for folder in new_parents:
+                folder.rmdir()
 
 
 def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:
@@ -178,17 +184,21 @@ def read_meta(data_dir: Path) -> dict:
 
 def read_users(data_dir: Path) -> Users:
     """Read users.parquet."""
-    table = _open(data_dir / "users.parquet").read()
-    offset, num_ratings = (table[name].to_numpy() for name in ("offset", "num_ratings"))
-    end = offset[-1] + num_ratings[-1] if len(offset) else 0
-    return Users(table["user_id"].to_numpy(), np.append(offset, end))
+    path = data_dir / "users.parquet"
+    with _damage_named(path):
+        table = _open(path).read()
+        user_id, offset, num_ratings = (table[name].to_numpy() for name in ("user_id", "offset", "num_ratings"))
+        end = offset[-1] + num_ratings[-1] if len(offset) else 0
+        return Users(user_id, np.append(offset, end))
 
 
 def read_movies(data_dir: Path) -> Movies:
     """Read movies.parquet."""
-    table = _open(data_dir / "movies.parquet").read()
-    return Movies(table["movie_id"].to_numpy(), table["year"].fill_null(0).to_numpy(),
-                  table["title"].to_pylist(), table["num_train_ratings"].to_numpy())
+    path = data_dir / "movies.parquet"
+    with _damage_named(path):
+        table = _open(path).read()
+        return Movies(table["movie_id"].to_numpy(), table["year"].fill_null(0).to_numpy(),
+                      table["title"].to_pylist(), table["num_train_ratings"].to_numpy())
 
 
 class RatingsFile:
@@ -200,8 +210,9 @@ class RatingsFile:
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / "ratings.parquet"
-        self._file = _open(self.path, read_dictionary=["split"])
-        sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
+        with _damage_named(self.path):
+            self._file = _open(self.path, read_dictionary=["split"])
+            sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
         self.group_starts = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
@@ -226,34 +237,34 @@ class RatingsFile:
 
     def read_group(self, group: int) -> Ratings:
         """Read one row group."""
-        try:
+        with _damage_named(self.path):
             table = self._file.read_row_group(group)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path} is damaged ({_first_line(error)}); run: {PREPROCESS}") from None
-        columns = [table[name].to_numpy() for name in ("user_idx", "movie_idx", "stars", "day")]
-        codes = []
-        for chunk in table["split"].chunks:
-            number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
-            codes.append(number[chunk.indices.to_numpy()])
-        return Ratings(*columns, np.concatenate(codes) if codes else np.zeros(0, np.uint8))
+            columns = [table[name].to_numpy() for name in ("user_idx", "movie_idx", "stars", "day")]
+            codes = [np.zeros(0, np.uint8)]
+            for chunk in table["split"].chunks:
+                number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
+                codes.append(number[chunk.indices.to_numpy()])
+            return Ratings(*columns, np.concatenate(codes))
 
 
 # --- files and folders -----------------------------------------------------------------------------------------
 
 
 def _open(path: Path, **options: object) -> pq.ParquetFile:
-    """Open a parquet file with checksums verified, or say in one sentence why that cannot be."""
+    """Open a parquet file with the checksums of its pages verified."""
+    return pq.ParquetFile(path, page_checksum_verification=True, **options)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever a missing or damaged file makes the reader raise into one sentence that names it."""
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True, **options)
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {PREPROCESS} --out_dir {path.parent}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged ({_first_line(error)}); "
-                        f"run: {PREPROCESS} --out_dir {path.parent}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is damaged ({reason}); run: {PREPROCESS} --out_dir {path.parent}") from None
 
 
 def _empty(folder: Path) -> None:

@@ -42,7 +42,7 @@ def read_titles(path: Path) -> Titles:
         problem = None
         if not comma:
             problem = "is not MovieID,Year,Title"
-        elif not (movie_id.isascii() and movie_id.isdigit() and int(movie_id) < 2**31):
+        elif not (movie_id.isascii() and movie_id.isdigit() and len(movie_id) <= 10 and int(movie_id) < 2**31):
             problem = "has a movie id that is no number below 2147483648"
         elif year.strip().upper() not in ("", "NULL") and not _is_year(year):
             problem = "has a year that is neither NULL nor between 1 and 9999"
@@ -58,4 +58,4 @@ def read_titles(path: Path) -> Titles:
 def _is_year(text: str) -> bool:
     """Tell whether a year is written as a whole number; the form 1995.0, which pandas makes of it, is one too."""
     digits = text.strip().removesuffix(".0")
-    return digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 9999
+    return digits.isascii() and digits.isdigit() and len(digits) <= 4 and int(digits) > 0

@@ -34,7 +34,8 @@ class Settings:
     batch_size: int = 128
     lr: float = 0.001
     patience: int = 10
-    penalty: float = 0.02  # on |p_u|^2 + |q_m|^2 per target
+    penalty: float = 0.0035  # on |p_u|^2 + |q_m|^2 per target
+    film_prior: float = 4.5  # on |q_m|^2 per film, the precision of a Gaussian prior
     context_share: float = 0.5  # of a user's ratings in a step
     seed: int = 0
 
@@ -135,9 +136,10 @@ class Trainer:
         context, target = batch.part(in_context), batch.part(~in_context)
         rows = model.user_embedding[batch.users].requires_grad_()
         score, size = model(rows, (context.row, context.movie_idx, context.stars),
-                            (target.row, target.movie_idx, target.stars))
+                            (target.row, target.movie_idx), self.settings.penalty,
+                            self.settings.film_prior)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
-        loss = 0.5 * squared + 0.5 * self.settings.penalty * size
+        loss = 0.5 * squared + 0.5 * size
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()

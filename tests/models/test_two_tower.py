@@ -21,45 +21,34 @@ def model() -> TwoTower:
     return model.eval()
 
 
-def step_scores(model: TwoTower, target_stars: torch.Tensor) -> torch.Tensor:
-    """Score targets of the three users as a training step does, without noise."""
-    model.config.film_noise = model.config.user_dropout = 0.0
-    target = (torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]), target_stars)
-    return model(torch.zeros(3, 4), (ROW, MOVIE, STARS), target)[0]
+TARGET = (torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]))  # row, movie_idx
 
 
 def test_training_starts_at_the_global_mean():
     model = TwoTower(CONFIG)
-    for parameter in (model.movie_tower.embedding, model.movie_tower.bias):
-        torch.nn.init.zeros_(parameter)
+    torch.nn.init.zeros_(model.movie_tower.embedding)
     score = model.movie_vectors()[:, -1]  # with zero weights only the offset is left
     torch.testing.assert_close(model.stars(score), torch.full((11,), 3.4))
 
 
 @torch.no_grad()
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
-    # The step takes its targets out of the films' statistics, so without them here, and with them there.
-    model.movie_tower.num_ratings.zero_()
-    model.movie_tower.sum_ratings.zero_()
-    films = model.films()
-    users = model.user_vectors(films, torch.zeros(3, 4), ROW, MOVIE, STARS)
-    exported = (users[torch.tensor([0, 1, 2, 2])] * model.movie_vectors()[torch.tensor([3, 9, 2, 1])]).sum(1)
-    for movie in (3, 9, 2, 1):
-        model.movie_tower.num_ratings[movie] = 1
-    scores = step_scores(model, torch.full((4,), CONFIG.stars_mean))
+    model.config.film_noise = 0.0
+    users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS)
+    exported = (users[TARGET[0]] * model.movie_vectors()[TARGET[1]]).sum(1)
+    scores, _ = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET)
     torch.testing.assert_close(scores.mean(1), exported)
 
 
 @torch.no_grad()
-def test_no_rating_is_predicted_from_itself(model):
-    stars = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    before = step_scores(model, stars)
-    for target in range(4):
-        changed = stars.clone()
-        changed[target] = 5.0
-        model.movie_tower.sum_ratings[[3, 9, 2, 1][target]] += 5.0 - stars[target]  # the statistics contain it
-        torch.testing.assert_close(step_scores(model, changed)[target], before[target])
-        model.movie_tower.sum_ratings[[3, 9, 2, 1][target]] -= 5.0 - stars[target]
+def test_penalty_equals_the_sum_over_targets_written_out(model):
+    model.config.film_noise = 0.0
+    _, size = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET, penalty=0.1, film_prior=3.0)
+    users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS).view(3, 3, -1)[..., :-1] * 3
+    vectors = model.films().vectors
+    expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
+                   for row, movie in zip(*(part.tolist() for part in TARGET), strict=True))  # movie m has m ratings
+    torch.testing.assert_close(size, expected)
 
 
 @torch.no_grad()

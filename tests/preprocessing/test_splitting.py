@@ -1,0 +1,312 @@
+import dataclasses
+import json
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing import dataset
+from preprocessing.dataset import TEST, TRAIN, VALIDATION
+from preprocessing.splitting import SplitPlan, latest_count, split_users, uniform
+
+NO_ROWS = np.zeros(0, np.int64)
+
+
+def by_user(ratings):
+    """Group (user_id, movie_id) by user, each user's in order of day, then movie."""
+    users = defaultdict(list)
+    for rating in sorted(ratings, key=lambda r: (r.user_id, r.date, r.movie_id)):
+        users[rating.user_id].append((rating.user_id, rating.movie_id))
+    return users
+
+
+def last(pairs, latest_n):
+    """Return the last `latest_n` pairs, at most half of them."""
+    return pairs[len(pairs) - min(latest_n, len(pairs) // 2):]
+
+
+def parts_of(rows):
+    parts = defaultdict(set)
+    for row in rows:
+        parts[row.split].add((row.user_id, row.movie_id))
+    return parts
+
+
+def check_validation(ratings, parts, latest_n, val_fraction):
+    """Demand that a random share of users gives all of its latest remaining ratings, the others none."""
+    num_left, num_candidates, givers, askable = 0, 0, 0, 0
+    for pairs in by_user(ratings).values():
+        left = [pair for pair in pairs if pair not in parts["test"]]
+        candidates, given_ones = set(last(left, latest_n)), parts["validation"] & set(pairs)
+        assert given_ones in (set(), candidates)
+        num_left, num_candidates = num_left + len(left), num_candidates + len(candidates)
+        askable, givers = askable + bool(candidates), givers + bool(given_ones)
+    share = min(1, val_fraction * num_left / num_candidates)
+    assert abs(givers - share * askable) <= 5 * math.sqrt(askable * share * (1 - share))
+    return givers, share
+
+
+@pytest.fixture(scope="module")
+def ratings(kit):
+    """400 users with 1 to 60 ratings on 12 days."""
+    ratings = kit.draw_ratings(30, num_users=400, num_movies=60, share=0.3)
+    assert min(Counter(r.user_id for r in ratings).values()) == 1
+    return ratings
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latest_n, seed", [(9, 0), (1, 0), (2, 5), (1000, 0)])
+def test_latest_holds_out_each_users_last_ratings_at_most_half(kit, preprocess, ratings, latest_n, seed):
+    parts = parts_of(kit.read_rows(preprocess(None, "--split", "latest", "--latest_n", latest_n, "--seed", seed,
+                                              "--val_fraction", 0.02, ratings=ratings)))
+    assert parts["test"] == {pair for pairs in by_user(ratings).values() for pair in last(pairs, latest_n)}
+    givers, share = check_validation(ratings, parts, latest_n, val_fraction=0.02)
+    assert givers > 0 and share < 0.5
+
+
+def test_ties_of_a_day_are_broken_by_movie_idx(kit, preprocess):
+    ratings = [kit.Rating(movie_id, 7, 3, "2005-01-01") for movie_id in (50, 3, 20, 4, 1)]
+    parts = parts_of(kit.read_rows(preprocess(ratings=ratings)))
+    assert parts["test"] == {(7, 20), (7, 50)}
+
+
+@pytest.mark.parametrize("val_fraction", [0.01, 0.2, 0.49, 0.99])
+def test_validation_takes_its_fraction_of_what_test_leaves_as_far_as_it_can(kit, preprocess, ratings, val_fraction):
+    parts = parts_of(kit.read_rows(preprocess(None, "--val_fraction", val_fraction, ratings=ratings)))
+    _, share = check_validation(ratings, parts, 9, val_fraction)
+    assert (share == 1) == (val_fraction > 0.48)
+
+
+def test_probe_never_reaches_training(kit, preprocess, ratings):
+    """All pairs of probe.txt, and no other, are the test part; none of them is in train or validation."""
+    probe = [(r.movie_id, r.user_id) for r in ratings[::11]]
+    out_dir = preprocess(ratings=ratings, probe=probe)
+    rows = kit.read_rows(out_dir)
+    parts = parts_of(rows)
+    assert parts["test"] == {(user_id, movie_id) for movie_id, user_id in probe}
+    assert len(rows) == len(ratings)
+    assert not parts["test"] & (parts["train"] | parts["validation"])
+    trained = Counter(row.movie_id for row in rows if row.split == "train")
+    movies = dataset.read_movies(out_dir)
+    assert dict(zip(movies.movie_id.tolist(), movies.num_train_ratings.tolist(), strict=True)) == {
+        movie_id: trained[movie_id] for movie_id in movies.movie_id.tolist()}
+    givers, share = check_validation(ratings, parts, 9, val_fraction=0.05)
+    assert givers > 0 and share < 0.5
+
+
+def test_a_user_with_all_ratings_in_the_probe_is_kept(kit, preprocess, ratings):
+    user_id = Counter(r.user_id for r in ratings).most_common(1)[0][0]
+    probe = [(r.movie_id, r.user_id) for r in ratings if r.user_id == user_id]
+    rows = kit.read_rows(preprocess(ratings=ratings, probe=probe))
+    assert len(probe) > 20
+    assert Counter(row.split for row in rows if row.user_id == user_id) == {"test": len(probe)}
+
+
+def test_a_probe_of_every_rating_is_all_test(kit, preprocess):
+    ratings = kit.draw_ratings(31, num_users=10)
+    rows = kit.read_rows(preprocess(ratings=ratings, probe=[(r.movie_id, r.user_id) for r in ratings]))
+    assert Counter(row.split for row in rows) == {"test": len(ratings)}
+
+
+def test_probe_pairs_of_large_user_ids_are_found(kit, preprocess):
+    ratings = [kit.Rating(movie_id, user_id, 3, "2005-01-01") for movie_id in (1, 2, 2**31 - 1)
+               for user_id in (5, 2**31 + 5, 2**32 + 5, 99_999_999_999)]
+    probe = [(2**31 - 1, 2**32 + 5), (1, 5), (2, 99_999_999_999)]
+    parts = parts_of(kit.read_rows(preprocess(ratings=ratings, probe=probe)))
+    assert parts["test"] == {(user_id, movie_id) for movie_id, user_id in probe}
+
+
+def test_auto_is_the_probe_where_it_lies_and_else_latest(kit, preprocess, ratings):
+    probe = [(r.movie_id, r.user_id) for r in ratings[::7]]
+    for with_probe, named in ((probe, "probe"), (None, "latest")):
+        auto = preprocess(ratings=ratings, probe=with_probe)
+        assert kit.snapshot(auto) == kit.snapshot(preprocess(None, "--split", named, ratings=ratings, probe=with_probe))
+        assert dataset.read_meta(auto)["split"]["method"] == named
+
+
+def test_latest_and_random_leave_the_probe_unused(kit, preprocess, ratings):
+    for split in ("latest", "random"):
+        rows = [(preprocess(None, "--split", split, ratings=ratings, probe=probe) / "ratings.parquet").read_bytes()
+                for probe in ([(ratings[0].movie_id, ratings[0].user_id)], None)]
+        assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("test_fraction, val_fraction", [(0.1, 0.05), (0.5, 0.5), (0.9, 0.2), (0.03, 0.9)])
+def test_random_holds_out_its_fractions(kit, preprocess, ratings, test_fraction, val_fraction):
+    rows = kit.read_rows(preprocess(None, "--split", "random", "--test_fraction", test_fraction, "--val_fraction",
+                                    val_fraction, ratings=ratings))
+    parts = Counter(row.split for row in rows)
+    left = len(rows) - parts["test"]
+    for count, number, chance in ((parts["test"], len(rows), test_fraction), (parts["validation"], left, val_fraction)):
+        assert abs(count - number * chance) < 5 * math.sqrt(number * chance * (1 - chance))
+
+
+@pytest.mark.parametrize("split", ["latest", "random", "probe"])
+def test_the_seed_decides_all_chance(kit, preprocess, ratings, split):
+    probe = [(r.movie_id, r.user_id) for r in ratings[::19]]
+    first, second, other = (
+        parts_of(kit.read_rows(preprocess(None, "--split", split, "--seed", seed, ratings=ratings, probe=probe)))
+        for seed in (1, 1, 2))
+    assert first == second
+    assert first["validation"] != other["validation"]
+    assert (first["test"] != other["test"]) == (split == "random")
+
+
+def test_the_largest_seed_works(kit, preprocess, ratings):
+    assert dataset.read_meta(preprocess(None, "--seed", 2**63 - 1, ratings=ratings))["seed"] == 2**63 - 1
+
+
+@pytest.mark.parametrize("split", ["latest", "random", "probe"])
+def test_shuffling_test_stars_changes_no_statistic(kit, preprocess, ratings, split):
+    """Permute the stars among the test ratings: movies.parquet and users.parquet keep every byte, train every star."""
+    flags = ("--split", split, "--test_fraction", 0.3)
+    probe = [(r.movie_id, r.user_id) for r in ratings[::5]]
+    titles = kit.title_text(sorted({r.movie_id for r in ratings}))
+    before = preprocess(None, *flags, ratings=ratings, probe=probe, titles=titles)
+    test = parts_of(kit.read_rows(before))["test"]
+    places = [k for k, r in enumerate(ratings) if (r.user_id, r.movie_id) in test]
+    stars = [ratings[k].stars for k in places]
+    shuffled = list(ratings)
+    for k, star in zip(places, stars[1:] + stars[:1], strict=True):
+        shuffled[k] = kit.Rating(**{**vars(ratings[k]), "stars": star})
+    assert sum(a != b for a, b in zip(ratings, shuffled, strict=True)) > len(places) // 2 > 100
+    after = preprocess(None, *flags, ratings=shuffled, probe=probe, titles=titles)
+    for name in ("movies.parquet", "users.parquet"):
+        assert (before / name).read_bytes() == (after / name).read_bytes()
+    rows = [kit.read_rows(out_dir) for out_dir in (before, after)]
+    assert [row for row in rows[0] if row.split != "test"] == [row for row in rows[1] if row.split != "test"]
+    assert rows[0] != rows[1]
+
+
+def test_the_sizes_in_meta_are_those_of_the_parts(kit, preprocess, ratings):
+    out_dir = preprocess(ratings=ratings)
+    meta = json.loads((out_dir / "meta.json").read_text())
+    counts = Counter(pq.read_table(out_dir / "ratings.parquet")["split"].to_pylist())
+    assert {name: meta["split"][f"num_{name}"] for name in ("train", "validation", "test")} == counts
+    assert sum(counts.values()) == len(ratings)
+
+
+@pytest.mark.parametrize("source, target", [(TEST, TRAIN), (TRAIN, TEST), (VALIDATION, TEST)])
+def test_a_rating_written_into_a_wrong_part_is_noticed_by_the_program(
+        kit, write_raw, ratings, run, tmp_path, monkeypatch, source, target):
+    """The check that train and test share no pair looks at the file that was written."""
+    write_ratings = dataset.write_ratings
+
+    def write_wrongly(writer, ratings):
+        split = ratings.split.copy()
+        split[np.flatnonzero(split == source)[0]] = target
+        write_ratings(writer, dataclasses.replace(ratings, split=split))
+
+    raw_dir = write_raw(ratings=ratings)
+    assert run(raw_dir, tmp_path / "space" / "right").code == 0
+    monkeypatch.setattr(dataset, "write_ratings", write_wrongly)
+    try:
+        code = run(raw_dir, tmp_path / "space" / "wrong").code
+    except Exception as error:  # a fault of the program, not of the input: a traceback is in order
+        code = type(error)
+    assert code != 0
+    assert [path.name for path in (tmp_path / "space").iterdir()] == ["right"]
+
+
+# --- the functions ---------------------------------------------------------------------------------------------
+
+
+def make_plan(method="latest", **changes):
+    return SplitPlan(**{"method": method, "test_fraction": 0.1, "latest_n": 9, "val_fraction": 0.05, "seed": 0,
+                        **changes})
+
+
+def test_latest_count_is_at_most_half():
+    counts = np.array([0, 1, 2, 3, 4, 17, 18, 19, 20, 17_653])
+    assert latest_count(counts, 9).tolist() == [0, 0, 1, 1, 2, 8, 9, 9, 9, 9]
+    assert latest_count(counts, 1).tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert latest_count(counts, 10**9).tolist() == [0, 0, 1, 1, 2, 8, 9, 9, 10, 8826]
+
+
+def test_three_users_are_split_as_by_hand():
+    user_idx = np.array([0, 1, 1, 1, 1, 1, 1, 1, 2, 2])
+    movie_idx = np.array([5, 9, 8, 7, 6, 5, 4, 3, 1, 0])
+    plan = make_plan(latest_n=2, val_user_share=1.0)
+    expected = [TRAIN] + [TRAIN] * 3 + [VALIDATION] * 2 + [TEST] * 2 + [TRAIN, TEST]
+    assert split_users(plan, user_idx, movie_idx, NO_ROWS).tolist() == expected
+    plan = make_plan("probe", latest_n=1, val_user_share=1.0)
+    expected = [TEST, TRAIN, TRAIN, TEST, TRAIN, TRAIN, VALIDATION, TEST, TRAIN, VALIDATION]
+    assert split_users(plan, user_idx, movie_idx, np.array([0, 3, 7])).tolist() == expected
+
+
+def test_no_rating_is_split_into_nothing():
+    for method in ("latest", "random", "probe"):
+        assert split_users(make_plan(method), NO_ROWS, NO_ROWS, NO_ROWS).tolist() == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes=st.lists(st.integers(1, 25), min_size=1, max_size=12), first_user=st.integers(0, 10**6),
+       latest_n=st.integers(1, 12), seed=st.integers(0, 2**63 - 1),
+       method=st.sampled_from(["latest", "random", "probe"]), data=st.data())
+def test_a_block_of_users_is_split_as_user_by_user(sizes, first_user, latest_n, seed, method, data):
+    user_idx = np.repeat(np.arange(len(sizes)) + first_user, sizes)
+    movie_idx = np.concatenate([np.arange(size)[::-1] for size in sizes])
+    given_rows = data.draw(st.sets(st.integers(0, len(user_idx) - 1))) if method == "probe" else ()
+    rows = np.array(sorted(given_rows), np.int64)
+    plan = make_plan(method, latest_n=latest_n, seed=seed, val_user_share=0.5, test_fraction=0.3, val_fraction=0.4)
+    whole = split_users(plan, user_idx, movie_idx, rows)
+    ends = np.cumsum(sizes)
+    alone = [split_users(plan, user_idx[end - size:end], movie_idx[end - size:end],
+                         rows[(rows >= end - size) & (rows < end)] - (end - size)) for size, end in zip(sizes, ends)]
+    assert whole.tolist() == np.concatenate(alone).tolist()
+    for size, end in zip(sizes, ends):
+        part = whole[end - size:end].tolist()
+        if method == "random":
+            continue
+        test = set(range(size - min(latest_n, size // 2), size)) if method == "latest" else \
+            {int(row) - (end - size) for row in rows if end - size <= row < end}
+        assert {k for k in range(size) if part[k] == TEST} == test
+        left = [k for k in range(size) if k not in test]
+        assert [k for k in left if part[k] == VALIDATION] in ([], last(left, latest_n))
+
+
+@pytest.mark.parametrize("fractions", [(0.1, 0.05), (0.5, 0.1), (0.01, 0.5)])
+def test_random_fractions_are_exact_on_a_million_ratings(fractions):
+    user_idx, movie_idx = np.divmod(np.arange(1_000_000), 500)
+    part = split_users(make_plan("random", test_fraction=fractions[0], val_fraction=fractions[1]), user_idx, movie_idx,
+                       NO_ROWS)
+    counts = np.bincount(part, minlength=3)
+    for count, number, chance in ((counts[TEST], 10**6, fractions[0]),
+                                  (counts[VALIDATION], 10**6 - counts[TEST], fractions[1])):
+        assert abs(count - number * chance) < 5 * math.sqrt(number * chance * (1 - chance))
+
+
+def test_limit_validation_sets_the_share_that_gives_the_fraction():
+    plan = make_plan(latest_n=2, val_fraction=0.1)
+    num_ratings = np.array([1, 2, 10, 30])  # test takes 0, 1, 2, 2; left are 1, 1, 8, 28, of which 0, 0, 2, 2 can go
+    plan.limit_validation(num_ratings)
+    assert plan.val_user_share == pytest.approx(0.1 * 38 / 4, rel=1e-12)
+    plan.limit_validation(num_ratings, np.array([1, 2, 10, 0]))
+    assert plan.val_user_share == 1.0
+
+
+def test_uniform_numbers_are_uniform_and_depend_on_seed_and_every_column():
+    user_idx, movie_idx = np.divmod(np.arange(200_000, dtype=np.int32), 400)
+    draws = [uniform(0, user_idx, movie_idx), uniform(1, user_idx, movie_idx), uniform(0, movie_idx, user_idx),
+             uniform(0, np.arange(200_000))]
+    for number, draw in enumerate(draws):
+        assert draw.dtype == np.float64 and draw.min() >= 0 and draw.max() < 1
+        assert len(np.unique(draw)) == len(draw)
+        counts = np.bincount((draw * 64).astype(int), minlength=64)
+        assert np.abs(counts - 3125).max() < 5 * math.sqrt(3125 * 63 / 64)
+        for other in draws[:number]:
+            assert abs(np.corrcoef(draw, other)[0, 1]) < 5 / math.sqrt(len(draw))
+
+
+def test_uniform_numbers_do_not_depend_on_the_dtype_or_the_neighbours():
+    values = np.array([0, 1, 2, 17_769])
+    whole = uniform(3, values, values[::-1])
+    for dtype in (np.int16, np.int32, np.int64):
+        assert uniform(3, values.astype(dtype), values[::-1].astype(dtype)).tolist() == whole.tolist()
+    assert [uniform(3, values[k:k + 1], values[::-1][k:k + 1])[0] for k in range(4)] == whole.tolist()
