@@ -67,7 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
     add("dropout", float, model.dropout, "share of hidden units left out in training")
     add("film_noise", float, model.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
-    add("penalty", float, settings.penalty, "weight of the vectors' squared lengths in the loss, per rating")
+    parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths "
+                        "in the loss, per rating (default: half the number of users and movies per rating)")
     add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
@@ -87,7 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
     for name in ("film_noise", "penalty", "film_prior"):
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
     if not 0 <= args.seed < 2**40:
         parser.error(f"--seed must be a whole number from 0 to 2^40 - 1, not {args.seed}")

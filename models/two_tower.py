@@ -23,6 +23,7 @@ from torch import nn
 
 from models.layers import gather_rows, gram, paired_dot, ridge_solve
 
+CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
 
 
@@ -89,14 +90,14 @@ class MovieTower(nn.Module):
         """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings,
         the sum in stars above the global mean.
 
-        The biases begin at the shrunk means. A movie without training ratings gets no vector of its own; only its
-        features speak for it.
+        The biases begin at the shrunk means. The random embeddings shrink where ratings are few, so that chance does
+        not speak for a film; one without training ratings has none, only its features speak for it.
         """
         self.year.copy_(year)
         self.num_ratings.copy_(num_ratings)
         self.mean.copy_(sum_ratings / (num_ratings + MEAN_SHRINK))
         self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
-        self.embedding[num_ratings == 0] = 0
+        self.embedding *= (num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1)
 
     def forward(self, movie_idx: torch.Tensor) -> Films:
         """Return the films (N) of distinct movies, int64 (N,).

@@ -55,7 +55,7 @@ GENRE_ANGLE = 2 * np.pi * np.arange(len(GENRES)) / len(GENRES)
 NOISE_STD = 0.74  # stars
 USER_MEAN, USER_MEAN_STD = 3.02, 0.25  # stars
 TASTE_STD = 0.27  # of each coordinate, for users who are no fans
-FAN_TASTE, FAN_SHARE = 1.15, 0.2
+FAN_TASTE, FAN_SHARE = 1.7, 0.2
 CHOICE = 2.3  # how much taste steers what a user rates
 MIN_ACTIVITY = 24  # ratings of a user, where the sizes permit
 ACTIVITY_STD = 0.9  # of the logarithm of what he rates beyond
@@ -215,7 +215,7 @@ def _plant_movies(truth, plan, num_movies, contiguous_ids, rng):
     age = ((NEWEST_YEAR - OLDEST_YEAR + 1) * _even_quantiles(num_movies, rng) ** 3).astype(int)
     obscurity = _even_quantiles(num_movies, rng)  # 0 for the best known movie, 1 for the least known
     # Known movies are better on average. Quality has bounds, so that a strong taste decides a fan's top ten.
-    quality = 0.4 * (1 - 2 * obscurity) + rng.uniform(-1.15, 1.15, num_movies)
+    quality = 0.4 * (1 - 2 * obscurity) + rng.uniform(-1.0, 1.0, num_movies)
     unrated = rng.choice(num_titles, num_unrated, replace=False)
     truth["movie_id"] = np.delete(plan.title_id, unrated).astype(np.int32)
     truth["movie_genre"] = genre.astype(np.int8)

@@ -122,16 +122,18 @@ def test_fit_keeps_the_width_and_shows_control_characters_harmless():
     assert rec.fit("七人の侍七人の侍", 10) == "七人の... "
 
 
-def test_a_fan_of_one_genre_gets_that_genre(tmp_path):
-    """The planted truth: a user who loves one genre finds at least 8 movies of it in his top 10."""
+def test_planted_truth_is_recovered(tmp_path):
+    """The towers come within 0.02 stars of the best reachable RMSE, and a fan of one genre is shown that genre."""
     raw, data, run = tmp_path / "raw", tmp_path / "data", tmp_path / "run"
-    synthetic_netflix.generate(raw, num_users=1500, num_movies=900, num_ratings=100_000, seed=0)
+    synthetic_netflix.generate(raw, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
-    assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "15", "--embedding_dim", "32",
-                      "--num_heads", "2", "--hidden_dim", "32"]) == 0
+    assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "4", "--embedding_dim", "16",
+                      "--num_heads", "4", "--num_threads", "1"]) == 0
     truth = np.load(raw / "planted_truth.npz", allow_pickle=False)
+    rmse = json.loads((run / "test_metrics.json").read_text())["two_tower"]["rmse"]
+    assert rmse < truth["best_rmse_latest"] + 0.02
     genre = dict(zip(truth["movie_id"].tolist(), truth["movie_genre"].tolist(), strict=True))
-    fans = np.flatnonzero(truth["user_fan_genre"] >= 0)[:20]
+    fans = np.flatnonzero(truth["user_fan_genre"] >= 0)[:100]
     recommender = Recommender.load(run, data)
     hits = [sum(genre[row.movie_id] == truth["user_fan_genre"][fan] for row in
                 recommender.recommend(recommender.history_of(int(truth["user_id"][fan])))) for fan in fans]

@@ -12,7 +12,7 @@ import torch
 
 from models.two_tower import TwoTower
 
-SHARED_RATE, USER_RATE = 10.0, 20.0  # multiples of the base rate
+TABLE_RATE, SHARED_RATE, USER_RATE = 1.0, 10.0, 20.0  # multiples of the base rate
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 
 
@@ -22,7 +22,7 @@ def build_optimizers(model: TwoTower, lr: float) -> list[torch.optim.Optimizer]:
     table_ids = {id(table) for table in tables}
     layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
     fused = model.offset.is_cuda
-    optimizers = [torch.optim.SGD(tables, lr, momentum=0.9, nesterov=True, fused=fused),
+    optimizers = [torch.optim.SGD(tables, lr * TABLE_RATE, momentum=0.9, nesterov=True, fused=fused),
                   torch.optim.Adam(layers, lr * SHARED_RATE, BETAS, EPSILON, fused=fused)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -38,8 +38,13 @@ def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 
 
 def planned_epochs(num_users: int, most: int) -> int:
-    """Return over how many epochs the rate falls to zero: fewer on more users, whose epochs teach the films more."""
-    return min(most, max(8, math.ceil(240_000 / num_users)))
+    """Return over how many epochs the rate falls to zero: 20, but down to 8 where many users teach the films more."""
+    return min(most, 20, max(8, 120_000 // num_users))
+
+
+def default_penalty(num_users: int, num_movies: int, num_ratings: int) -> float:
+    """Return the penalty on the vectors per rating: in proportion to the rows to be learned per rating."""
+    return 0.5 * (num_users + num_movies) / num_ratings
 
 
 def schedule(step: int, num_steps: int, warmup: float = 0.05) -> float:

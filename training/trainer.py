@@ -21,7 +21,7 @@ from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, DataSet, RatingTensors, batch_of
 from training.metrics import RatingErrors
-from training.optimizer import RowAdam, build_optimizers, planned_epochs, schedule, set_rate
+from training.optimizer import RowAdam, build_optimizers, default_penalty, planned_epochs, schedule, set_rate
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
 
@@ -34,7 +34,7 @@ class Settings:
     batch_size: int = 128
     lr: float = 0.001
     patience: int = 10
-    penalty: float = 0.0035  # on |p_u|^2 + |q_m|^2 per target
+    penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
     film_prior: float = 4.5  # on |q_m|^2 per film, the precision of a Gaussian prior
     context_share: float = 0.5  # of a user's ratings in a step
     seed: int = 0
@@ -63,6 +63,10 @@ class Trainer:
         self.model, self.settings = model, settings
         self.stars_step = data.meta["stars_step"]
         self.train, self.validation = data.train.to(device), data.validation.to(device)
+        self.penalty = settings.penalty
+        if self.penalty is None:
+            num_rated = int((data.movies.num_train_ratings > 0).sum())
+            self.penalty = default_penalty(data.num_users, num_rated, len(data.train))
         self.num_epochs = planned_epochs(model.config.num_users, settings.epochs)
         self.optimizers = build_optimizers(model, settings.lr)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
@@ -136,7 +140,7 @@ class Trainer:
         context, target = batch.part(in_context), batch.part(~in_context)
         rows = model.user_embedding[batch.users].requires_grad_()
         score, size = model(rows, (context.row, context.movie_idx, context.stars),
-                            (target.row, target.movie_idx), self.settings.penalty,
+                            (target.row, target.movie_idx), self.penalty,
                             self.settings.film_prior)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * size

@@ -31,7 +31,7 @@ def test_rate_warms_up_and_falls_to_nearly_zero():
     assert factors[-1] < 1e-3
 
 
-@pytest.mark.parametrize(("num_users", "most", "expected"), [(6040, 100, 40), (480_189, 100, 8), (10, 100, 100),
+@pytest.mark.parametrize(("num_users", "most", "expected"), [(10, 100, 20), (12_000, 100, 10), (480_189, 100, 8),
                                                              (480_189, 3, 3)])
 def test_fewer_epochs_are_planned_for_more_users(num_users, most, expected):
     assert planned_epochs(num_users, most) == expected
