@@ -22,7 +22,7 @@ lint: .venv/dev ## run the linter alone
 clean: ## remove the demo and the virtual environment
 	rm -rf demo .venv
 
-demo/raw/movie_titles.csv: .venv/run
+demo/raw/movie_titles.csv: | .venv/run
 	$(PY) preprocessing/synthetic_netflix.py --out_dir demo/raw
 
 demo/processed/meta.json: demo/raw/movie_titles.csv

@@ -3,6 +3,7 @@
     python main.py --epochs 100 --batch_size 128 --lr 0.001
     python main.py --resume                # go on after Ctrl-C or a crash
     python main.py --eval_only             # only measure the best checkpoint again
+    torchrun --nproc_per_node=2 main.py    # the same with two processes
 
 Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --run_dir: last.pt and best.pt
 (checkpoints), metrics.csv (a row per epoch), training.png, test_metrics.json.
@@ -18,8 +19,9 @@ import torch
 from models.checkpoint import load_checkpoint, model_of, save_checkpoint
 from models.two_tower import ModelConfig, TwoTower
 from preprocessing.dataset import DataError
-from training import report
+from training import distributed, report
 from training.batches import DataSet, load_dataset
+from training.distributed import ALONE, Ranks
 from training.trainer import Settings, Trainer
 
 FIXED = ("embedding_dim", "num_heads", "hidden_dim")  # what a resumed run cannot change
@@ -28,8 +30,9 @@ FIXED = ("embedding_dim", "num_heads", "hidden_dim")  # what a resumed run canno
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
     args = parse_args(argv)
+    ranks = distributed.start()
     try:
-        run(args)
+        run(args, ranks)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -41,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted; " + (f"go on with: python main.py --run_dir {args.run_dir} --resume" if went_on
                                    else "no epoch was finished, nothing was written"), file=sys.stderr)
         return 130
+    finally:
+        distributed.stop(ranks)
     return 0
 
 
@@ -66,7 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("num_heads", int, model.num_heads, "models in one that the coordinates are divided among")
     add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
     add("dropout", float, model.dropout, "share of hidden units left out in training")
-    add("film_noise", float, model.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
+    add("film_noise", float, settings.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
     parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths "
                         "in the loss, per rating (default: half the number of users and movies per rating)")
     add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
@@ -99,23 +104,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
-    """Load, train, measure, report."""
+def run(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Load, train, measure, report; of many processes only the main one measures and reports."""
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    device = choose_device(args.device)
+    device = choose_device(args.device, ranks)
     last, best = args.run_dir / "last.pt", args.run_dir / "best.pt"
     if last.exists() and not (args.resume or args.overwrite or args.eval_only):
         raise DataError(f"{args.run_dir} holds a run already; go on with it by --resume, replace it by --overwrite, "
                         "or name another --run_dir")
-    data = load_dataset(args.data_dir)
-    if not len(data.train):
+    data = load_dataset(args.data_dir, ranks)
+    split, fingerprint = data.meta["split"], data.meta["fingerprint"]
+    if not split["num_train"]:
         raise DataError(f"{args.data_dir} has no training ratings; preprocess more ratings")
-    print(f"{len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test ratings of "
-          f"{data.num_users:,} users and {data.num_movies:,} movies; device {device}")
-    fingerprint = data.meta["fingerprint"]
+    if ranks.is_main:
+        print(f"{split['num_train']:,} training, {split['num_validation']:,} validation and {split['num_test']:,} test "
+              f"ratings of {data.num_users:,} users and {data.num_movies:,} movies; device {device}"
+              + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     if not args.eval_only:
-        train(args, data, device, last, best)
+        train(args, data, device, ranks)
+    if not ranks.is_main:
+        return
+    if ranks.size > 1:
+        data = load_dataset(args.data_dir)
     checkpoint = load_checkpoint(best, fingerprint)
     results = report.test_results(model_of(checkpoint).to(device), data)
     print(f"\ntest, {len(data.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation:")
@@ -123,17 +134,19 @@ def run(args: argparse.Namespace) -> None:
     results |= {"best_epoch": checkpoint["epoch"], "train_s": checkpoint["train_s"]}
     report.write_test_metrics(args.run_dir / "test_metrics.json", results)
     if not args.eval_only:
+        report.plot_training(args.run_dir / "training.png", report.read_metrics(args.run_dir / "metrics.csv"),
+                             checkpoint["epoch"], report.validation_baselines(data))
         print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir} "
               f"--data_dir {args.data_dir}")
 
 
-def train(args: argparse.Namespace, data: DataSet, device: torch.device, last: Path, best: Path) -> None:
-    """Train until the epochs or the patience are used up; write checkpoints, metrics.csv and training.png."""
+def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> None:
+    """Train until the epochs or the patience are used up; write checkpoints and metrics.csv after every epoch."""
     torch.manual_seed(args.seed)
-    model = build_model(args, data).to(device)
+    model = build_model(args, data, ranks).to(device)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)})
-    trainer = Trainer(model, data, settings)
-    fingerprint = data.meta["fingerprint"]
+    trainer = Trainer(model, data, settings, ranks)
+    fingerprint, last = data.meta["fingerprint"], args.run_dir / "last.pt"
     if args.resume:
         checkpoint = load_checkpoint(last, fingerprint, device)
         for name in FIXED:
@@ -142,44 +155,48 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, last: P
                                 f"{getattr(args, name)}; resume with the same, or start anew in another --run_dir")
         model.load_state_dict(checkpoint["model"])
         trainer.load_state_dict(checkpoint)
-        print(f"resuming after epoch {checkpoint['epoch']}")
-    args.run_dir.mkdir(parents=True, exist_ok=True)
+        if ranks.is_main:
+            print(f"resuming after epoch {checkpoint['epoch']}", flush=True)
+    if ranks.is_main:
+        args.run_dir.mkdir(parents=True, exist_ok=True)
     for metrics in trainer.epochs():
+        if not ranks.is_main:
+            continue
         train_s = sum(row.seconds for row in trainer.metrics)
         checkpoint = {"fingerprint": fingerprint, "config": model.config_dict(), "settings": vars(settings),
                       "epoch": metrics.epoch, "train_s": train_s, "model": model.state_dict()}
         is_best = trainer.best_epoch == metrics.epoch
         if is_best:
-            save_checkpoint(best, checkpoint)
+            save_checkpoint(args.run_dir / "best.pt", checkpoint)
         save_checkpoint(last, checkpoint | trainer.state_dict())
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
-              f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s")
-    report.plot_training(args.run_dir / "training.png", trainer.metrics, trainer.best_epoch,
-                         report.validation_baselines(data))
+              f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
+              flush=True)
 
 
-def build_model(args: argparse.Namespace, data: DataSet) -> TwoTower:
-    """Make a model for a data set, its film statistics taken from the training part."""
-    step = data.meta["stars_step"]
-    stars = data.train.stars.double() * step
-    mean = float(stars.mean())
+def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoTower:
+    """Make a model for a data set, its film statistics taken from the training parts of all ranks."""
+    stars = data.train.stars.double() * data.meta["stars_step"]
+    movie_idx = data.train.movie_idx.long()
+    count = torch.bincount(movie_idx, minlength=data.num_movies).double()
+    total = torch.bincount(movie_idx, stars, data.num_movies)
+    device = choose_device(args.device, ranks)  # where the ranks can talk to each other
+    count, total = count.to(device), total.to(device)
+    ranks.sum_(count, total)
+    mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
     model = TwoTower(ModelConfig(data.num_users, data.num_movies, low, high, mean, embedding_dim=args.embedding_dim,
-                                 num_heads=args.num_heads, hidden_dim=args.hidden_dim, dropout=args.dropout,
-                                 film_noise=args.film_noise))
-    movie_idx = data.train.movie_idx.long()
-    count = torch.bincount(movie_idx, minlength=data.num_movies)
-    total = torch.bincount(movie_idx, stars - mean, data.num_movies)
-    model.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total)
+                                 num_heads=args.num_heads, hidden_dim=args.hidden_dim, dropout=args.dropout))
+    model.movie_tower.set_statistics(torch.tensor(data.movies.year), count.cpu(), (total - mean * count).cpu())
     return model
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device to train on."""
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device to train on; of many processes on a machine, each takes a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device(f"cuda:{ranks.local_rank}" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

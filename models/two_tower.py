@@ -42,8 +42,6 @@ class ModelConfig:
     user_dim: int = 16  # user embedding
     pooled_dim: int = 32
     dropout: float = 0.0  # of hidden units
-    user_dropout: float = 0.5  # share of users whose embedding is left out in a step
-    film_noise: float = 0.4  # standard deviation of the factor on film coordinates
 
     @property
     def head_dim(self) -> int:
@@ -111,7 +109,7 @@ class MovieTower(nn.Module):
         features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
         hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
-        out = self.out(self.dropout(hidden)).view(len(movie_idx), self.config.num_heads, -1)  # (N, H, D + 1)
+        out = self.out(self.dropout(hidden)).view(-1, self.config.num_heads, self.config.head_dim + 1)  # (N, H, D + 1)
         return Films(own + out[..., :-1], gather_rows(self.bias, movie_idx) + out[..., -1], self.mean[movie_idx])
 
 
@@ -172,7 +170,7 @@ class UserTower(nn.Module):
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding, pooled * (count + 1).rsqrt().unsqueeze(1), features], 1)
         hidden = torch.relu(self.hidden(x))
-        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, -1)  # (B, H, D + 1)
+        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
 
         context = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
         residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
@@ -195,13 +193,15 @@ class TwoTower(nn.Module):
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
 
     def forward(self, embedding: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-                target: tuple[torch.Tensor, torch.Tensor], penalty: float = 0.0, film_prior: float = 0.0,
-                ) -> tuple[torch.Tensor, torch.Tensor]:
+                target: tuple[torch.Tensor, torch.Tensor], noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+                penalty: float = 0.0, film_prior: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
             embedding: float (B, user_dim), this step's rows of the user table.
             context, target: row int64, movie_idx int64 and, of the context, stars float; ascending in row.
+            noise: factors on the film vectors, float (M, H * D), as the context and as the targets see them: dropout's
+                smooth sibling (Srivastava et al. 2014, section 10).
             penalty, film_prior: see returns.
 
         Returns:
@@ -214,12 +214,13 @@ class TwoTower(nn.Module):
         column, target_column = column_of[movie_idx], column_of[target_movie]
         num_targets = torch.bincount(target_column, minlength=len(distinct)).float()
         films = self.movie_tower(distinct)
-        keep = torch.rand(len(embedding), 1, device=embedding.device) > self.config.user_dropout
-        noisy = Films(self._noisy(films.vectors), films.bias, films.mean)
-        users = self.user_tower(embedding * keep, row, stars, noisy, column,
+        seen, predicted = films.vectors, films.vectors
+        if noise is not None:
+            seen, predicted = (films.vectors * factor[distinct].view_as(films.vectors) for factor in noise)
+        users = self.user_tower(embedding, row, stars, Films(seen, films.bias, films.mean), column,
                                 gather_rows(self.user_tower.pooled, movie_idx))
-        noisy_again = with_constant(self._noisy(films.vectors))
-        score = paired_dot(users, noisy_again, target_row, target_column) + gather_rows(films.bias, target_column)
+        score = paired_dot(users, with_constant(predicted), target_row, target_column)
+        score = score + gather_rows(films.bias, target_column)
         per_user = penalty * torch.bincount(target_row, minlength=len(users))
         per_film = num_targets * (penalty + film_prior / self.movie_tower.num_ratings[distinct].clamp(min=1))
         size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
@@ -276,12 +277,6 @@ class TwoTower(nn.Module):
     def config_dict(self) -> dict:
         """Return the config as plain values, for a checkpoint."""
         return asdict(self.config)
-
-    def _noisy(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Multiply each coordinate by 1 + noise: dropout's smooth sibling (Srivastava et al. 2014, section 10)."""
-        if not self.config.film_noise:
-            return vectors
-        return vectors * torch.randn_like(vectors).mul_(self.config.film_noise).add_(1)
 
     def _distinct_movies(self, *movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the movies that occur, int64 (N,), and each movie's place among them, int64 (M,)."""

@@ -66,6 +66,10 @@ class Ratings:
     day: np.ndarray  # int16 or int32 (R,), since the data set's `day_epoch`
     split: np.ndarray  # uint8 (R,): TRAIN, VALIDATION or TEST
 
+    def part(self, rows: slice) -> "Ratings":
+        """Return some of the rows."""
+        return Ratings(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
 
 # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -227,13 +231,17 @@ class RatingsFile:
         for group in range(len(self.group_starts) - 1):
             yield slice(*self.group_starts[group:group + 2]), self.read_group(group)
 
+    def read_rows(self, rows: slice) -> Iterator[Ratings]:
+        """Yield the ratings of a range of rows, row group by row group."""
+        first, last = np.searchsorted(self.group_starts, [rows.start + 1, rows.stop])
+        for group in range(first - 1, last):
+            ratings, start = self.read_group(group), self.group_starts[group]
+            yield ratings.part(slice(max(rows.start - start, 0), rows.stop - start))
+
     def read_user(self, users: Users, user_idx: int) -> Ratings:
         """Read one user's ratings, in order of day."""
         start, stop = users.offset[user_idx:user_idx + 2]
-        group = int(np.searchsorted(self.group_starts, start, side="right")) - 1
-        ratings = self.read_group(group)
-        rows = slice(start - self.group_starts[group], stop - self.group_starts[group])
-        return Ratings(*(getattr(ratings, name)[rows] for name in Ratings.__dataclass_fields__))
+        return next(self.read_rows(slice(start, stop)))
 
     def read_group(self, group: int) -> Ratings:
         """Read one row group."""

@@ -12,6 +12,7 @@ import torch
 
 from preprocessing import dataset
 from preprocessing.dataset import SPLITS, DataError, Movies, Users
+from training.distributed import ALONE, Ranks
 
 
 @dataclass
@@ -76,8 +77,10 @@ class Batch:
         return torch.bincount(self.row, minlength=len(self.users))
 
 
-def load_dataset(data_dir: Path) -> DataSet:
-    """Read a processed data set into memory, about 5 bytes a rating.
+def load_dataset(data_dir: Path, ranks: Ranks = ALONE) -> DataSet:
+    """Read a processed data set into memory, about 5 bytes a rating; of many ranks, each reads its users' ratings.
+
+    Users keep their numbers; those of other ranks just have no ratings here.
 
     Raises:
         DataError: the data set is missing or damaged, or its files do not belong together.
@@ -89,11 +92,13 @@ def load_dataset(data_dir: Path) -> DataSet:
             meta[name] for name in ("num_users", "num_movies", "num_ratings")):
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     types = {name: file.schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
-    sizes = [meta["split"][f"num_{name}"] for name in SPLITS]
+    first_user, last_user = ranks.user_range(users.offset)
+    rows = slice(*users.offset[[first_user, last_user]].tolist())
+    sizes = [meta["split"][f"num_{name}"] for name in SPLITS]  # of which other ranks' stay untouched, not in memory
     columns = [{name: np.empty(size, dtype) for name, dtype in types.items()} for size in sizes]
     counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
     filled = [0, 0, 0]
-    for _, ratings in file.read_groups():
+    for ratings in file.read_rows(rows):
         for part in range(len(SPLITS)):
             chosen = np.flatnonzero(ratings.split == part)
             target = slice(filled[part], filled[part] + len(chosen))
@@ -103,10 +108,10 @@ def load_dataset(data_dir: Path) -> DataSet:
                 of_user = ratings.user_idx[chosen]
                 counts[part, of_user[0]:of_user[-1] + 1] += np.bincount(of_user - of_user[0])
             filled[part] = target.stop
-    if filled != sizes:
+    if filled != sizes and ranks.size == 1:
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     parts = [RatingTensors(torch.from_numpy(np.concatenate([[0], np.cumsum(counts[part])])),
-                           *(torch.from_numpy(column) for column in columns[part].values()))
+                           *(torch.from_numpy(column[:filled[part]]) for column in columns[part].values()))
              for part in range(len(SPLITS))]
     return DataSet(meta, users, movies, *parts)
 
@@ -120,3 +125,13 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1)
     place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count)[row]
     stars = ratings.stars[place].float()
     return Batch(users, row, ratings.movie_idx[place].long(), stars if stars_step == 1 else stars * stars_step)
+
+
+def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:
+    """Hash integers int64 (R,) to numbers in [0, 1), float32: chance that depends on ids and not on who draws it."""
+    word = torch.full_like(columns[0], seed)
+    for column in columns:
+        word = (word ^ column) * -7046029254386353131  # 2^64 / golden ratio, as a signed number
+        word = (word ^ (word >> 32 & 0xFFFFFFFF)) * -4658895280553007687
+        word = word ^ (word >> 29 & 0x7FFFFFFFF)
+    return (word >> 40 & 0xFFFFFF).float() * 2.0**-24

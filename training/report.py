@@ -29,6 +29,13 @@ def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
     partial.replace(path)
 
 
+def read_metrics(path: Path) -> list[EpochMetrics]:
+    """Read metrics.csv."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [EpochMetrics(int(row.pop("epoch")), *(float(value) for value in row.values()))
+                for row in csv.DictReader(file)]
+
+
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
     """Draw train and validation RMSE by epoch, the chosen epoch, and the baselines' validation RMSE as lines."""
     import matplotlib  # costs half a second, so only where a picture is drawn

@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
-from training.batches import Batch, DataSet, RatingTensors, batch_of
+from training.batches import Batch, DataSet, RatingTensors, batch_of, uniform
+from training.distributed import ALONE, Ranks
 from training.metrics import RatingErrors
 from training.optimizer import RowAdam, build_optimizers, default_penalty, planned_epochs, schedule, set_rate
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
+NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Settings:
     patience: int = 10
     penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
     film_prior: float = 4.5  # on |q_m|^2 per film, the precision of a Gaussian prior
+    film_noise: float = 0.4  # standard deviation of the random factors on film coordinates
+    user_dropout: float = 0.5  # share of users whose embedding is left out in a step
     context_share: float = 0.5  # of a user's ratings in a step
     seed: int = 0
 
@@ -58,15 +62,17 @@ class EpochMetrics:
 class Trainer:
     """The state of a run: model, optimizers, epochs done. `epochs` does the work, one epoch per iteration."""
 
-    def __init__(self, model: TwoTower, data: DataSet, settings: Settings) -> None:
+    def __init__(self, model: TwoTower, data: DataSet, settings: Settings, ranks: Ranks = ALONE) -> None:
         device = model.offset.device
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.ranks = model, settings, ranks
+        self.num_ratings = data.meta["split"]["num_train"]
+        self.first_user, self.last_user = ranks.user_range(data.users.offset)
         self.stars_step = data.meta["stars_step"]
         self.train, self.validation = data.train.to(device), data.validation.to(device)
         self.penalty = settings.penalty
         if self.penalty is None:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
-            self.penalty = default_penalty(data.num_users, num_rated, len(data.train))
+            self.penalty = default_penalty(data.num_users, num_rated, self.num_ratings)
         self.num_epochs = planned_epochs(model.config.num_users, settings.epochs)
         self.optimizers = build_optimizers(model, settings.lr)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
@@ -108,51 +114,72 @@ class Trainer:
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         settings, model, start = self.settings, self.model, time.perf_counter()
-        num_users = model.config.num_users
-        steps = math.ceil(num_users / settings.batch_size)
-        torch.manual_seed(settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(num_users)
+        config, device = model.config, model.offset.device
+        steps = math.ceil(config.num_users / settings.batch_size)
+        seed = settings.seed * 1_000_003 + epoch
+        torch.manual_seed(seed)
+        order = torch.randperm(config.num_users)
+        shifts = torch.randint(NOISE_SHIFTS, (steps, 2)).tolist()
+        # In every step a film meets another row of this table: as good as fresh noise, and far cheaper.
+        noise = 1 + settings.film_noise * torch.randn(config.num_movies + NOISE_SHIFTS, config.embedding_dim)
+        noise = noise.to(device)
         model.train()
-        sums = torch.zeros(3, dtype=torch.float64, device=model.offset.device)  # loss, squared error, predictions
+        sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, squared error, predictions
         with tqdm(total=len(self.train), desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True,
-                  leave=False, mininterval=0.5) as bar:
+                  leave=False, mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
             for step in range(steps):
                 users = order[step * settings.batch_size:(step + 1) * settings.batch_size].sort().values
+                users = users[(users >= self.first_user) & (users < self.last_user)].to(device)
                 factor = schedule((epoch - 1) * steps + step, self.num_epochs * steps)
-                batch = batch_of(self.train, users.to(model.offset.device), self.stars_step)
-                step_sums = self._step(batch, factor)
+                batch = batch_of(self.train, users, self.stars_step)
+                factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
+                step_sums = self._step(batch, seed, factors if settings.film_noise else None, factor)
                 if not model.offset.is_cuda or step == steps - 1:  # a look at the loss makes the host wait
                     self._check_finite(step_sums, epoch, step + 1, settings.lr * factor)
                 sums += step_sums
                 bar.update(len(batch.row))
                 if step % 8 == 0 and not bar.disable:
                     bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
+        self._share_rows()
+        self.ranks.sum_(sums)
         elapsed_s = time.perf_counter() - start
         loss, squared, count = sums.tolist()
-        errors = predict_errors(model, self.train, self.validation, self.stars_step)
+        errors = predict_errors(model, self.train, self.validation, self.stars_step, self.ranks)
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
-                            settings.lr * factor, elapsed_s, len(self.train) / elapsed_s, peak_rss_mib())
+                            settings.lr * factor, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
 
-    def _step(self, batch: Batch, factor: float) -> torch.Tensor:
+    def _step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
+              factor: float) -> torch.Tensor:
         """Take one step; return its sums of loss and squared error and the number of predictions, float64 (3,)."""
-        model = self.model
-        in_context = torch.rand(len(batch.row), device=batch.row.device) < self.settings.context_share
+        model, settings = self.model, self.settings
+        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < settings.context_share
         context, target = batch.part(in_context), batch.part(~in_context)
         rows = model.user_embedding[batch.users].requires_grad_()
-        score, size = model(rows, (context.row, context.movie_idx, context.stars),
-                            (target.row, target.movie_idx), self.penalty,
-                            self.settings.film_prior)
+        keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
+        score, size = model(rows * keep, (context.row, context.movie_idx, context.stars),
+                            (target.row, target.movie_idx), noise, self.penalty, settings.film_prior)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * size
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.sum_(*(parameter.grad for parameter in model.parameters()))
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
         self.user_rows.step(batch.users, rows.grad, factor)
         return torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
+
+    def _share_rows(self) -> None:
+        """Bring every rank's rows of the user table to all ranks, for evaluation and checkpoints."""
+        if self.ranks.size == 1:
+            return
+        tables = [self.model.user_embedding, *self.user_rows.state.values()]
+        for table in tables:
+            table[:self.first_user] = 0
+            table[self.last_user:] = 0
+        self.ranks.sum_(*tables)
 
     def _check_finite(self, sums: torch.Tensor, epoch: int, step: int, lr: float) -> None:
         if not torch.isfinite(sums).all():
@@ -161,11 +188,10 @@ class Trainer:
 
 
 @torch.no_grad()
-def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors, stars_step: float) -> RatingErrors:
+def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors, stars_step: float,
+                   ranks: Ranks = ALONE) -> RatingErrors:
     """Predict all ratings of a part, each user's vector made from all of his context ratings; sum the errors."""
     errors = RatingErrors()
-    if not len(part):
-        return errors
     model.eval()
     movie_vectors = model.movie_vectors()
     concerned = part.offset.diff().nonzero().squeeze(1)
@@ -173,7 +199,9 @@ def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors,
         batch = batch_of(part, users, stars_step)
         score = (vectors[batch.row] * movie_vectors[batch.movie_idx]).sum(1)
         errors.add(model.stars(score), batch.stars)
-    return errors
+    sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(movie_vectors.device)
+    ranks.sum_(sums)
+    return RatingErrors(*sums.tolist())
 
 
 @torch.no_grad()

@@ -33,7 +33,6 @@ def test_training_starts_at_the_global_mean():
 
 @torch.no_grad()
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
-    model.config.film_noise = 0.0
     users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS)
     exported = (users[TARGET[0]] * model.movie_vectors()[TARGET[1]]).sum(1)
     scores, _ = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET)
@@ -42,7 +41,6 @@ def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
 
 @torch.no_grad()
 def test_penalty_equals_the_sum_over_targets_written_out(model):
-    model.config.film_noise = 0.0
     _, size = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET, penalty=0.1, film_prior=3.0)
     users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS).view(3, 3, -1)[..., :-1] * 3
     vectors = model.films().vectors

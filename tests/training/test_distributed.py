@@ -1,0 +1,72 @@
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from preprocessing import netflix_preprocess, synthetic_netflix
+from training.distributed import Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2"]
+
+
+def torchrun(num_processes: int, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           f"--nproc_per_node={num_processes}", str(ROOT / "main.py"), *FLAGS, *flags],
+                          capture_output=True, text=True, timeout=120)
+
+
+def load(run_dir: Path) -> dict:
+    return torch.load(run_dir / "last.pt", weights_only=True)
+
+
+def assert_same_run(one: dict, other: dict) -> None:
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=1e-5, msg=name)
+    for name, tensor in one["user_rows"].items():
+        torch.testing.assert_close(tensor, other["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
+    for row, same in zip(one["metrics"], other["metrics"], strict=True):
+        for name in ("train_loss", "train_rmse", "val_rmse", "val_mae"):
+            assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
+
+
+def test_two_ranks_equal_one(data_dir, tmp_path):
+    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "one"), *FLAGS]) == 0
+    result = torchrun(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr
+    assert_same_run(load(tmp_path / "one"), load(tmp_path / "two"))
+    assert result.stdout.count("epoch   1") == 1  # one process speaks for all
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
+
+
+def test_more_ranks_than_users_equal_one(tmp_path):
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    synthetic_netflix.generate(raw, num_users=2, num_movies=30, num_ratings=40, seed=0)
+    assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
+    assert main.main(["--data_dir", str(data), "--run_dir", str(tmp_path / "one"), *FLAGS]) == 0
+    result = torchrun(3, "--data_dir", str(data), "--run_dir", str(tmp_path / "three"))
+    assert result.returncode == 0, result.stderr
+    assert_same_run(load(tmp_path / "one"), load(tmp_path / "three"))
+
+
+def test_a_run_of_two_resumes_as_one(data_dir, tmp_path):
+    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
+    assert torchrun(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), "--epochs", "2").returncode == 0
+    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), *FLAGS, "--resume"]) == 0
+    assert_same_run(load(tmp_path / "whole"), load(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_users_are_dealt_without_gap_or_overlap_and_by_their_ratings(size):
+    offset = np.concatenate([[0], np.cumsum(np.random.default_rng(0).integers(1, 50, 200))])
+    ranges = [Ranks(rank, size).user_range(offset) for rank in range(size)]
+    assert ranges[0][0] == 0 and ranges[-1][1] == 200
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
+    shares = [offset[last] - offset[first] for first, last in ranges]
+    assert max(shares) - min(shares) <= 2 * 50

@@ -1,0 +1,68 @@
+"""Many processes as one: `torchrun --nproc_per_node=N main.py ...`, gloo on CPUs and NCCL on GPUs.
+
+Users are dealt to ranks in ranges of about equally many ratings. A rank loads its users' ratings only and is alone in
+updating their rows of the user table; what travels in a step is the sum of the shared parameters' gradients. Because
+everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from preprocessing.dataset import DataError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; a run of one process needs no launcher."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def user_range(self, offset: np.ndarray) -> tuple[int, int]:
+        """Return the first user of this rank and the one after its last, from the users' offsets (U + 1,)."""
+        marks = offset[-1] * np.arange(1, self.size) / self.size
+        bounds = np.concatenate([[0], np.searchsorted(offset, marks), [len(offset) - 1]])
+        return int(bounds[self.rank]), int(bounds[self.rank + 1])
+
+    def sum_(self, *tensors: torch.Tensor) -> None:
+        """Replace tensors by their sums over the ranks.
+
+        Raises:
+            DataError: another process of the run has ended.
+        """
+        if self.size == 1:
+            return
+        try:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+        except RuntimeError:
+            raise DataError(f"rank {self.rank} stops because another process of the run has ended; the last checkpoint "
+                            "is kept, go on from it with --resume") from None
+
+
+ALONE = Ranks()
+
+
+def start() -> Ranks:
+    """Join the run that torchrun has started, if it has; every process of it must call this."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return ranks
+
+
+def stop(ranks: Ranks) -> None:
+    """Leave the run."""
+    if ranks.size > 1:
+        dist.destroy_process_group()
