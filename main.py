@@ -79,6 +79,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="auto takes the GPU where there is one (default: auto)")
     add("seed", int, settings.seed, "seed of all chance")
     parser.add_argument("--num_threads", type=int, metavar="I", help="CPU threads (default: one per core)")
+    parser.add_argument("--refit", action="store_true",
+                        help="train again with the validation ratings, for the epochs that validation chose")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --run_dir")
     parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
@@ -123,17 +125,21 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     if not args.eval_only:
         train(args, data, device, ranks)
+    if args.refit and not args.eval_only:
+        refit(args, device, ranks)
     if not ranks.is_main:
         return
-    if ranks.size > 1:
-        data = load_dataset(args.data_dir)
     checkpoint = load_checkpoint(best, fingerprint)
-    results = report.test_results(model_of(checkpoint).to(device), data)
-    print(f"\ntest, {len(data.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation:")
+    known = load_dataset(args.data_dir, with_validation=True)
+    results = report.test_results(model_of(checkpoint).to(device), known)
+    print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation"
+          + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
-    results |= {"best_epoch": checkpoint["epoch"], "train_s": checkpoint["train_s"]}
+    results |= {"best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"], "train_s": checkpoint["train_s"]}
     report.write_test_metrics(args.run_dir / "test_metrics.json", results)
     if not args.eval_only:
+        if ranks.size > 1:
+            data = load_dataset(args.data_dir)
         report.plot_training(args.run_dir / "training.png", report.read_metrics(args.run_dir / "metrics.csv"),
                              checkpoint["epoch"], report.validation_baselines(data))
         print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir} "
@@ -142,11 +148,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
 
 def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> None:
     """Train until the epochs or the patience are used up; write checkpoints and metrics.csv after every epoch."""
-    torch.manual_seed(args.seed)
-    model = build_model(args, data, ranks).to(device)
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)})
-    trainer = Trainer(model, data, settings, ranks)
-    fingerprint, last = data.meta["fingerprint"], args.run_dir / "last.pt"
+    trainer = build_trainer(args, data, device, ranks)
+    model, last, fingerprint = trainer.model, args.run_dir / "last.pt", data.meta["fingerprint"]
     if args.resume:
         checkpoint = load_checkpoint(last, fingerprint, device)
         for name in FIXED:
@@ -162,9 +165,7 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue
-        train_s = sum(row.seconds for row in trainer.metrics)
-        checkpoint = {"fingerprint": fingerprint, "config": model.config_dict(), "settings": vars(settings),
-                      "epoch": metrics.epoch, "train_s": train_s, "model": model.state_dict()}
+        checkpoint = trainer.checkpoint(fingerprint)
         is_best = trainer.best_epoch == metrics.epoch
         if is_best:
             save_checkpoint(args.run_dir / "best.pt", checkpoint)
@@ -173,6 +174,30 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
+
+
+def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
+    """Train anew on training and validation ratings, for as many epochs as validation chose; replace best.pt."""
+    best = args.run_dir / "best.pt"
+    data = load_dataset(args.data_dir, ranks, with_validation=True)
+    chosen = load_checkpoint(best, data.meta["fingerprint"])
+    trainer = build_trainer(args, data, device, ranks)
+    for metrics in trainer.epochs():
+        if ranks.is_main:
+            print(f"refit {metrics.epoch:>3}  train {metrics.train_rmse:.4f}                       "
+                  f"{metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s", flush=True)
+        if metrics.epoch == chosen["epoch"]:
+            break
+    if ranks.is_main:
+        checkpoint = trainer.checkpoint(data.meta["fingerprint"])
+        save_checkpoint(best, checkpoint | {"refit": True, "train_s": chosen["train_s"] + checkpoint["train_s"]})
+
+
+def build_trainer(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> Trainer:
+    """Make a new model and what trains it."""
+    torch.manual_seed(args.seed)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)})
+    return Trainer(build_model(args, data, ranks).to(device), data, settings, ranks)
 
 
 def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoTower:

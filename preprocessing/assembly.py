@@ -25,7 +25,7 @@ from preprocessing.lines import STARS_BITS
 from preprocessing.parsing import num_cores
 from preprocessing.splitting import SplitPlan, split_users
 
-GROUP_ROWS = 1 << 18  # ratings in a row group, as near as whole users allow
+GROUP_ROWS = 1 << 17  # ratings in a row group, as near as whole users allow
 
 
 @dataclass

@@ -131,7 +131,7 @@ def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:
 
 def ratings_writer(folder: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Open ratings.parquet for writing; each `write_ratings` adds one row group."""
-    return pq.ParquetWriter(folder / "ratings.parquet", schema, compression="zstd", write_page_checksum=True,
+    return pq.ParquetWriter(folder / "ratings.parquet", schema, compression="lz4", write_page_checksum=True,
                             write_statistics=["user_idx"])
 
 

@@ -154,3 +154,14 @@ def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         main.main(flags)
     assert exit_info.value.code == 2
+
+
+def test_refit_trains_on_validation_too_and_for_the_chosen_epochs(train, data_dir, tmp_path):
+    assert train(data_dir, tmp_path, "--epochs", "3", "--refit") == 0
+    best, last = (torch.load(tmp_path / name, weights_only=True) for name in ("best.pt", "last.pt"))
+    assert best["refit"] and not last["refit"]
+    assert best["epoch"] == last["best_epoch"]
+    meta = json.loads((data_dir / "meta.json").read_text())["split"]
+    assert int(best["model"]["movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
+    assert int(last["model"]["movie_tower.num_ratings"].sum()) == meta["num_train"]
+    assert json.loads((tmp_path / "test_metrics.json").read_text())["refit"] is True

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from preprocessing import dataset
-from preprocessing.dataset import SPLITS, DataError, Movies, Users
+from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Users
 from training.distributed import ALONE, Ranks
 
 
@@ -77,10 +77,11 @@ class Batch:
         return torch.bincount(self.row, minlength=len(self.users))
 
 
-def load_dataset(data_dir: Path, ranks: Ranks = ALONE) -> DataSet:
+def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = False) -> DataSet:
     """Read a processed data set into memory, about 5 bytes a rating; of many ranks, each reads its users' ratings.
 
-    Users keep their numbers; those of other ranks just have no ratings here.
+    Users keep their numbers; those of other ranks just have no ratings here. `with_validation` counts validation
+    ratings as training ratings, for what comes after validation has done its duty: all that is known before the test.
 
     Raises:
         DataError: the data set is missing or damaged, or its files do not belong together.
@@ -92,15 +93,19 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE) -> DataSet:
             meta[name] for name in ("num_users", "num_movies", "num_ratings")):
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     types = {name: file.schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
+    if with_validation:
+        split = meta["split"]
+        meta["split"] = {**split, "num_train": split["num_train"] + split["num_validation"], "num_validation": 0}
     first_user, last_user = ranks.user_range(users.offset)
     rows = slice(*users.offset[[first_user, last_user]].tolist())
     sizes = [meta["split"][f"num_{name}"] for name in SPLITS]  # of which other ranks' stay untouched, not in memory
     columns = [{name: np.empty(size, dtype) for name, dtype in types.items()} for size in sizes]
     counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
+    part_of = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST])
     filled = [0, 0, 0]
     for ratings in file.read_rows(rows):
         for part in range(len(SPLITS)):
-            chosen = np.flatnonzero(ratings.split == part)
+            chosen = np.flatnonzero(part_of[ratings.split] == part)
             target = slice(filled[part], filled[part] + len(chosen))
             for name, column in columns[part].items():
                 column[target] = getattr(ratings, name)[chosen]
@@ -128,10 +133,14 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1)
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:
-    """Hash integers int64 (R,) to numbers in [0, 1), float32: chance that depends on ids and not on who draws it."""
+    """Hash integers int64 (R,) to numbers in [0, 1), float32: chance that depends on ids and not on who draws it.
+
+    The finaliser of SplitMix64 (Steele et al. 2014), its constants as signed numbers.
+    """
     word = torch.full_like(columns[0], seed)
-    for column in columns:
-        word = (word ^ column) * -7046029254386353131  # 2^64 / golden ratio, as a signed number
-        word = (word ^ (word >> 32 & 0xFFFFFFFF)) * -4658895280553007687
-        word = word ^ (word >> 29 & 0x7FFFFFFFF)
+    for column in (0, *columns):
+        word = word + column
+        for shift, kept, factor in ((30, 0x3FFFFFFFF, -4658895280553007687), (27, 0x1FFFFFFFFF, -7723592293110705685)):
+            word = (word ^ (word >> shift & kept)) * factor
+        word = word ^ (word >> 31 & 0x1FFFFFFFF)
     return (word >> 40 & 0xFFFFFF).float() * 2.0**-24

@@ -97,6 +97,12 @@ class Trainer:
                 self.best_rmse = metrics.val_rmse if math.isfinite(metrics.val_rmse) else math.inf
             yield metrics
 
+    def checkpoint(self, fingerprint: str) -> dict:
+        """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
+        return {"fingerprint": fingerprint, "config": self.model.config_dict(), "settings": vars(self.settings),
+                "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
+                "model": self.model.state_dict()}
+
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
