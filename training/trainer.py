@@ -25,6 +25,7 @@ from training.metrics import RatingErrors
 from training.optimizer import RowAdam, build_optimizers, default_penalty, planned_epochs, schedule, set_rate
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
+VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
 
 
@@ -69,6 +70,11 @@ class Trainer:
         self.first_user, self.last_user = ranks.user_range(data.users.offset)
         self.stars_step = data.meta["stars_step"]
         self.train, self.validation = data.train.to(device), data.validation.to(device)
+        with_validation = self.validation.offset.diff().nonzero().squeeze(1)
+        num_with = torch.tensor(float(len(with_validation)), device=device)
+        ranks.sum_(num_with)
+        share = VALIDATION_USERS / max(float(num_with), 1.0)
+        self.val_users = with_validation[uniform(0, with_validation) < share]
         self.penalty = settings.penalty
         if self.penalty is None:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
@@ -150,7 +156,7 @@ class Trainer:
         self.ranks.sum_(sums)
         elapsed_s = time.perf_counter() - start
         loss, squared, count = sums.tolist()
-        errors = predict_errors(model, self.train, self.validation, self.stars_step, self.ranks)
+        errors = predict_errors(model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             settings.lr * factor, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
 
@@ -195,14 +201,20 @@ class Trainer:
 
 @torch.no_grad()
 def predict_errors(model: TwoTower, context: RatingTensors, part: RatingTensors, stars_step: float,
-                   ranks: Ranks = ALONE) -> RatingErrors:
-    """Predict all ratings of a part, each user's vector made from all of his context ratings; sum the errors."""
+                   ranks: Ranks = ALONE, users: torch.Tensor | None = None) -> RatingErrors:
+    """Predict a part's ratings, each user's vector made from all of his context ratings; sum the errors.
+
+    Args:
+        context, part: what is known and what is to be predicted, of this rank's users.
+        users: user_idx int64 of those to measure; None for all that have ratings in the part.
+    """
     errors = RatingErrors()
     model.eval()
     movie_vectors = model.movie_vectors()
-    concerned = part.offset.diff().nonzero().squeeze(1)
-    for users, vectors in user_vectors(model, context, stars_step, concerned):
-        batch = batch_of(part, users, stars_step)
+    if users is None:
+        users = part.offset.diff().nonzero().squeeze(1)
+    for block, vectors in user_vectors(model, context, stars_step, users):
+        batch = batch_of(part, block, stars_step)
         score = (vectors[batch.row] * movie_vectors[batch.movie_idx]).sum(1)
         errors.add(model.stars(score), batch.stars)
     sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(movie_vectors.device)
