@@ -85,7 +85,7 @@ class _RidgeSolve(torch.autograd.Function):
     def backward(ctx, grad):
         films, residual, row, factor, solution = ctx.saved_tensors
         adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
-        solution_of, adjoint_of = solution[row], adjoint[row]  # (R, H, D)
+        solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
         unexplained = residual - (films * solution_of).sum(-1)
         grad_residual = (films * adjoint_of).sum(-1)
         grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))

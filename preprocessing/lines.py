@@ -12,7 +12,7 @@ import numpy as np
 
 # A parsed rating is one int64 "cell": user_id (37 bits) | day (22 bits) | stars (4 bits).
 # Days count from 0000-01-01 of the proleptic Gregorian calendar, so that every written date is positive.
-STARS_BITS, DAY_BITS, USER_ID_BITS = 4, 22, 37
+STARS_BITS, DAY_BITS = 4, 22
 MAX_ID_DIGITS = 11  # 99,999,999,999 fits in 37 bits
 
 _NEWLINE, _RETURN, _COLON = 10, 13, 58

@@ -27,7 +27,7 @@ from preprocessing import assembly, command, dataset, indexing
 from preprocessing.dataset import DataError
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
-from preprocessing.titles import Titles
+from preprocessing.titles import Titles, read_text
 
 CANONICAL = ("u1", "u2", "u3", "u4", "u5")
 _NUMBER = rb"\d+(\.\d+)?"
@@ -157,13 +157,8 @@ def read_titles(path: Path) -> Titles:
     Raises:
         DataError: a line without id and title, or an id twice; with its line number.
     """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
     rows: dict[int, tuple[int, str]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if path.suffix == ".csv":
             match = re.match(r'(\d+),(?:"((?:[^"]|"")*)"|([^,]*)),', line)
             fields = (match[1], (match[2] or match[3] or "").replace('""', '"')) if match else ()

@@ -20,18 +20,11 @@ class Titles:
 def read_titles(path: Path) -> Titles:
     """Read the title file: LF or CRLF, with or without a header row, titles with commas and quotes as they stand.
 
-    The file is taken for UTF-8 if it is valid UTF-8, else for latin-1, as the original is.
-
     Raises:
         DataError: a line without three fields, an id or a year that is no number, an id twice; with its line number.
     """
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
     rows: dict[int, tuple[int, str]] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line.strip():
             continue
@@ -53,6 +46,15 @@ def read_titles(path: Path) -> Titles:
         rows[int(movie_id)] = int(float(year)) if _is_year(year) else 0, title
     ids = sorted(rows)
     return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
+
+
+def read_text(path: Path) -> str:
+    """Read a file as UTF-8 if it is valid UTF-8, else as latin-1, as the originals are."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _is_year(text: str) -> bool:

@@ -72,10 +72,6 @@ class Batch:
         """Return the same users with the ratings that a mask (R,) or positions choose."""
         return Batch(self.users, self.row[chosen], self.movie_idx[chosen], self.stars[chosen])
 
-    def num_ratings(self) -> torch.Tensor:
-        """Return the number of ratings of each user, int64 (B,)."""
-        return torch.bincount(self.row, minlength=len(self.users))
-
 
 def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = False) -> DataSet:
     """Read a processed data set into memory, about 5 bytes a rating; of many ranks, each reads its users' ratings.

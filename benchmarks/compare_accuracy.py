@@ -1,0 +1,184 @@
+"""Fit the towers and what a user would otherwise install on the same split, and measure all on its test part once.
+
+    python benchmarks/compare_accuracy.py --data_dir data/processed --seeds 5
+    python benchmarks/compare_accuracy.py --data_dir data/u1 data/u2 data/u3 data/u4 data/u5 --models two_tower,myfm
+
+Reads processed data sets (preprocessing/); of several, and of all seeds, it prints mean and standard deviation.
+    two_tower    main.py with default flags: trained on the training part, the epoch chosen by validation, which joins
+                 what is known of a user at test; with --refit fitted again on training and validation ratings
+    the others   fitted on training and validation ratings together, for they choose nothing on validation; how each
+                 is configured stands in benchmarks/peers.py
+All predict the same test ratings and rank the same movies by training.metrics; peers' predictions are cut to the scale.
+fit_s is the fit alone: without reading and converting data, and for the towers train_s of test_metrics.json (until the
+chosen epoch, without validation, a refit included). wall_s, in the JSON, is all of a run, from a data set in memory
+(for the towers: on disk) to its measures. What takes no seed runs once per data set. Means over the runs; the
+deviation is that of a sample, null for a single run. The last line is JSON. Needs requirements-bench.txt.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+import main as train_command
+from benchmarks.peers import PACKAGES, PEERS, Fitted, importable
+from preprocessing.dataset import DataError
+from training.batches import DataSet, load_dataset
+from training.distributed import ALONE
+from training.metrics import RatingErrors, evaluate_ranking
+
+MODELS = (*PEERS, "two_tower")
+MEASURES = ("rmse", "mae", "ndcg@10", "recall@10", "fit_s", "wall_s")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
+    args = parse_args(argv)
+    try:
+        compare(args)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the temporary folder'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, nargs="+", default=[Path("data/processed")], metavar="DIR",
+                        help="processed data sets, such as one per split; averaged over (default: data/processed)")
+    parser.add_argument("--models", metavar="NAMES", help=f"comma separated, of: {', '.join(MODELS)} "
+                        "(default: all whose packages are installed)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N",
+                        help="how many: runs per data set with seeds 0 to N-1 (default: 1)")
+    parser.add_argument("--refit", action="store_true", help="the towers as by main.py --refit")
+    parser.add_argument("--num_threads", type=int, default=os.cpu_count(), metavar="N",
+                        help="CPU threads of what can use many (default: one per core)")
+    args = parser.parse_args(argv)
+    for name in ("seeds", "num_threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.models is not None:
+        args.models = list(dict.fromkeys(args.models.split(",")))
+        for name in args.models:
+            if name not in MODELS:
+                parser.error(f"--models has no model {name!r}; choose of {', '.join(MODELS)}")
+    return args
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run everything; print the table and the line of JSON."""
+    torch.set_num_threads(args.num_threads)
+    missing = {package for package in PACKAGES if not importable(package)}
+    models = args.models or [name for name in MODELS if name == "two_tower" or PEERS[name].package not in missing]
+    for name in models:
+        if name != "two_tower" and PEERS[name].package in missing:
+            raise DataError(f"{name} needs {PACKAGES[PEERS[name].package]}, which cannot be imported; run: pip install "
+                            "-r requirements-bench.txt, or leave it out of --models")
+    data_sets = {data_dir: check(data_dir) for data_dir in args.data_dir}
+    runs = [(data_dir, name, seed) for data_dir in data_sets for name in models
+            for seed in range(args.seeds if name == "two_tower" or PEERS[name].is_random else 1)]
+    measured: dict[str, list[dict]] = {name: [] for name in models}
+    with tqdm(runs, unit=" runs", disable=None) as bar:
+        for data_dir, name, seed in bar:
+            bar.set_description(f"{data_dir.name} {name}, seed {seed}")
+            start = time.perf_counter()
+            if name == "two_tower":
+                measures = run_towers(data_dir, seed, args.num_threads, args.refit)
+            else:
+                data = data_sets[data_dir]
+                measures = evaluate(PEERS[name].fit(data, seed, args.num_threads), data)
+            measured[name].append({**measures, "wall_s": time.perf_counter() - start})
+            bar.write(f"{data_dir.name} {name}, seed {seed}: RMSE {measures['rmse']:.4f}, {measures['fit_s']:.1f} s",
+                      file=sys.stderr)
+    results = {name: summarize(rows) for name, rows in measured.items()}
+    for name in models:
+        if "no_ranking" in measured[name][0]:
+            results[name]["no_ranking"] = measured[name][0]["no_ranking"]
+    print_table(results, args, list(data_sets.values()))
+    print(json.dumps({"results": results, "data_dirs": [str(path) for path in data_sets], "seeds": args.seeds,
+                      "refit": args.refit, "num_threads": args.num_threads}))
+
+
+def check(data_dir: Path) -> DataSet:
+    """Read a data set with all that is known before its test as the training part."""
+    data = load_dataset(data_dir, with_validation=True)
+    for part, ratings in (("training", data.train), ("test", data.test)):
+        if not len(ratings):
+            raise DataError(f"{data_dir} has no {part} ratings; preprocess it with another --split")
+    return data
+
+
+def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool) -> dict[str, float]:
+    """Run main.py with default flags into a temporary folder; return what it wrote about the test."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--data_dir", str(data_dir), "--run_dir", folder, "--seed", str(seed), "--num_threads",
+                 str(num_threads), *(["--refit"] if refit else [])]
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_command.run(train_command.parse_args(flags), ALONE)
+        written = json.loads((Path(folder) / "test_metrics.json").read_text(encoding="utf-8"))
+    return {**written["two_tower"], "fit_s": written["train_s"]}
+
+
+def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
+    """Measure a fitted peer on the test part, as main.py does the towers; what it cannot do is None."""
+    errors, step = RatingErrors(), data.meta["stars_step"]
+    errors.add(fitted.predict(data.test).clamp(*data.meta["stars_range"]), data.test.stars.float() * step)
+    measures = {"rmse": errors.rmse, "mae": errors.mae, "ndcg@10": None, "recall@10": None, "fit_s": fitted.fit_s}
+    if fitted.no_ranking:
+        return measures | {"no_ranking": fitted.no_ranking}
+    recommendable = torch.tensor(data.movies.num_train_ratings) > 0
+    return measures | evaluate_ranking(fitted.score_users, [data.train, data.validation], data.test, recommendable,
+                                       stars_step=step)
+
+
+def summarize(rows: list[dict]) -> dict[str, float | int | None]:
+    """Return mean and standard deviation of each measure over runs; None where a run has none or is not finite."""
+    result: dict[str, float | int | None] = {"runs": len(rows)}
+    for name in MEASURES:
+        values = [row[name] for row in rows]
+        known = all(value is not None and math.isfinite(value) for value in values)
+        result[name] = statistics.fmean(values) if known else None
+        result[f"{name}_std"] = statistics.stdev(values) if known and len(values) > 1 else None
+    return result
+
+
+def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: list[DataSet]) -> None:
+    """Print the protocol and a row per model, mean and standard deviation, the best RMSE last."""
+    splits = ", ".join(dict.fromkeys(data.meta["split"]["method"] for data in data_sets))
+    sizes = [len(data.test) for data in data_sets]
+    print(f"{', '.join(str(path) for path in args.data_dir)}; split {splits}; {sum(sizes) / len(sizes):,.0f} test "
+          f"ratings, {args.seeds} seed(s), {args.num_threads} thread(s)")
+    print(f"{'':<24}" + "".join(f"{name.upper():>18}" for name in MEASURES[:4]) + f"{'FIT S':>10}{'RUNS':>6}")
+    for name, row in sorted(results.items(), key=lambda item: -(item[1]["rmse"] or math.inf)):
+        title = PEERS[name].title if name != "two_tower" else "two towers" + (", refit" if args.refit else "")
+        cells = "".join(f"{format_cell(row[measure], row[f'{measure}_std']):>18}" for measure in MEASURES[:4])
+        print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
+
+
+def format_cell(mean: float | None, deviation: float | None) -> str:
+    """Return a mean with its deviation as text."""
+    return "-" if mean is None else f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
