@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, nargs="+", default=[Path("data/processed")], metavar="DIR",
                         help="processed data sets, such as one per split; averaged over (default: data/processed)")
     parser.add_argument("--models", metavar="NAMES", help=f"comma separated, of: {', '.join(MODELS)} "
-                        "(default: all whose packages are installed)")
+                        "(default: all whose packages are installed, but libmf)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N",
                         help="how many: runs per data set with seeds 0 to N-1 (default: 1)")
     parser.add_argument("--refit", action="store_true", help="the towers as by main.py --refit")
@@ -89,7 +89,8 @@ def compare(args: argparse.Namespace) -> None:
     """Run everything; print the table and the line of JSON."""
     torch.set_num_threads(args.num_threads)
     missing = {package for package in PACKAGES if not importable(package)}
-    models = args.models or [name for name in MODELS if name == "two_tower" or PEERS[name].package not in missing]
+    models = args.models or [name for name in MODELS if name == "two_tower"
+                             or (PEERS[name].is_default and PEERS[name].package not in missing)]
     for name in models:
         if name != "two_tower" and PEERS[name].package in missing:
             raise DataError(f"{name} needs {PACKAGES[PEERS[name].package]}, which cannot be imported; run: pip install "

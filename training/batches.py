@@ -4,6 +4,8 @@ Ratings lie in flat tensors in user order (compressed sparse rows): what a user 
 set of users with all of their ratings. No Dataset, no DataLoader and no Python per rating.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 
 from preprocessing import dataset
-from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Users
+from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Ratings, Users
 from training.distributed import ALONE, Ranks
 
 
@@ -97,11 +99,12 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
     sizes = [meta["split"][f"num_{name}"] for name in SPLITS]  # of which other ranks' stay untouched, not in memory
     columns = [{name: np.empty(size, dtype) for name, dtype in types.items()} for size in sizes]
     counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
-    part_of = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST])
+    part_of = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST], np.uint8)
     filled = [0, 0, 0]
-    for ratings in file.read_rows(rows):
+    for ratings in _read_ahead(file.read_rows(rows)):
+        parts = part_of[ratings.split]
         for part in range(len(SPLITS)):
-            chosen = np.flatnonzero(part_of[ratings.split] == part)
+            chosen = np.flatnonzero(parts == part)
             target = slice(filled[part], filled[part] + len(chosen))
             for name, column in columns[part].items():
                 column[target] = getattr(ratings, name)[chosen]
@@ -115,6 +118,15 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
                            *(torch.from_numpy(column[:filled[part]]) for column in columns[part].values()))
              for part in range(len(SPLITS))]
     return DataSet(meta, users, movies, *parts)
+
+
+def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
+    """Yield row groups while a thread decodes the next one."""
+    with ThreadPoolExecutor(1) as background:
+        waiting = background.submit(next, groups, None)
+        while (ratings := waiting.result()) is not None:
+            waiting = background.submit(next, groups, None)
+            yield ratings
 
 
 def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1) -> Batch:
