@@ -120,7 +120,7 @@ def test_myfm_scores_equal_its_own_predictions(data, monkeypatch, implicit):
     torch.testing.assert_close(dense, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["knn_baseline", "svd", "als", "libmf", "myfm_time"])
+@pytest.mark.parametrize("name", ["knn_baseline", "svd", "als", "myfm_time"])
 def test_every_peer_beats_the_global_mean(data, name, monkeypatch):
     if not peers.importable(peers.PEERS[name].package):
         pytest.skip(f"{peers.PACKAGES[peers.PEERS[name].package]} is not installed")
@@ -130,22 +130,6 @@ def test_every_peer_beats_the_global_mean(data, name, monkeypatch):
     assert measures["rmse"] < mean["rmse"]
     if name != "knn_baseline":
         assert 0 < measures["ndcg@10"] < 1
-
-
-def test_libmf_predicts_as_itself_and_the_mean_for_the_unknown(data):
-    if not peers.importable("libmf.mf"):
-        pytest.skip("libmf is not installed")
-    fitted = peers.fit_libmf(data, 0, 1)
-    rated = torch.zeros(data.num_movies, dtype=torch.bool)
-    rated[data.train.movie_idx.long()] = True
-    scores = fitted.score_users(torch.arange(data.num_users))
-    assert scores.isfinite().all()
-    stars = data.train.stars.float()
-    assert fitted.user_bias[0].item() == pytest.approx(stars.mean().item(), abs=1e-3)
-    if not rated.all():
-        torch.testing.assert_close(scores[:, ~rated], fitted.user_bias[:, None].expand(-1, int((~rated).sum())))
-    predicted = fitted.predict(data.train)
-    assert (predicted - stars).square().mean() < (stars - stars.mean()).square().mean() / 2
 
 
 def test_a_missing_peer_is_named_with_the_command_that_installs_it(data_dir, capsys, monkeypatch):
