@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        went_on = (args.run_dir / "last.pt").exists()
-        print("\ninterrupted; " + (f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
-                                   if went_on
-                                   else "no epoch was finished, nothing was written"), file=sys.stderr)
+        next_step = "no epoch was finished, nothing was written"
+        if (args.run_dir / "last.pt").exists():
+            next_step = f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
+        print(f"\ninterrupted; {next_step}", file=sys.stderr)
         return 130
     finally:
         distributed.stop(ranks)
@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="processed data set (default: %(default)s)")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
                         help="folder of the run (default: %(default)s)")
-    add("epochs", int, settings.epochs, "most epochs to train; the rate falls to zero within 20, within 8 where users are many")
+    add("epochs", int, settings.epochs, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
     add("batch_size", int, settings.batch_size, "USERS a step, each with all of his training ratings")
     add("lr", float, settings.lr, "base learning rate")
     add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
