@@ -45,8 +45,6 @@ def main(argv: list[str] | None = None) -> int:
             next_step = f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
         print(f"\ninterrupted; {next_step}", file=sys.stderr)
         return 130
-    finally:
-        distributed.stop(ranks)
     return 0
 
 
@@ -226,4 +224,4 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main())
