@@ -1,23 +1,25 @@
-"""Recommend movies: score all movies that a person has not seen and print the best.
+"""Recommend movies: score all that a person has not seen and print the best.
 
-    python rec.py                                       for a user of the data set, chosen by its seed
-    python rec.py --user_id 1488844 --top_n 20 --explain
-    python rec.py --rate "571:5,1905:4,30:1"            for somebody new
+examples:
+  python rec.py --user_id 1488844 --year_from 1990 --explain
+  python rec.py --rate "571:5,1905:4,30:1"            for somebody new
+  python rec.py --similar_to 571 --min_ratings 1000
 
+Without flags it recommends for a user of the data set, chosen by its seed.
 Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 """
 
 import argparse
-import dataclasses
-import json
+import os
 import sys
-import unicodedata
 from pathlib import Path
 
-from models.recommender import History, Recommendation, Recommender
+from models.listing import WIDTH, as_json, as_json_object, as_table, count, fit
+from models.own_ratings import parse_ratings, read_ratings
+from models.recommender import Filters, History, Recommendation, Recommender
 from preprocessing.dataset import DataError
 
-TITLE_WIDTH = 46
+MAP_FORMATS = (".png", ".pdf", ".svg")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
+        sys.stdout.flush()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads the list, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -38,97 +43,143 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    who = parser.add_mutually_exclusive_group()
-    who.add_argument("--user_id", type=int, metavar="ID", help="user of the data set (default: one chosen by its seed)")
-    who.add_argument("--rate", type=parse_rates, metavar='"ID:STARS,..."', help="ratings of somebody new, by movie_id")
-    parser.add_argument("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
-    parser.add_argument("--explain", action="store_true", help="show which rated movies raised each score most")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
-                        help="folder of the run (default: %(default)s)")
-    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
-                        help="processed data set (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, usage="python rec.py [flags]", add_help=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=WIDTH))
+    add = parser.add_argument_group("flags").add_argument
+    add("--user_id", type=int, metavar="ID", help="user of the data set (default: chosen by its seed)")
+    add("--rate", type=typed_ratings, metavar='"ID:STARS,..."', help="ratings by movie_id, alone or of --user_id too")
+    add("--ratings_file", type=Path, metavar="FILE", help="the same from CSV: movie_id,stars or title,stars")
+    add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
+    add("--similar_to", type=int, metavar="MOVIE_ID", help="list the movies most like this one")
+    add("--map", type=Path, metavar="FILE", help="draw the film vectors: map.png, .pdf or .svg")
+    add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
+    add("--year_from", type=int, metavar="YEAR", help="only movies of this year or later")
+    add("--year_to", type=int, metavar="YEAR", help="only movies of this year or earlier")
+    add("--min_ratings", type=int, default=1, metavar="K", help="only movies with K training ratings (default: 1)")
+    add("--title", default="", metavar="TEXT", help="only movies with TEXT in their title")
+    add("--include_seen", action="store_true", help="list seen movies too, with the stars given")
+    add("--explain", action="store_true", help="show which ratings raised each score most")
+    add("--json", action="store_true", help="print one JSON object instead of a table")
+    add("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR", help="run (default: %(default)s)")
+    add("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
+        help="data set (default: %(default)s)")
+    add("-h", "--help", action="help", help="show this help and exit")
     args = parser.parse_args(argv)
-    if args.top_n < 1:
-        parser.error(f"--top_n must be at least 1, not {args.top_n}")
+    check_flags(parser, args)
     return args
 
 
-def parse_rates(text: str) -> dict[int, float]:
-    """Read "MOVIE_ID:STARS,..." into {movie_id: stars}."""
-    ratings: dict[int, float] = {}
-    for part in text.split(","):
-        movie_id, _, stars = part.partition(":")
-        try:
-            key, value = int(movie_id), float(stars)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} is not MOVIE_ID:STARS") from None
-        if key in ratings:
-            raise argparse.ArgumentTypeError(f"movie_id {key} is rated twice")
-        ratings[key] = value
-    return ratings
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a sentence where flags are wrong, or do not go together."""
+    if args.top_n < 1:
+        parser.error(f"--top_n must be at least 1, not {args.top_n}")
+    if args.min_ratings < 0:
+        parser.error(f"--min_ratings must be at least 0, not {args.min_ratings}")
+    if args.year_from is not None and args.year_to is not None and args.year_from > args.year_to:
+        parser.error(f"--year_from {args.year_from} lies after --year_to {args.year_to}: no movie could pass")
+    if args.fallback and args.user_id is None:
+        parser.error("--fallback is for an unknown user: name one with --user_id")
+    modes = {"--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
+             "--ratings_file": args.ratings_file, "--explain": args.explain or None,
+             "--include_seen": args.include_seen or None}
+    given = [flag for flag, value in modes.items() if value is not None]
+    if given[:1] in (["--similar_to"], ["--map"]) and len(given) > 1:
+        parser.error(f"{given[0]} asks about movies and not about a person: it does not go with {given[1]}")
+    if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
+        parser.error(f"--map {args.map} must end in {', '.join(MAP_FORMATS)}")
+    if args.map is not None and not args.map.parent.is_dir():
+        parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
+
+
+def typed_ratings(text: str) -> dict[int, float]:
+    """Read the value of --rate."""
+    try:
+        return parse_ratings(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the run, make the list, print it."""
+    """Load the run, make what is asked for, print it."""
     recommender = Recommender.load(args.run_dir, args.data_dir)
-    if args.rate is not None:
-        history = recommender.history_from(args.rate)
+    filters = Filters(args.year_from, args.year_to, args.min_ratings, args.title, args.include_seen)
+    if args.map is not None:
+        draw(args, recommender, filters)
+    elif args.similar_to is not None:
+        list_similar(args, recommender, filters)
     else:
-        history = recommender.history_of(recommender.any_user_id() if args.user_id is None else args.user_id)
-    recommendations = recommender.recommend(history, args.top_n)
+        list_for_person(args, recommender, filters)
+
+
+def list_similar(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Print the movies nearest to one."""
+    rows = recommender.similar(args.similar_to, args.top_n, filters)
+    movie = recommender.movie_idx_of(args.similar_to)
+    if not recommender.movies.num_train_ratings[movie]:
+        print(f"movie {args.similar_to} has no training ratings: only its features say what it is like",
+              file=sys.stderr)
+    title = fit(recommender.movies.title[movie], 50, sys.stdout.encoding).rstrip()
+    show(args, recommender, rows, "similar", f"like movie {args.similar_to}, {title}")
+
+
+def list_for_person(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Print the list of a user, of somebody new, or the popular movies for somebody unknown."""
+    history = history_of(args, recommender)
+    if history is None:
+        rows = recommender.popular(args.top_n, filters)
+        show(args, recommender, rows, "popular", "popular movies, most ratings first; stars are their mean",
+             args.user_id)
+        return
+    rows = recommender.recommend(history, args.top_n, filters)
     if args.explain:
-        recommender.explain(history, recommendations)
+        recommender.explain(history, rows)
+    kind, who = ("new", "somebody new") if history.user_id is None else ("user", f"user {history.user_id}")
+    chosen = kind == "user" and args.user_id is None
+    show(args, recommender, rows, kind, f"{who}, {count(len(history.movie_idx), 'movie')} rated"
+         f"{' (chosen by the seed; see --user_id)' if chosen else ''}", history.user_id)
+
+
+def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:
+    """Return the ratings of the person asked for; None if nothing is known of him and --fallback lets that pass."""
+    given = {} if args.ratings_file is None else read_ratings(args.ratings_file, recommender)
+    given.update(args.rate or {})
+    if args.user_id is not None and args.fallback and not recommender.has_user(args.user_id):
+        instead = "the ratings given are all that is known" if given else "listing popular movies instead"
+        print(f"user_id {args.user_id} is not in the data set: {instead}", file=sys.stderr)
+        return recommender.history_from(given) if given else None
+    if args.user_id is None and given:
+        return recommender.history_from(given)
+    history = recommender.history_of(recommender.any_user_id() if args.user_id is None else args.user_id)
+    return recommender.add_ratings(history, given)
+
+
+def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,
+         user_id: int | None = None) -> None:
+    """Print a list."""
     if args.json:
-        print(as_json(history, recommendations))
+        print(as_json(kind, rows, user_id, args.similar_to))
+        return
+    print(heading)
+    if rows:
+        print(as_table(rows, recommender.meta["stars_range"][1], sys.stdout.encoding))
     else:
-        print(as_table(history, recommendations, chosen=args.user_id is None))
+        print("nothing to list: no movie passes the filters that is not rated already")
 
 
-def as_json(history: History, recommendations: list[Recommendation]) -> str:
-    """Return one object: user_id (null for somebody new) and recommendations."""
-    rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
-    for row in rows:
-        row["stars"] = round(row["stars"], 4)
-        if row["because"] is None:
-            del row["because"]
-    return json.dumps({"user_id": history.user_id, "recommendations": rows}, allow_nan=False)
+def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Draw the map and say what is in it."""
+    from models.movie_map import draw_map, map_movies
 
-
-def as_table(history: History, recommendations: list[Recommendation], chosen: bool) -> str:
-    """Return the list as text of at most 80 columns."""
-    who = "somebody new" if history.user_id is None else f"user {history.user_id}"
-    hint = " (chosen by the seed; see --user_id)" if chosen and history.user_id is not None else ""
-    lines = [f"{who}, {len(history.movie_idx):,} movies rated{hint}"]
-    if not recommendations:
-        return "\n".join([*lines, "nothing to recommend: every movie with training ratings is rated already"])
-    lines.append(f"{'rank':>4}  {fit('title', TITLE_WIDTH)}  year  stars  {'ratings':>10}")
-    for row in recommendations:
-        lines.append(f"{row.rank:>4}  {fit(row.title, TITLE_WIDTH)}  {row.year or '-':>4}  {row.stars:5.2f}  "
-                     f"{row.num_ratings:>10,}")
-        lines += [f"      {reason.effect:+.2f} for {reason.stars:g} stars given to {fit(reason.title, 40).rstrip()}"
-                  for reason in row.because or []]
-    return "\n".join(lines)
-
-
-def fit(text: str, width: int) -> str:
-    """Cut or pad a title to a width in terminal columns; what a terminal might obey is shown as '?'."""
-    shown, used = "", 0
-    for character in text:
-        category = unicodedata.category(character)
-        if category.startswith(("C", "Z")) and character != " ":
-            character = "?"
-        columns = 0 if category.startswith("M") else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if used + columns > width:
-            while used > width - 3:
-                last = shown[-1]
-                used -= 0 if unicodedata.combining(last) else 2 if unicodedata.east_asian_width(last) in "WF" else 1
-                shown = shown[:-1]
-            return shown + "..." + " " * (width - used - 3)
-        shown, used = shown + character, used + columns
-    return shown + " " * (width - used)
+    movie_map = map_movies(recommender, filters)
+    labelled = draw_map(args.map, recommender, movie_map)
+    if args.json:
+        movies, order = recommender.movies, movie_map.movie_idx.tolist()
+        print(as_json_object({"kind": "map", "file": str(args.map), "variance": list(movie_map.variance), "movies": [
+            {"movie_id": int(movies.movie_id[movie]), "title": movies.title[movie], "x": x, "y": y}
+            for movie, (x, y) in zip(order, movie_map.place.tolist(), strict=True)]}))
+    else:
+        print(f"{args.map}: {count(len(movie_map.movie_idx), 'movie')}, {len(labelled)} of them labelled")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""Answer queries from a trained run: which unseen movies would a person rate highest, and why.
+"""Answer queries from a trained run: which movies would a person rate highest, and why; which movies are alike.
 
     recommender = Recommender.load("runs/default", "data/processed")
     history = recommender.history_of(user_id)
     print(recommender.recommend(history, top_n=10))
 
 A person is a `History`: some ratings and, for a user of the data set, a row of the user table. A history typed in by
-somebody who was not there in training is served by the same tower, without any retraining.
+somebody who was not there in training is served by the same tower, without any retraining. `Filters` say which movies
+may be listed; every list is made of `Recommendation`.
 """
 
+import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from models.checkpoint import load_checkpoint, model_of
 from models.two_tower import TwoTower
@@ -22,12 +26,23 @@ from preprocessing.dataset import DataError, Movies, RatingsFile, Users
 
 @dataclass
 class History:
-    """What a person has rated (R ratings), and who he is, if the data set knows him."""
+    """What a person has rated (R ratings, a movie at most once), and who he is, if the data set knows him."""
 
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
     user_id: int | None = None
     user_idx: int | None = None
+
+
+@dataclass
+class Filters:
+    """Which movies may be listed; as it stands, all unseen ones with training ratings."""
+
+    year_from: int | None = None  # a movie of unknown year passes neither bound
+    year_to: int | None = None  # inclusive, as is year_from
+    min_ratings: int = 1  # in training; without any, a movie has no vector of its own, only what its features say
+    title: str = ""  # a part of the title; upper and lower case are the same
+    include_seen: bool = False  # list what the person has rated too
 
 
 @dataclass
@@ -44,12 +59,14 @@ class Reason:
 class Recommendation:
     """One line of a list; `because` is filled by `Recommender.explain`."""
 
-    rank: int
+    rank: int  # from 1
     movie_id: int
     title: str
     year: int | None
-    stars: float  # predicted
     num_ratings: int  # of the movie, in training
+    stars: float | None = None  # predicted, of a popular movie the mean; None in a list of similar ones
+    similarity: float | None = None  # cosine, -1 to 1; None unless it is a list of similar movies
+    rated: float | None = None  # stars that the person gave, where he has seen the movie
     because: list[Reason] | None = None
 
 
@@ -61,8 +78,6 @@ class Recommender:
         with torch.no_grad():
             self._films = model.films()
             self._movie_vectors = model.movie_vectors()
-        # A movie without a single training rating has no vector that could be trusted.
-        self._recommendable = torch.tensor(movies.num_train_ratings > 0)
 
     @classmethod
     def load(cls, run_dir: str | Path, data_dir: str | Path) -> "Recommender":
@@ -82,54 +97,106 @@ class Recommender:
         """Return the id of a user chosen by the data set's seed."""
         return int(np.random.default_rng(self.meta["seed"]).choice(self.users.user_id))
 
+    def has_user(self, user_id: int) -> bool:
+        """Tell whether the data set has a user."""
+        return _place(self.users.user_id, user_id) is not None
+
     def history_of(self, user_id: int) -> History:
         """Return all ratings of a user of the data set.
 
         Raises:
             DataError: there is no such user.
         """
-        user_idx = int(np.searchsorted(self.users.user_id, user_id))
-        if user_idx == len(self.users.user_id) or self.users.user_id[user_idx] != user_id:
+        user_idx = _place(self.users.user_id, user_id)
+        if user_idx is None:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
-                            'python rec.py --rate "MOVIE_ID:STARS,..."')
+                            'python rec.py --rate "MOVIE_ID:STARS,...", or add --fallback popular')
         ratings = self.ratings.read_user(self.users, user_idx)
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
                        torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"], user_id, user_idx)
 
     def history_from(self, ratings: dict[int, float]) -> History:
-        """Return the history of somebody new from {movie_id: stars}.
+        """Return the history of somebody new from {movie_id: stars}; raises as `add_ratings` does."""
+        return self.add_ratings(History(torch.zeros(0, dtype=torch.int64), torch.zeros(0)), ratings)
+
+    def add_ratings(self, history: History, ratings: dict[int, float]) -> History:
+        """Return a person's history with more ratings, {movie_id: stars}; a movie rated again has the new stars.
 
         Raises:
             DataError: a movie_id that the data set does not have, or stars outside its scale.
         """
         low, high = self.meta["stars_range"]
+        movie_idx = torch.tensor([self.movie_idx_of(movie_id) for movie_id in ratings], dtype=torch.int64)
         for movie_id, stars in ratings.items():
-            place = int(np.searchsorted(self.movies.movie_id, movie_id))
-            if place == len(self.movies.movie_id) or self.movies.movie_id[place] != movie_id:
-                raise DataError(f"movie_id {movie_id} is not in the data set")
             if not low <= stars <= high:
                 raise DataError(f"movie_id {movie_id} is given {stars:g} stars, outside {low:g} to {high:g}")
-        movie_idx = np.searchsorted(self.movies.movie_id, list(ratings))
-        return History(torch.from_numpy(movie_idx.astype(np.int64)), torch.tensor(list(ratings.values())).float())
+        kept = ~torch.isin(history.movie_idx, movie_idx)
+        return History(torch.cat([history.movie_idx[kept], movie_idx]),
+                       torch.cat([history.stars[kept], torch.tensor(list(ratings.values()), dtype=torch.float32)]),
+                       history.user_id, history.user_idx)
+
+    def movie_idx_of(self, movie_id: int) -> int:
+        """Return the index of a movie.
+
+        Raises:
+            DataError: there is no such movie.
+        """
+        movie_idx = _place(self.movies.movie_id, movie_id)
+        if movie_idx is None:
+            raise DataError(f"movie_id {movie_id} is not in the data set")
+        return movie_idx
+
+    def movies_called(self, title: str) -> list[int]:
+        """Return the movie_id of every movie of exactly this title; upper and lower case are the same."""
+        return self._ids_of_title.get(_fold(title.strip()), [])
 
     @torch.no_grad()
-    def recommend(self, history: History, top_n: int = 10) -> list[Recommendation]:
-        """Return the unseen movies with the highest predicted stars, best first; fewer than top_n if there are no more.
+    def vector_of(self, history: History) -> torch.Tensor:
+        """Return a person's vector, float (K,): its inner product with a movie's vector is the score."""
+        return self.model.user_vectors(self._films, self._embedding(history), torch.zeros_like(history.movie_idx),
+                                       history.movie_idx, history.stars)[0]
 
-        Equal scores keep the order of movie_id.
+    @torch.no_grad()
+    def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
+        """Return the movies with the highest predicted stars, best first; fewer than top_n if there are no more.
+
+        Equal scores keep the order of movie_id. The prediction for a movie that the person has seen
+        (`filters.include_seen`) knows the stars he gave.
         """
-        vector = self.model.user_vectors(self._films, self._embedding(history), torch.zeros_like(history.movie_idx),
-                                         history.movie_idx, history.stars)[0]
-        scores = self._movie_vectors @ vector  # (M,)
-        scores[~self._recommendable] = -torch.inf
-        scores[history.movie_idx] = -torch.inf
-        order = scores.argsort(descending=True, stable=True)[:top_n]
-        order = order[scores[order] > -torch.inf]
-        stars = self.model.stars(scores[order])
-        return [Recommendation(rank, int(self.movies.movie_id[movie]), self.movies.title[movie],
-                               int(self.movies.year[movie]) or None, predicted,
-                               int(self.movies.num_train_ratings[movie]))
-                for rank, (movie, predicted) in enumerate(zip(order.tolist(), stars.tolist(), strict=True), start=1)]
+        scores = self._movie_vectors @ self.vector_of(history)  # (M,)
+        order = best(scores, self._allowed(filters, history), top_n)
+        given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
+        stars = self.model.stars(scores[order]).tolist()
+        return [self._line(rank, movie, stars=predicted, rated=given.get(movie))
+                for rank, (movie, predicted) in enumerate(zip(order.tolist(), stars, strict=True), start=1)]
+
+    def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
+        """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
+        num_ratings, mean = torch.tensor(self.movies.num_train_ratings), self.model.config.stars_mean + self._films.mean
+        order = best(num_ratings, self._allowed(filters, None), top_n).tolist()
+        return [self._line(rank, movie, stars=float(mean[movie])) for rank, movie in enumerate(order, start=1)]
+
+    @torch.no_grad()
+    def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
+        """Return the movies whose vectors have the highest cosine with a movie's, nearest first, itself left out.
+
+        The coordinates that hold biases are left out: two films are not alike because both are liked.
+
+        Raises:
+            DataError: there is no such movie.
+        """
+        movie_idx = self.movie_idx_of(movie_id)
+        vectors = normalize(self._films.vectors.flatten(1))  # (M, H D)
+        cosines = vectors @ vectors[movie_idx]  # (M,)
+        allowed = self._allowed(filters, None)
+        allowed[movie_idx] = False
+        order = best(cosines, allowed, top_n).tolist()
+        return [self._line(rank, movie, similarity=float(cosines[movie])) for rank, movie in enumerate(order, start=1)]
+
+    def film_vectors(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the indices of the movies that pass, int64 (F,), and their vectors without biases, float (F, H D)."""
+        movie_idx = self._allowed(filters, None).nonzero()[:, 0]
+        return movie_idx, self._films.vectors[movie_idx].flatten(1)
 
     @torch.no_grad()
     def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3) -> None:
@@ -146,8 +213,61 @@ class Recommender:
                 for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
                                                effect[best].tolist(), strict=True) if value > 0]
 
+    @cached_property
+    def _ids_of_title(self) -> dict[str, list[int]]:
+        """The movie_id of every movie of a title; made when first asked for."""
+        ids: dict[str, list[int]] = {}
+        for movie_id, title in zip(self.movies.movie_id.tolist(), self.movies.title, strict=True):
+            ids.setdefault(_fold(title.strip()), []).append(movie_id)
+        return ids
+
+    def _allowed(self, filters: Filters | None, history: History | None) -> torch.Tensor:
+        """Return which movies may be listed, bool (M,)."""
+        filters, movies = filters or Filters(), self.movies
+        allowed = movies.num_train_ratings >= filters.min_ratings
+        if filters.year_from is not None:
+            allowed &= (movies.year > 0) & (movies.year >= filters.year_from)
+        if filters.year_to is not None:
+            allowed &= (movies.year > 0) & (movies.year <= filters.year_to)
+        if filters.title:
+            part = _fold(filters.title)
+            allowed &= np.array([part in _fold(title) for title in movies.title])
+        if history is not None and not filters.include_seen:
+            allowed[history.movie_idx.numpy()] = False
+        return torch.from_numpy(allowed)
+
+    def _line(self, rank: int, movie: int, **values: float | None) -> Recommendation:
+        """Return one line of a list."""
+        return Recommendation(rank, int(self.movies.movie_id[movie]), self.movies.title[movie],
+                              int(self.movies.year[movie]) or None, int(self.movies.num_train_ratings[movie]),
+                              **values)
+
     def _embedding(self, history: History) -> torch.Tensor:
         """Return the user's row of the table, (1, user_dim), zero for somebody new."""
         if history.user_idx is None:
             return self.model.user_embedding.new_zeros(1, self.model.config.user_dim)
         return self.model.user_embedding[history.user_idx:history.user_idx + 1]
+
+
+def best(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tensor:
+    """Return the indices of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
+
+    Args:
+        scores, allowed: (M,) and bool (M,); equal scores keep the order of the index.
+    """
+    candidates = allowed.nonzero()[:, 0]
+    if len(candidates) > top_n:  # sort only what can be among the best
+        values = scores[candidates]
+        candidates = candidates[values >= values.topk(top_n).values[-1]]
+    return candidates[scores[candidates].argsort(descending=True, stable=True)][:top_n]
+
+
+def _place(ids: np.ndarray, wanted: int) -> int | None:
+    """Return where an id stands among ascending ids."""
+    place = int(np.searchsorted(ids, wanted)) if abs(wanted) < 2**63 else len(ids)
+    return place if place < len(ids) and ids[place] == wanted else None
+
+
+def _fold(text: str) -> str:
+    """Return a text as titles are compared: without case, and however its accents are encoded."""
+    return unicodedata.normalize("NFKC", text).casefold()

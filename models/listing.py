@@ -1,0 +1,104 @@
+"""A list of movies as text of at most 80 columns, or as JSON."""
+
+import dataclasses
+import json
+import unicodedata
+
+from models.recommender import Recommendation
+
+WIDTH = 80
+REASON_WIDTH = 40  # columns of a title in a reason
+
+
+def as_json(kind: str, recommendations: list[Recommendation], user_id: int | None = None,
+            movie_id: int | None = None) -> str:
+    """Return one object on one line, in ASCII: the same keys whatever the list; what does not apply is null."""
+    rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
+    return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "recommendations": rows})
+
+
+def as_json_object(value: dict) -> str:
+    """Return an object on one line, in ASCII, its numbers to four places."""
+    def rounded(part: object) -> object:
+        if isinstance(part, dict):
+            return {key: rounded(inner) for key, inner in part.items()}
+        if isinstance(part, list):
+            return [rounded(inner) for inner in part]
+        return round(part, 4) if isinstance(part, float) else part
+
+    return json.dumps(rounded(value), allow_nan=False)
+
+
+def as_table(recommendations: list[Recommendation], highest: float, encoding: str | None) -> str:
+    """Return a list as text: a line per movie, reasons under it; every line has at most 80 columns.
+
+    Args:
+        highest: the most stars of the scale; up to 5 of them are drawn, to the nearest half.
+        encoding: of the terminal; what it does not have is shown as "?", and stars are not drawn without it.
+    """
+    drawn = highest <= 5 and _can_show("★½", encoding)
+    columns = [("year", 4, lambda row: str(row.year or "-")), ("ratings", 9, lambda row: f"{row.num_ratings:,}")]
+    if any(row.similarity is not None for row in recommendations):
+        columns.append(("cosine", 6, lambda row: f"{row.similarity:.3f}"))
+    else:
+        if any(row.rated is not None for row in recommendations):
+            columns.append(("given", 5, lambda row: "" if row.rated is None else f"{row.rated:g}"))
+        columns.append(("stars", 5, lambda row: f"{row.stars:.2f}"))
+    width = WIDTH - 6 - sum(2 + size for _, size, _ in columns) - 6 * drawn
+    lines = [f"rank  {fit('title', width)}" + "".join(f"  {name:>{size}}" for name, size, _ in columns)]
+    for row in recommendations:
+        cells = "".join(f"  {cell(row):>{size}}" for _, size, cell in columns)
+        stars = f" {draw_stars(row.stars)}" if drawn and row.stars is not None else ""
+        lines.append(f"{row.rank:>4}  {fit(row.title, width, encoding)}{cells}{stars}")
+        lines += [f"      {reason.effect:+.2f} for {count(reason.stars, 'star')} given to "
+                  f"{fit(reason.title, REASON_WIDTH, encoding).rstrip()}" for reason in row.because or []]
+    return "\n".join(lines)
+
+
+def draw_stars(stars: float) -> str:
+    """Draw a number of stars to the nearest half: 3.4 is ★★★½."""
+    halves = round(2 * stars)
+    return "★" * (halves // 2) + "½" * (halves % 2)
+
+
+def count(number: float, noun: str) -> str:
+    """Return a number with its noun: 1 star, 2 stars, 1,000 stars."""
+    return f"{number:,.10g} {noun}{'' if number == 1 else 's'}"
+
+
+def fit(text: str, width: int, encoding: str | None = "utf-8") -> str:
+    """Cut or pad a text to a width in terminal columns; what a terminal cannot show, or might obey, becomes '?'."""
+    shown: list[str] = []
+    used = 0
+    for character in (_harmless(character, encoding) for character in text):
+        used += _columns(character)
+        shown.append(character)
+        if used > width:
+            while used > width - 3:
+                used -= _columns(shown.pop())
+            return "".join(shown) + "..." + " " * (width - 3 - used)
+    return "".join(shown) + " " * (width - used)
+
+
+def _harmless(character: str, encoding: str | None) -> str:
+    """Return a character, or what is shown instead: a space for other spaces, '?' for controls and what is missing."""
+    category = unicodedata.category(character)
+    if category == "Zs":
+        return " "
+    return "?" if category[0] in "CZ" or not _can_show(character, encoding) else character
+
+
+def _columns(character: str) -> int:
+    """Return the columns that a character takes in a terminal: wide ones two, combining marks none."""
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _can_show(text: str, encoding: str | None) -> bool:
+    """Tell whether an encoding has all characters of a text."""
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
