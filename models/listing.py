@@ -37,22 +37,27 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         encoding: of the terminal; what it does not have is shown as "?", and stars are not drawn without it.
     """
     drawn = highest <= 5 and _can_show("★½", encoding)
-    columns = [("year", 4, lambda row: str(row.year or "-")), ("ratings", 9, lambda row: f"{row.num_ratings:,}")]
+    columns = {"rank": [str(row.rank) for row in recommendations],
+               "year": [str(row.year or "-") for row in recommendations],
+               "ratings": [f"{row.num_ratings:,}" for row in recommendations]}
+    if any(row.rated is not None for row in recommendations):
+        columns["given"] = ["" if row.rated is None else f"{row.rated:g}" for row in recommendations]
     if any(row.similarity is not None for row in recommendations):
-        columns.append(("cosine", 6, lambda row: f"{row.similarity:.3f}"))
+        columns["cosine"] = [f"{row.similarity:.3f}" for row in recommendations]
     else:
-        if any(row.rated is not None for row in recommendations):
-            columns.append(("given", 5, lambda row: "" if row.rated is None else f"{row.rated:g}"))
-        columns.append(("stars", 5, lambda row: f"{row.stars:.2f}"))
-    width = WIDTH - 6 - sum(2 + size for _, size, _ in columns) - 6 * drawn
-    lines = [f"rank  {fit('title', width)}" + "".join(f"  {name:>{size}}" for name, size, _ in columns)]
-    for row in recommendations:
-        cells = "".join(f"  {cell(row):>{size}}" for _, size, cell in columns)
-        stars = f" {draw_stars(row.stars)}" if drawn and row.stars is not None else ""
-        lines.append(f"{row.rank:>4}  {fit(row.title, width, encoding)}{cells}{stars}")
-        lines += [f"      {reason.effect:+.2f} for {count(reason.stars, 'star')} given to "
-                  f"{fit(reason.title, REASON_WIDTH, encoding).rstrip()}" for reason in row.because or []]
-    return "\n".join(lines)
+        columns["stars"] = [f"{row.stars:.2f}" for row in recommendations]
+    columns = {name: [f"{cell:>{max(map(len, [name, *cells]))}}" for cell in [name, *cells]]
+               for name, cells in columns.items()}
+    width = WIDTH - sum(len(cells[0]) + 2 for cells in columns.values()) - 6 * drawn
+    titles = ["title", *(row.title for row in recommendations)]
+    lines = ["  ".join([rank, fit(title, width, encoding), *cells])
+             for title, rank, *cells in zip(titles, *columns.values(), strict=True)]
+    text = lines[:1]
+    for line, row in zip(lines[1:], recommendations, strict=True):
+        text.append(f"{line} {draw_stars(row.stars)}" if drawn and row.stars is not None else line)
+        text += [f"      {reason.effect:+.2f} for {count(reason.stars, 'star')} given to "
+                 f"{fit(reason.title, REASON_WIDTH, encoding).rstrip()}" for reason in row.because or []]
+    return "\n".join(text)
 
 
 def draw_stars(stars: float) -> str:

@@ -1,4 +1,9 @@
+import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +23,46 @@ def recommend(capsys, data_dir, run_dir, *flags: str) -> str:
     return output.out
 
 
-def test_json_has_the_promised_keys(capsys, data_dir, run_dir):
-    result = json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "7"))
-    assert set(result) == {"user_id", "recommendations"}
-    assert [row["rank"] for row in result["recommendations"]] == list(range(1, 8))
-    for row in result["recommendations"]:
-        assert set(row) == {"rank", "movie_id", "title", "year", "stars", "num_ratings"}
-        assert 1 <= row["stars"] <= 5
-    stars = [row["stars"] for row in result["recommendations"]]
-    assert stars == sorted(stars, reverse=True)
+def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp_path):
+    movie_id = str(rated_movies(data_dir)[0])
+    (tmp_path / "mine.csv").write_text(f"{movie_id},5\n")
+    modes = {("--explain",): "user", ("--rate", f"{movie_id}:5"): "new", ("--similar_to", movie_id): "similar",
+             ("--ratings_file", str(tmp_path / "mine.csv")): "new",
+             ("--user_id", "999999999", "--fallback", "popular"): "popular"}
+    for flags, kind in modes.items():
+        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "7", *flags))
+        assert list(result) == ["kind", "user_id", "movie_id", "recommendations"] and result["kind"] == kind
+        assert result["movie_id"] == (int(movie_id) if kind == "similar" else None)
+        assert [row["rank"] for row in result["recommendations"]] == list(range(1, 8))
+        for row in result["recommendations"]:
+            assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated",
+                                 "because"]
+            assert (row["because"] is not None) == (kind == "user")
+            assert (row["stars"] is None and -1 <= row["similarity"] <= 1) if kind == "similar" else \
+                (row["similarity"] is None and 1 <= row["stars"] <= 5)
+        order = {"popular": "num_ratings", "similar": "similarity"}.get(kind, "stars")
+        values = [row[order] for row in result["recommendations"]]
+        assert values == sorted(values, reverse=True)
+
+
+def test_filters_act_in_every_mode(capsys, data_dir, run_dir):
+    movies = read_movies(data_dir)
+    word = movies.title[int(np.argmax(movies.num_train_ratings))].split()[-1].upper()
+    flags = ["--year_from", "1950", "--year_to", "2000", "--min_ratings", "30", "--title", word, "--top_n", "1000"]
+    passing = {int(movie_id) for movie_id, year, title, count in
+               zip(movies.movie_id, movies.year, movies.title, movies.num_train_ratings, strict=True)
+               if 1950 <= year <= 2000 and count >= 30 and word.lower() in title.lower()}
+    assert 3 < len(passing) < len(movies.title)
+    some = str(min(set(movies.movie_id.tolist()) - passing))
+    for mode in (["--include_seen"], ["--rate", f"{some}:4"], ["--similar_to", some],
+                 ["--user_id", "999999999", "--fallback", "popular"]):
+        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", *mode, *flags))
+        assert {row["movie_id"] for row in result["recommendations"]} == passing
+
+
+def rated_movies(data_dir) -> list[int]:
+    movies = read_movies(data_dir)
+    return movies.movie_id[movies.num_train_ratings > 0].tolist()
 
 
 def test_rec_never_returns_a_rated_movie(capsys, data_dir, run_dir):
@@ -77,23 +113,120 @@ def test_explanations_are_the_exact_parts_of_the_score(data_dir, run_dir):
         assert {reason.movie_id for reason in recommendation.because} <= rated
 
 
-def test_new_ratings_are_served_without_retraining(capsys, data_dir, run_dir):
-    movie_ids = read_movies(data_dir).movie_id[read_movies(data_dir).num_train_ratings > 0][:3]
+def test_new_ratings_are_served_without_retraining(capsys, data_dir, run_dir, tmp_path):
+    movie_ids = rated_movies(data_dir)[:3]
+    titles = dict(zip(read_movies(data_dir).movie_id.tolist(), read_movies(data_dir).title, strict=True))
     rates = ",".join(f"{movie_id}:{stars}" for movie_id, stars in zip(movie_ids, (5, 1, 3.5), strict=True))
-    result = json.loads(recommend(capsys, data_dir, run_dir, "--rate", rates, "--json"))
+    typed = recommend(capsys, data_dir, run_dir, "--rate", rates, "--json")
+    result = json.loads(typed)
     assert result["user_id"] is None and len(result["recommendations"]) == 10
-    assert not {row["movie_id"] for row in result["recommendations"]} & set(movie_ids.tolist())
+    assert not {row["movie_id"] for row in result["recommendations"]} & set(movie_ids)
+    path = tmp_path / "mine.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("title", "stars"), (titles[movie_ids[0]].upper(), 5), (movie_ids[1], 2)])
+    flags = ["--ratings_file", str(path), "--rate", f"{movie_ids[1]}:1,{movie_ids[2]}:3.5", "--json"]
+    assert recommend(capsys, data_dir, run_dir, *flags) == typed
+
+
+def test_ratings_add_to_those_of_a_user_and_replace_them(capsys, data_dir, run_dir):
+    recommender = Recommender.load(run_dir, data_dir)
+    user_id = recommender.any_user_id()
+    history = recommender.history_of(user_id)
+    rated = int(recommender.movies.movie_id[history.movie_idx[0]])
+    fresh = recommender.recommend(history)[0].movie_id
+    other = 1 if history.stars[0] > 3 else 5
+    result = json.loads(recommend(capsys, data_dir, run_dir, "--user_id", str(user_id), "--include_seen", "--top_n",
+                                  "1000", "--rate", f"{rated}:{other},{fresh}:2", "--json"))
+    given = {row["movie_id"]: row["rated"] for row in result["recommendations"]}
+    assert result["user_id"] == user_id and given[rated] == other and given[fresh] == 2
+    assert sum(stars is not None for stars in given.values()) <= len(history.movie_idx) + 1
+    table = recommend(capsys, data_dir, run_dir, "--user_id", str(user_id), "--rate", f"{rated}:{other},{fresh}:2")
+    assert f"user {user_id}, {len(history.movie_idx) + 1} movies rated\n" in table
+
+
+def test_seen_movies_are_marked_with_the_stars_given(capsys, data_dir, run_dir):
+    movie_id = rated_movies(data_dir)[0]
+    lines = recommend(capsys, data_dir, run_dir, "--rate", f"{movie_id}:4.5", "--include_seen", "--top_n",
+                      "1000").splitlines()
+    assert "given" in lines[1]
+    assert len([line for line in lines[2:] if " 4.5  " in line]) == 1
+
+
+def test_an_unknown_user_gets_the_popular_movies_only_when_asked(capsys, data_dir, run_dir):
+    flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--user_id", "999999999"]
+    assert rec.main(flags) == 1
+    assert "--fallback popular" in capsys.readouterr().err
+    assert rec.main([*flags, "--fallback", "popular"]) == 0
+    output = capsys.readouterr()
+    assert "user_id 999999999 is not in the data set" in output.err and output.out.startswith("popular movies")
+    assert rec.main([*flags, "--fallback", "popular", "--rate", f"{rated_movies(data_dir)[0]}:5"]) == 0
+    assert capsys.readouterr().out.startswith("somebody new, 1 movie rated\n")
+
+
+def test_known_users_need_no_fallback(capsys, data_dir, run_dir):
+    flags = ["--user_id", str(read_users(data_dir).user_id[3])]
+    assert recommend(capsys, data_dir, run_dir, *flags) == recommend(capsys, data_dir, run_dir, *flags, "--fallback",
+                                                                     "popular")
+
+
+def test_tables_have_at_most_80_columns_in_every_mode(capsys, data_dir, run_dir):
+    movie_id = str(rated_movies(data_dir)[0])
+    for flags in (["--explain"], ["--include_seen", "--explain"], ["--similar_to", movie_id],
+                  ["--user_id", "999999999", "--fallback", "popular"], ["--title", "no such title"]):
+        lines = recommend(capsys, data_dir, run_dir, *flags, "--top_n", "90").splitlines()
+        assert len(lines) >= 2 and max(map(len, lines)) <= 80
+
+
+def test_the_map_is_drawn_and_told(capsys, data_dir, run_dir, tmp_path):
+    path = tmp_path / "map.png"
+    assert recommend(capsys, data_dir, run_dir, "--map", str(path)).startswith(f"{path}: ")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    result = json.loads(recommend(capsys, data_dir, run_dir, "--map", str(path), "--json"))
+    assert list(result) == ["kind", "file", "variance", "movies"]
+    assert [movie["movie_id"] for movie in result["movies"]] == rated_movies(data_dir)
+    assert all(list(movie) == ["movie_id", "title", "x", "y"] for movie in result["movies"])
+    assert sum(movie["x"] for movie in result["movies"]) == pytest.approx(0, abs=0.01)
+    assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--map", str(path), "--year_from",
+                     "9000"]) == 1
+    assert "at least 3 movies" in capsys.readouterr().err
+
+
+def test_help_fits_one_screen_with_three_examples(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exit_info:
+        rec.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert exit_info.value.code == 0 and 24 <= len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert sum(line.startswith("  python rec.py ") for line in lines) == 3
+
+
+def test_start_imports_neither_pandas_nor_matplotlib():
+    code = "import sys, rec; print({'pandas', 'matplotlib'} & set(sys.modules))"
+    root = Path(rec.__file__).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_a_reader_who_has_enough_is_no_error(data_dir, run_dir):
+    flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--top_n", "80", "--explain", "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, rec.__file__, *flags], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--user_id", "999999999"], "user_id 999999999 is not in the data set"),
     (["--user_id", "-1"], "user_id -1 is not in the data set"),
+    (["--user_id", "9" * 30], f"user_id {'9' * 30} is not in the data set"),
     (["--rate", "99999999:3"], "movie_id 99999999 is not in the data set"),
+    (["--similar_to", "99999999"], "movie_id 99999999 is not in the data set"),
+    (["--ratings_file", "no/such.csv"], "no/such.csv: No such file"),
 ])
-def test_what_is_not_in_the_data_set_gets_one_sentence(capsys, data_dir, run_dir, flags, sentence):
+def test_what_is_not_there_gets_one_sentence(capsys, data_dir, run_dir, flags, sentence):
     assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), *flags]) == 1
-    error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
+    output = capsys.readouterr()
+    assert sentence in output.err and output.err.count("\n") == 1 and output.out == ""
 
 
 def test_a_missing_run_and_a_foreign_run_get_one_sentence_with_the_next_step(capsys, raw_dir, data_dir, run_dir,
@@ -108,18 +241,16 @@ def test_a_missing_run_and_a_foreign_run_get_one_sentence_with_the_next_step(cap
 
 
 @pytest.mark.parametrize("flags", [["--top_n", "0"], ["--top_n", "-3"], ["--rate", "5"], ["--rate", "5:x"],
-                                   ["--rate", "5:3,5:4"], ["--user_id", "1", "--rate", "5:3"], ["--user", "1"]])
+                                   ["--rate", "5:3,5:4"], ["--rate", ""], ["--user", "1"], ["--min_ratings", "-1"],
+                                   ["--year_from", "2001", "--year_to", "2000"], ["--fallback", "popular"],
+                                   ["--fallback", "new", "--user_id", "1"], ["--similar_to", "1", "--user_id", "0"],
+                                   ["--similar_to", "1", "--explain"], ["--similar_to", "1", "--map", "map.png"],
+                                   ["--map", "map.png", "--rate", "1:5"], ["--map", "map.png", "--include_seen"],
+                                   ["--map", "map.doc"], ["--map", "no/such/map.png"]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         rec.main(flags)
     assert exit_info.value.code == 2
-
-
-def test_fit_keeps_the_width_and_shows_control_characters_harmless():
-    assert rec.fit("\x1b[31mred", 10) == "?[31mred  "
-    assert rec.fit("a" * 50, 10) == "aaaaaaa..."
-    assert rec.fit("七人の侍", 10) == "七人の侍  "
-    assert rec.fit("七人の侍七人の侍", 10) == "七人の... "
 
 
 def test_planted_truth_is_recovered(tmp_path):

@@ -1,0 +1,26 @@
+"""A recommender whose film vectors are planted, so that its answers can be worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.recommender import Recommender
+from models.two_tower import ModelConfig, TwoTower
+from preprocessing.dataset import Movies, Users
+
+
+@pytest.fixture
+def planted() -> Recommender:
+    """Six movies, no users; without history the user vector is zero, so that a film's bias is its score."""
+    model = TwoTower(ModelConfig(num_users=0, num_movies=6, stars_low=1, stars_high=5, stars_mean=3,
+                                 embedding_dim=2, num_heads=1)).eval()
+    tower = model.movie_tower
+    with torch.no_grad():
+        vectors = [[1, 0], [3, 1], [0, 2], [-1, 0], [1, 0.1], [1, 1]]
+        tower.embedding.copy_(torch.tensor(vectors).unsqueeze(1))
+        tower.bias.copy_(torch.tensor([[0.4], [0.3], [0.2], [0.1], [0.9], [0.0]]))
+    movies = Movies(np.array([10, 20, 30, 40, 50, 60], np.int32), np.array([1995, 1986, 1966, 0, 2000, 1984], np.int16),
+                    ["Heat", "HEAT", "Good, the Bad and the Ugly, The", "Élan", "Rated by Nobody", "1984"],
+                    np.array([100, 10, 50, 7, 0, 1], np.int32))
+    users = Users(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    return Recommender(model, {"stars_range": [1, 5], "stars_step": 1, "seed": 0}, users, movies, None)

@@ -1,0 +1,121 @@
+import math
+
+import pytest
+import torch
+
+from models.recommender import Filters, best
+from preprocessing.dataset import DataError
+
+
+def ids(rows) -> list[int]:
+    return [row.movie_id for row in rows]
+
+
+def test_without_history_the_biases_order_the_list(planted):
+    rows = planted.recommend(planted.history_from({}))
+    assert ids(rows) == [10, 20, 30, 40, 60]
+    assert [row.rank for row in rows] == [1, 2, 3, 4, 5]
+    assert [row.stars for row in rows] == pytest.approx([1 + 4 / (1 + math.exp(-b)) for b in (0.4, 0.3, 0.2, 0.1, 0)])
+    assert [row.year for row in rows] == [1995, 1986, 1966, None, 1984]
+
+
+def test_one_rating_gives_the_ridge_regression_worked_out_by_hand(planted):
+    """Context c = (v, 1/2): w = P^-1 c r / (1 + c' P^-1 c) with the penalties P (Sherman and Morrison)."""
+    history = planted.history_from({10: 5})
+    residual = (5 - 3) / 1 - 0.4  # one star above the mean is a score of one: slope (3 - 1)(5 - 3) / 4
+    penalty, bias_penalty = 0.7 + 0.02, 4 + 0.001
+    scale = residual / (1 + 1 / penalty + 0.25 / bias_penalty)
+    w = (scale / penalty, 0, 0.5 * scale / bias_penalty)
+    effects = {20: 3 * w[0] + w[2] / 2, 30: w[2] / 2, 40: -w[0] + w[2] / 2, 60: w[0] + w[2] / 2}
+    scores = {20: 0.3, 30: 0.2, 40: 0.1, 60: 0.0}
+    expected = sorted(((scores[key] + effects[key], key) for key in effects), reverse=True)
+    rows = planted.recommend(history)
+    planted.explain(history, rows)
+    assert ids(rows) == [key for _, key in expected] == [20, 60, 30, 40]
+    assert [row.stars for row in rows] == pytest.approx([1 + 4 / (1 + math.exp(-score)) for score, _ in expected])
+    for row in rows:
+        reasons = [(reason.movie_id, reason.title, reason.stars) for reason in row.because]
+        assert reasons == ([(10, "Heat", 5)] if effects[row.movie_id] > 0 else [])
+        assert all(reason.effect == pytest.approx(effects[row.movie_id], abs=1e-6) for reason in row.because)
+    assert effects[40] < 0  # what lowered a score is no reason
+
+
+@pytest.mark.parametrize(("filters", "expected"), [
+    (Filters(year_from=1986), [10, 20]),
+    (Filters(year_to=1984), [30, 60]),
+    (Filters(year_from=1984, year_to=1986), [20, 60]),
+    (Filters(year_from=-10**30), [10, 20, 30, 60]),
+    (Filters(year_to=10**30), [10, 20, 30, 60]),
+    (Filters(min_ratings=10), [10, 20, 30]),
+    (Filters(min_ratings=0), [50, 10, 20, 30, 40, 60]),
+    (Filters(min_ratings=10**30), []),
+    (Filters(title="hEaT"), [10, 20]),
+    (Filters(title="E\u0301LAN"), [40]),  # the accent as a character of its own
+    (Filters(title="the bad"), [30]),
+    (Filters(title="heat", year_from=1990), [10]),
+])
+def test_filters_let_through_what_they_say(planted, filters, expected):
+    assert ids(planted.recommend(planted.history_from({}), filters=filters)) == expected
+    assert sorted(ids(planted.popular(filters=filters))) == sorted(expected)
+
+
+def test_seen_movies_are_listed_only_when_asked_and_bear_the_stars_given(planted):
+    history = planted.history_from({10: 2, 40: 4.5})
+    assert sorted(ids(planted.recommend(history))) == [20, 30, 60]
+    rows = planted.recommend(history, filters=Filters(include_seen=True))
+    assert {row.movie_id: row.rated for row in rows} == {10: 2, 20: None, 30: None, 40: 4.5, 60: None}
+
+
+def test_popular_movies_stand_in_order_of_their_ratings(planted):
+    planted._films.mean.copy_(torch.tensor([1, 0.5, 0, -1, 0, 0]))
+    rows = planted.popular(3)
+    assert [(row.movie_id, row.num_ratings, row.stars) for row in rows] == [(10, 100, 4), (30, 50, 3), (20, 10, 3.5)]
+
+
+def test_similar_movies_stand_in_order_of_the_cosine_whatever_their_biases(planted):
+    rows = planted.similar(10)
+    assert ids(rows) == [20, 60, 30, 40]
+    assert [row.similarity for row in rows] == pytest.approx([3 / 10**0.5, 0.5**0.5, 0, -1], abs=1e-6)
+    assert ids(planted.similar(10, 1, Filters(min_ratings=0))) == [50]
+    assert ids(planted.similar(50, 2)) == [10, 20]
+
+
+def test_ratings_given_again_replace_the_old_stars(planted):
+    before = planted.history_from({10: 5, 20: 1})
+    before.user_id = 7
+    after = planted.add_ratings(before, {20: 4, 30: 3})
+    assert after.movie_idx.tolist() == [0, 1, 2] and after.stars.tolist() == [5, 4, 3] and after.user_id == 7
+    assert before.stars.tolist() == [5, 1]
+
+
+@pytest.mark.parametrize(("ratings", "sentence"), [
+    ({11: 3}, "movie_id 11 is not in the data set"), ({10**30: 3}, f"movie_id {10**30} is not"),
+    ({-1: 3}, "movie_id -1 is not"), ({10: 0.5}, "movie_id 10 is given 0.5 stars, outside 1 to 5"),
+    ({10: 5.5}, "outside 1 to 5"), ({10: math.nan}, "nan stars, outside 1 to 5"),
+])
+def test_impossible_ratings_get_a_sentence(planted, ratings, sentence):
+    with pytest.raises(DataError, match=sentence):
+        planted.history_from(ratings)
+
+
+def test_unknown_movies_and_users_get_a_sentence(planted):
+    with pytest.raises(DataError, match="movie_id 11 is not in the data set"):
+        planted.similar(11)
+    with pytest.raises(DataError, match="user_id 5 is not in the data set"):
+        planted.history_of(5)
+    assert not planted.has_user(5) and not planted.has_user(10**30)
+
+
+def test_a_title_finds_every_movie_of_that_name(planted):
+    assert planted.movies_called(" heat ") == [10, 20]
+    assert planted.movies_called("hea") == []
+
+
+def test_best_equals_a_stable_sort_with_ties_at_every_cut():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        scores = torch.randint(0, 4, (30,), generator=generator).float()
+        allowed = torch.rand(30, generator=generator) < 0.6
+        expected = sorted((i for i in range(30) if allowed[i]), key=lambda i: (-scores[i].item(), i))
+        for top_n in (1, 3, 29, 100):
+            assert best(scores, allowed, top_n).tolist() == expected[:top_n]
