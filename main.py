@@ -17,14 +17,16 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import load_checkpoint, model_of, save_checkpoint
-from models.two_tower import ModelConfig, TwoTower
+from models.sides import TwoSided, wants_both
+from models.two_tower import PARTS, ModelConfig
 from preprocessing.dataset import DataError
 from training import distributed, report
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE, Ranks
-from training.trainer import Settings, Trainer
+from training.engine import Settings
+from training.trainer import Trainer
 
-FIXED = ("embedding_dim", "num_heads", "hidden_dim")  # what a resumed run cannot change
+FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    settings, model = Settings(), ModelConfig(0, 0, 1, 5, 3)
+    settings, model = Settings(), ModelConfig(0, 0, 1, 1, 5, 3)
 
     def add(name: str, kind: type, default: object, text: str) -> None:
         parser.add_argument(f"--{name}", type=kind, default=default, metavar=kind.__name__[0].upper(),
@@ -73,7 +75,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("film_noise", float, settings.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
     parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths "
                         "in the loss, per rating (default: half the number of users and movies per rating)")
+    add("drift_prior", float, settings.drift_prior, "weight of the drifts' squares in the loss, per film and period")
     add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
+    parser.add_argument("--sides", choices=("auto", "user", "both"), default="auto", help="both: also movies solved "
+                        "from their ratings (default: auto, both where there are at most 4 users per movie)")
+    parser.add_argument("--without", type=parse_parts, default=(), metavar="PARTS",
+                        help=f"leave parts of the model out, comma separated, of: {', '.join(PARTS)}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
     add("seed", int, settings.seed, "seed of all chance")
@@ -93,7 +100,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--lr must be above 0, not {args.lr}")
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
-    for name in ("film_noise", "penalty", "film_prior"):
+    for name in ("film_noise", "penalty", "film_prior", "drift_prior"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
     if not 0 <= args.seed < 2**40:
@@ -103,6 +110,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     return args
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """Read names of parts of the model, separated by commas."""
+    parts = tuple(text.split(","))
+    for part in parts:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
+    return parts
 
 
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
@@ -155,6 +171,11 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
             if checkpoint["config"][name] != getattr(args, name):
                 raise DataError(f"{last} was trained with --{name} {checkpoint['config'][name]}, not "
                                 f"{getattr(args, name)}; resume with the same, or start anew in another --run_dir")
+        both = model.movie_side is not None
+        if checkpoint["both"] != both:
+            sides = {True: "both", False: "user"}
+            raise DataError(f"{last} was trained with --sides {sides[checkpoint['both']]}, not {sides[both]}; "
+                            "resume with the same, or start anew in another --run_dir")
         model.load_state_dict(checkpoint["model"])
         trainer.load_state_dict(checkpoint)
         if ranks.is_main:
@@ -199,20 +220,28 @@ def build_trainer(args: argparse.Namespace, data: DataSet, device: torch.device,
     return Trainer(build_model(args, data, ranks).to(device), data, settings, ranks)
 
 
-def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoTower:
-    """Make a model for a data set, its film statistics taken from the training parts of all ranks."""
+def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoSided:
+    """Make a model for a data set, its statistics taken from the training parts of all ranks."""
     stars = data.train.stars.double() * data.meta["stars_step"]
-    movie_idx = data.train.movie_idx.long()
-    count = torch.bincount(movie_idx, minlength=data.num_movies).double()
-    total = torch.bincount(movie_idx, stars, data.num_movies)
     device = choose_device(args.device, ranks)  # where the ranks can talk to each other
-    count, total = count.to(device), total.to(device)
-    ranks.sum_(count, total)
+
+    def count_and_total(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count, total = torch.bincount(index, minlength=size).double(), torch.bincount(index, stars, size).double()
+        count, total = count.to(device), total.to(device)
+        ranks.sum_(count, total)
+        return count.cpu(), total.cpu()
+
+    count, total = count_and_total(data.train.movie_idx.long(), data.num_movies)
     mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
-    model = TwoTower(ModelConfig(data.num_users, data.num_movies, low, high, mean, embedding_dim=args.embedding_dim,
-                                 num_heads=args.num_heads, hidden_dim=args.hidden_dim, dropout=args.dropout))
-    model.movie_tower.set_statistics(torch.tensor(data.movies.year), count.cpu(), (total - mean * count).cpu())
+    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, args.embedding_dim,
+                         args.num_heads, args.hidden_dim, dropout=args.dropout, without=args.without)
+    both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
+    model = TwoSided(config, both)
+    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    if both:
+        count, total = count_and_total(data.train.user_idx(), data.num_users)
+        model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
     return model
 
 

@@ -10,6 +10,7 @@ Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 """
 
 import argparse
+import datetime
 import os
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--min_ratings", type=int, default=1, metavar="K", help="only movies with K training ratings (default: 1)")
     add("--title", default="", metavar="TEXT", help="only movies with TEXT in their title")
     add("--include_seen", action="store_true", help="list seen movies too, with the stars given")
+    add("--date", type=datetime.date.fromisoformat, metavar="YYYY-MM-DD", help="as of when (default: the last day)")
     add("--explain", action="store_true", help="show which ratings raised each score most")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR", help="run (default: %(default)s)")
@@ -102,7 +104,7 @@ def typed_ratings(text: str) -> dict[int, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Load the run, make what is asked for, print it."""
-    recommender = Recommender.load(args.run_dir, args.data_dir)
+    recommender = Recommender.load(args.run_dir, args.data_dir, args.date)
     filters = Filters(args.year_from, args.year_to, args.min_ratings, args.title, args.include_seen)
     if args.map is not None:
         draw(args, recommender, filters)

@@ -1,9 +1,10 @@
 """Checkpoints: `last.pt` (everything a resumed run needs) and `best.pt` (the model that validation chose).
 
 A checkpoint is a dict of tensors and plain values:
-    format, fingerprint (of the data set), config (ModelConfig as a dict), settings (flags of the run), epoch,
-    train_s (seconds of training), refit (whether validation ratings were trained on), model (state dict);
-    last.pt also: optimizers, user_rows, metrics (rows of metrics.csv), best_epoch, best_rmse.
+    format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
+    settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
+    on), model (state dict);
+    last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed, and read with `weights_only=True`: it cannot run code.
 """
 
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import torch
 
-from models.two_tower import ModelConfig, TwoTower
+from models.sides import TwoSided
+from models.two_tower import ModelConfig
 from preprocessing.dataset import DataError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -53,9 +55,9 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     return checkpoint
 
 
-def model_of(checkpoint: dict) -> TwoTower:
+def model_of(checkpoint: dict) -> TwoSided:
     """Build the model of a checkpoint, in evaluation mode."""
     with torch.device("meta"):
-        model = TwoTower(ModelConfig(**checkpoint["config"]))
+        model = TwoSided(ModelConfig(**checkpoint["config"]), checkpoint["both"])
     model.load_state_dict(checkpoint["model"], assign=True)
     return model.eval()

@@ -8,7 +8,7 @@ import torch
 
 
 def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tensor, row: torch.Tensor,
-                count: torch.Tensor) -> torch.Tensor:
+                count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve one ridge regression per user and head: the user's half of alternating least squares, as a layer.
 
         w_u = (V_u' V_u + diag(penalty_u))^-1 V_u' residual_u        (Hu, Koren and Volinsky 2008, for the solution)
@@ -24,7 +24,7 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tens
         count: int64 (B,): the ratings of each user.
 
     Returns:
-        w, float (B, H, D).
+        w, float (B, H, D), and what it leaves of the residuals, (R, H), of which no gradient is taken.
     """
     return _RidgeSolve.apply(films, residual, penalty, row, count)
 
@@ -78,15 +78,16 @@ class _RidgeSolve(torch.autograd.Function):
         right = torch.zeros_like(penalty).index_add_(0, row, films * residual.unsqueeze(-1))
         factor = torch.linalg.cholesky(system)
         solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-        ctx.save_for_backward(films, residual, row, factor, solution)
-        return solution
+        unexplained = residual - (films * solution.index_select(0, row)).sum(-1)
+        ctx.save_for_backward(films, unexplained, row, factor, solution)
+        ctx.mark_non_differentiable(unexplained)
+        return solution, unexplained
 
     @staticmethod
-    def backward(ctx, grad):
-        films, residual, row, factor, solution = ctx.saved_tensors
+    def backward(ctx, grad, _):
+        films, unexplained, row, factor, solution = ctx.saved_tensors
         adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
         solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
-        unexplained = residual - (films * solution_of).sum(-1)
         grad_residual = (films * adjoint_of).sum(-1)
         grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))
         grad_films.addcmul_(solution_of, grad_residual.unsqueeze(-1), value=-1)

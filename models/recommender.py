@@ -9,6 +9,7 @@ somebody who was not there in training is served by the same tower, without any 
 may be listed; every list is made of `Recommendation`.
 """
 
+import datetime
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,8 @@ import torch
 from torch.nn.functional import normalize
 
 from models.checkpoint import load_checkpoint, model_of
-from models.two_tower import TwoTower
+from models.sides import TwoSided
+from models.two_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, RatingsFile, Users
 
@@ -30,6 +32,7 @@ class History:
 
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
+    day: torch.Tensor  # int64 (R,), counted from the data set's first
     user_id: int | None = None
     user_idx: int | None = None
 
@@ -71,17 +74,26 @@ class Recommendation:
 
 
 class Recommender:
-    """A trained model with its data set."""
+    """A trained model with its data set, asked as of a day: the data set's last, unless another is given."""
 
-    def __init__(self, model: TwoTower, meta: dict, users: Users, movies: Movies, ratings: RatingsFile) -> None:
+    def __init__(self, model: TwoSided, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,
+                 date: datetime.date | None = None) -> None:
         self.model, self.meta, self.users, self.movies, self.ratings = model, meta, users, movies, ratings
+        last = meta["num_days"] - 1
+        self.day = last
+        if date is not None:
+            self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
             self._films = model.films()
-            self._movie_vectors = model.movie_vectors()
+            self._movie_vectors = model.movie_vectors(self.day)
 
     @classmethod
-    def load(cls, run_dir: str | Path, data_dir: str | Path) -> "Recommender":
+    def load(cls, run_dir: str | Path, data_dir: str | Path, date: datetime.date | None = None) -> "Recommender":
         """Load the best checkpoint of a run and the data set it was trained on.
+
+        Args:
+            date: the day to recommend as of; users have only the ratings that they had given by then. A date outside
+                the data set stands for its first or last.
 
         Raises:
             DataError: one of them is missing or damaged, or they do not belong together.
@@ -91,7 +103,8 @@ class Recommender:
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
         model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir))
+        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir),
+                   date)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -102,7 +115,7 @@ class Recommender:
         return _place(self.users.user_id, user_id) is not None
 
     def history_of(self, user_id: int) -> History:
-        """Return all ratings of a user of the data set.
+        """Return the ratings of a user of the data set, up to the day that is asked about.
 
         Raises:
             DataError: there is no such user.
@@ -112,15 +125,19 @@ class Recommender:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
                             'python rec.py --rate "MOVIE_ID:STARS,...", or add --fallback popular')
         ratings = self.ratings.read_user(self.users, user_idx)
+        ratings = ratings.part(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
-                       torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"], user_id, user_idx)
+                       torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"],
+                       torch.from_numpy(ratings.day.astype(np.int64)), user_id, user_idx)
 
     def history_from(self, ratings: dict[int, float]) -> History:
         """Return the history of somebody new from {movie_id: stars}; raises as `add_ratings` does."""
-        return self.add_ratings(History(torch.zeros(0, dtype=torch.int64), torch.zeros(0)), ratings)
+        return self.add_ratings(History(torch.zeros(0, dtype=torch.int64), torch.zeros(0),
+                                        torch.zeros(0, dtype=torch.int64)), ratings)
 
     def add_ratings(self, history: History, ratings: dict[int, float]) -> History:
-        """Return a person's history with more ratings, {movie_id: stars}; a movie rated again has the new stars.
+        """Return a person's history with more ratings, {movie_id: stars}, given on the day that is asked about; a
+        movie rated again has the new stars.
 
         Raises:
             DataError: a movie_id that the data set does not have, or stars outside its scale.
@@ -133,6 +150,7 @@ class Recommender:
         kept = ~torch.isin(history.movie_idx, movie_idx)
         return History(torch.cat([history.movie_idx[kept], movie_idx]),
                        torch.cat([history.stars[kept], torch.tensor(list(ratings.values()), dtype=torch.float32)]),
+                       torch.cat([history.day[kept], torch.full_like(movie_idx, self.day)]),
                        history.user_id, history.user_idx)
 
     def movie_idx_of(self, movie_id: int) -> int:
@@ -153,8 +171,7 @@ class Recommender:
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
         """Return a person's vector, float (K,): its inner product with a movie's vector is the score."""
-        return self.model.user_vectors(self._films, self._embedding(history), torch.zeros_like(history.movie_idx),
-                                       history.movie_idx, history.stars)[0]
+        return self.model.user_vectors(self._films, _user_idx(history), _context(history), self.day)[0]
 
     @torch.no_grad()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
@@ -204,8 +221,7 @@ class Recommender:
         if not len(history.movie_idx) or not recommendations:
             return
         targets = torch.from_numpy(np.searchsorted(self.movies.movie_id, [r.movie_id for r in recommendations]))
-        effects = self.model.contributions(self._films, self._embedding(history), history.movie_idx, history.stars,
-                                           targets)
+        effects = self.model.contributions(self._films, _user_idx(history), _context(history), targets)
         for recommendation, effect in zip(recommendations, effects, strict=True):
             best = effect.argsort(descending=True, stable=True)[:num_reasons]
             recommendation.because = [
@@ -242,12 +258,6 @@ class Recommender:
                               int(self.movies.year[movie]) or None, int(self.movies.num_train_ratings[movie]),
                               **values)
 
-    def _embedding(self, history: History) -> torch.Tensor:
-        """Return the user's row of the table, (1, user_dim), zero for somebody new."""
-        if history.user_idx is None:
-            return self.model.user_embedding.new_zeros(1, self.model.config.user_dim)
-        return self.model.user_embedding[history.user_idx:history.user_idx + 1]
-
 
 def best(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tensor:
     """Return the indices of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
@@ -260,6 +270,16 @@ def best(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tenso
         values = scores[candidates]
         candidates = candidates[values >= values.topk(top_n).values[-1]]
     return candidates[scores[candidates].argsort(descending=True, stable=True)][:top_n]
+
+
+def _context(history: History) -> Context:
+    """Return a history as what the model knows of a batch of one."""
+    return Context(torch.zeros_like(history.movie_idx), history.movie_idx, history.stars, history.day)
+
+
+def _user_idx(history: History) -> torch.Tensor | None:
+    """Return the index of a user of the data set, int64 (1,)."""
+    return None if history.user_idx is None else torch.tensor([history.user_idx])
 
 
 def _place(ids: np.ndarray, wanted: int) -> int | None:

@@ -16,15 +16,20 @@ on the film vectors; the prediction is the mean of the heads' scores, which is a
 Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D coordinates of a head.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from models.layers import gather_rows, gram, paired_dot, ridge_solve
+from models.time import FilmDrift, UserMood
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
+CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
 MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
+PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
+         "drift", "mood")
 
 
 @dataclass
@@ -33,6 +38,7 @@ class ModelConfig:
 
     num_users: int
     num_movies: int
+    num_days: int  # of the data set
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
@@ -42,17 +48,39 @@ class ModelConfig:
     user_dim: int = 16  # user embedding
     pooled_dim: int = 32
     dropout: float = 0.0  # of hidden units
+    without: tuple[str, ...] = ()  # of PARTS, left out to see what they are worth
 
     @property
     def head_dim(self) -> int:
         """D."""
         return self.embedding_dim // self.num_heads
 
+    def has(self, part: str) -> float:
+        """Return 1 for a part of the model that is there, 0 for one that is left out."""
+        return float(part not in self.without)
+
     @property
     def slope(self) -> float:
         """Stars per unit of score where the prediction is the mean: the sigmoid's derivative there."""
         low, high = self.stars_low, self.stars_high
         return max((self.stars_mean - low) * (high - self.stars_mean) / (high - low), 1e-3)
+
+
+class Context(NamedTuple):
+    """Ratings that users' vectors are made of (R), ascending in row."""
+
+    row: torch.Tensor  # int64: which of the users (B) a rating is of
+    movie_idx: torch.Tensor  # int64
+    stars: torch.Tensor  # float
+    day: torch.Tensor  # int64
+
+
+class Target(NamedTuple):
+    """Ratings to be predicted (T), ascending in row."""
+
+    row: torch.Tensor  # int64
+    movie_idx: torch.Tensor  # int64
+    day: torch.Tensor  # int64
 
 
 @dataclass
@@ -103,14 +131,17 @@ class MovieTower(nn.Module):
         The mean of a film's training stars is no input of the MLP: it contains the very ratings that the step has to
         predict, and without them it would give them away by what is missing from the film's learned bias.
         """
-        count, year = self.num_ratings[movie_idx], self.year[movie_idx]
+        config = self.config
+        count, year = self.num_ratings[movie_idx], self.year[movie_idx] * config.has("year")
         age = (year - 1985) / 15 * (year > 0)
         log_count = (count + 1).log() / 3 - 2
         features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
+        features = features * config.has("movie_features")
         own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
         hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
-        out = self.out(self.dropout(hidden)).view(-1, self.config.num_heads, self.config.head_dim + 1)  # (N, H, D + 1)
-        return Films(own + out[..., :-1], gather_rows(self.bias, movie_idx) + out[..., -1], self.mean[movie_idx])
+        out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
+        bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
+        return Films(own + out[..., :-1], bias, self.mean[movie_idx])
 
 
 class UserTower(nn.Module):
@@ -132,28 +163,35 @@ class UserTower(nn.Module):
         self.log_base = nn.Parameter(base.log())
         self.log_per_rating = nn.Parameter(per_rating.log())
 
-    def forward(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
-                column: torch.Tensor, pooled_rows: torch.Tensor) -> torch.Tensor:
-        """Return user vectors, float (B, H, D + 1); the last coordinate is the user's bias.
+    def forward(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
+                pooled_rows: torch.Tensor, drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
+        the context's residuals, float (R, H), of which no gradient is taken.
 
         Args:
             embedding: float (B, user_dim), zero for a user who has none.
-            row, stars: user and stars of each context rating, (R,), ascending in row.
+            context: the ratings to make the vectors of.
             films: vectors of the distinct films.
             column: int64 (R,), the film of each context rating.
             pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
+            drift: float (R,), the films' drift at the time.
         """
-        prior, context, residual, penalty, count = self.regression(embedding, row, stars, films, column, pooled_rows)
-        return prior + ridge_solve(context, residual, penalty, row, count)
+        prior, vectors, residual, penalty, count = self.regression(embedding, context, films, column, pooled_rows,
+                                                                   drift)
+        if not self.config.has("solved_history"):
+            return prior, residual.detach()
+        solved, unexplained = ridge_solve(vectors, residual, penalty, context.row, count)
+        return prior + solved, unexplained
 
-    def regression(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
-                   column: torch.Tensor, pooled_rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def regression(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
+                   pooled_rows: torch.Tensor, drift: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the solved history is solved from; arguments as for `forward`.
 
         Returns:
             The prior vector (B, H, D + 1); film vectors (R, H, D + 1) and residuals (R, H) of the context, in units
             of score; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
         """
+        row, stars = context.row, context.stars
         config = self.config
         num_users = len(embedding)
         count = torch.bincount(row, minlength=num_users)
@@ -168,15 +206,19 @@ class UserTower(nn.Module):
         by_residual, by_presence = pooled_rows.split(config.pooled_dim, 1)
         pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
-        x = torch.cat([embedding, pooled * (count + 1).rsqrt().unsqueeze(1), features], 1)
+        x = torch.cat([embedding * config.has("user_embedding"),
+                       pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
+                       features * config.has("user_features")], 1)
         hidden = torch.relu(self.hidden(x))
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
+        if not config.has("biases"):
+            prior = prior * (torch.arange(config.head_dim + 1, device=prior.device) < config.head_dim)
 
-        context = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
-        residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
-        residual = residual - (context * gather_rows(prior, row)).sum(-1)  # (R, H)
+        vectors = gather_rows(with_constant(films.vectors, CONSTANT * config.has("biases")), column)  # (R, H, D + 1)
+        residual = (above_mean / config.slope - drift).unsqueeze(1) - gather_rows(films.bias, column)
+        residual = residual - (vectors * gather_rows(prior, row)).sum(-1)  # (R, H)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
-        return prior, context, residual, penalty, count
+        return prior, vectors, residual, penalty, count
 
 
 class TwoTower(nn.Module):
@@ -187,19 +229,21 @@ class TwoTower(nn.Module):
         self.config = config
         self.movie_tower = MovieTower(config)
         self.user_tower = UserTower(config)
+        self.drift = FilmDrift(config.num_movies, config.num_days) if config.has("drift") else None
+        self.mood = UserMood() if config.has("mood") else None
         self.register_buffer("user_embedding", torch.randn(config.num_users, config.user_dim) * 0.05)
         spread = config.stars_high - config.stars_low
         share = min(max((config.stars_mean - config.stars_low) / spread, 1e-3), 1 - 1e-3)
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
 
-    def forward(self, embedding: torch.Tensor, context: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-                target: tuple[torch.Tensor, torch.Tensor], noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+    def forward(self, embedding: torch.Tensor, context: Context, target: Target,
+                noise: tuple[torch.Tensor, torch.Tensor] | None = None,
                 penalty: float = 0.0, film_prior: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
             embedding: float (B, user_dim), this step's rows of the user table.
-            context, target: row int64, movie_idx int64 and, of the context, stars float; ascending in row.
+            context, target: what is known, and what is asked for.
             noise: factors on the film vectors, float (M, H * D), as the context and as the targets see them: dropout's
                 smooth sibling (Srivastava et al. 2014, section 10).
             penalty, film_prior: see returns.
@@ -209,47 +253,77 @@ class TwoTower(nn.Module):
             penalty * |p_u|^2 + (penalty + film_prior / n_m) * |q_m|^2, n_m being the film's number of training
             ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian prior.
         """
-        (row, movie_idx, stars), (target_row, target_movie) = context, target
-        distinct, column_of = self._distinct_movies(movie_idx, target_movie)
-        column, target_column = column_of[movie_idx], column_of[target_movie]
+        distinct, column_of = self._distinct_movies(context.movie_idx, target.movie_idx)
+        column, target_column = column_of[context.movie_idx], column_of[target.movie_idx]
         num_targets = torch.bincount(target_column, minlength=len(distinct)).float()
         films = self.movie_tower(distinct)
         seen, predicted = films.vectors, films.vectors
         if noise is not None:
             seen, predicted = (films.vectors * factor[distinct].view_as(films.vectors) for factor in noise)
-        users = self.user_tower(embedding, row, stars, Films(seen, films.bias, films.mean), column,
-                                gather_rows(self.user_tower.pooled, movie_idx))
-        score = paired_dot(users, with_constant(predicted), target_row, target_column)
+        users, unexplained = self.user_tower(embedding, context, Films(seen, films.bias, films.mean), column,
+                                             gather_rows(self.user_tower.pooled, context.movie_idx),
+                                             self._drift(context))
+        score = paired_dot(users, with_constant(predicted), target.row, target_column)
         score = score + gather_rows(films.bias, target_column)
-        per_user = penalty * torch.bincount(target_row, minlength=len(users))
+        score = score + (self._drift(target) + self._mood(context, unexplained, target, len(users))).unsqueeze(1)
+        per_user = penalty * torch.bincount(target.row, minlength=len(users))
         per_film = num_targets * (penalty + film_prior / self.movie_tower.num_ratings[distinct].clamp(min=1))
         size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
         return score + self.offset, size
 
-    def movie_vectors(self) -> torch.Tensor:
-        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's."""
-        films = self.films()
-        bias = (films.bias + self.offset).unsqueeze(-1)
-        return torch.cat([with_constant(films.vectors), bias], -1).flatten(1)
+    def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
+        """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
+        `user_vectors`."""
+        users, unexplained = self._users(films, embedding, context)
+        score = paired_dot(users, with_constant(films.vectors), target.row, target.movie_idx)
+        score = (score + films.bias[target.movie_idx]).mean(1) + self.offset
+        return score + self._drift(target) + self._mood(context, unexplained, target, len(users))
+
+    def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None) -> torch.Tensor:
+        """Return q_m as of a day, float (N, H (D + 2)): per head its coordinates, what the user's bias multiplies, and
+        the movie's bias; of all movies, or of those asked for, int64 (N,)."""
+        if movie_idx is None:
+            movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
+        films, days = self.movie_tower(movie_idx), torch.full_like(movie_idx, day)
+        bias = films.bias + self.offset + self._drift(Target(movie_idx, movie_idx, days)).unsqueeze(1)
+        return torch.cat([with_constant(films.vectors), bias.unsqueeze(-1)], -1).flatten(1)
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""
         return self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
 
-    def user_vectors(self, films: Films, embedding: torch.Tensor, row: torch.Tensor, movie_idx: torch.Tensor,
-                     stars: torch.Tensor) -> torch.Tensor:
-        """Return p_u, float (B, H (D + 2)), such that p_u . q_m is the score.
+    def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
+        """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.
 
         Args:
             films: `films()`.
             embedding: float (B, user_dim), zero for a user without one.
-            row, movie_idx, stars: context ratings (R,), ascending in row, 0 <= row < B.
+            context: what is known of the users.
+            day: the same as for `movie_vectors`.
         """
-        users = self.user_tower(embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        users, unexplained = self._users(films, embedding, context)
+        every = torch.arange(len(users), device=users.device)
+        mood = self._mood(context, unexplained, Target(every, every, torch.full_like(every, day)), len(users))
+        users[..., -1] += mood.unsqueeze(1) / CONSTANT
         one = users.new_ones(*users.shape[:-1], 1)
         return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
 
-    def contributions(self, films: Films, embedding: torch.Tensor, movie_idx: torch.Tensor, stars: torch.Tensor,
+    def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        movie_idx = context.movie_idx
+        return self.user_tower(embedding, context, films, movie_idx, self.user_tower.pooled[movie_idx],
+                               self._drift(context))
+
+    def _drift(self, ratings: Context | Target) -> torch.Tensor:
+        if self.drift is None:
+            return self.offset.new_zeros(len(ratings.row))
+        return self.drift(ratings.movie_idx, ratings.day)
+
+    def _mood(self, context: Context, unexplained: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
+        if self.mood is None:
+            return self.offset.new_zeros(len(target.row))
+        return self.mood(context.row, context.day, unexplained.mean(1), target.row, target.day, num_users)
+
+    def contributions(self, films: Films, embedding: torch.Tensor, context: Context,
                       target_idx: torch.Tensor) -> torch.Tensor:
         """Return what each context rating of one user adds to the scores of some movies, float (T, R).
 
@@ -259,24 +333,20 @@ class TwoTower(nn.Module):
         Args:
             films: `films()`.
             embedding: float (1, user_dim).
-            movie_idx, stars: the context ratings (R,).
+            context: what the user has rated (R).
             target_idx: int64 (T,), movies to explain.
         """
-        row = torch.zeros_like(movie_idx)
-        _, context, residual, penalty, count = self.user_tower.regression(
-            embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
-        system = gram(context, row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
+        _, vectors, residual, penalty, count = self.user_tower.regression(
+            embedding, context, films, context.movie_idx, self.user_tower.pooled[context.movie_idx],
+            self._drift(context))
+        system = gram(vectors, context.row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
         targets = with_constant(films.vectors[target_idx]).permute(1, 2, 0)  # (H, D + 1, T)
-        weight = torch.einsum("rhd,hdt->trh", context, torch.linalg.solve(system, targets))
+        weight = torch.einsum("rhd,hdt->trh", vectors, torch.linalg.solve(system, targets))
         return (weight * residual).mean(-1)
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""
         return self.config.stars_low + (self.config.stars_high - self.config.stars_low) * torch.sigmoid(score)
-
-    def config_dict(self) -> dict:
-        """Return the config as plain values, for a checkpoint."""
-        return asdict(self.config)
 
     def _distinct_movies(self, *movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the movies that occur, int64 (N,), and each movie's place among them, int64 (M,)."""
@@ -293,6 +363,6 @@ class TwoTower(nn.Module):
         return distinct, place
 
 
-def with_constant(vectors: torch.Tensor) -> torch.Tensor:
+def with_constant(vectors: torch.Tensor, constant: float = CONSTANT) -> torch.Tensor:
     """Append the coordinate that a user's bias multiplies: (..., D) -> (..., D + 1)."""
-    return torch.cat([vectors, vectors.new_full((*vectors.shape[:-1], 1), 0.5)], -1)
+    return torch.cat([vectors, vectors.new_full((*vectors.shape[:-1], 1), constant)], -1)

@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, dat
         assert train(data_dir, tmp_path / name, "--epochs", "1", "--seed", seed) == 0
     a, b, c = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["movie_tower.embedding"], c["movie_tower.embedding"])
+    assert not torch.equal(a["user_side.movie_tower.embedding"], c["user_side.movie_tower.embedding"])
 
 
 def test_training_stops_when_patience_runs_out(train, data_dir, tmp_path):
@@ -162,6 +162,6 @@ def test_refit_trains_on_validation_too_and_for_the_chosen_epochs(train, data_di
     assert best["refit"] and not last["refit"]
     assert best["epoch"] == last["best_epoch"]
     meta = json.loads((data_dir / "meta.json").read_text())["split"]
-    assert int(best["model"]["movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
-    assert int(last["model"]["movie_tower.num_ratings"].sum()) == meta["num_train"]
+    assert int(best["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
+    assert int(last["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"]
     assert json.loads((tmp_path / "test_metrics.json").read_text())["refit"] is True

@@ -1,4 +1,5 @@
 import csv
+import datetime
 import json
 import os
 import subprocess
@@ -89,11 +90,13 @@ def test_without_arguments_the_seed_chooses_the_user_and_the_output_says_which(c
 def test_fold_in_equals_trained_vector(data_dir, run_dir):
     """Typing in a user's ratings gives his list, once the one thing that cannot be typed in is left out."""
     recommender = Recommender.load(run_dir, data_dir)
-    recommender.model.user_embedding.zero_()
+    recommender.model.user_side.user_embedding.zero_()
+    recommender.model.movie_side = None
     user_id = recommender.any_user_id()
     known = recommender.history_of(user_id)
     typed = recommender.history_from({int(recommender.movies.movie_id[movie]): float(stars) for movie, stars
                                       in zip(known.movie_idx, known.stars, strict=True)})
+    typed.day = known.day  # typed ratings are of the day that is asked about
     for one, other in zip(recommender.recommend(known), recommender.recommend(typed), strict=True):
         assert one.movie_id == other.movie_id and one.stars == pytest.approx(other.stars, abs=1e-5)
 
@@ -103,9 +106,7 @@ def test_explanations_are_the_exact_parts_of_the_score(data_dir, run_dir):
     history = recommender.history_of(recommender.any_user_id())
     recommendations = recommender.recommend(history, 3)
     recommender.explain(history, recommendations)
-    vector_of = lambda h: recommender.model.user_vectors(  # noqa: E731
-        recommender._films, recommender._embedding(h), torch.zeros_like(h.movie_idx), h.movie_idx, h.stars)
-    assert torch.isfinite(vector_of(history)).all()
+    assert torch.isfinite(recommender.vector_of(history)).all()
     rated = set(recommender.movies.movie_id[history.movie_idx].tolist())
     for recommendation in recommendations:
         effects = [reason.effect for reason in recommendation.because]
@@ -269,3 +270,16 @@ def test_planted_truth_is_recovered(tmp_path):
     hits = [sum(genre[row.movie_id] == truth["user_fan_genre"][fan] for row in
                 recommender.recommend(recommender.history_of(int(truth["user_id"][fan])))) for fan in fans]
     assert np.mean(hits) >= 8, hits
+
+
+def test_a_date_takes_later_ratings_away(data_dir, run_dir):
+    newest = Recommender.load(run_dir, data_dir)
+    users = (newest.history_of(int(user_id)) for user_id in newest.users.user_id)
+    history = next(history for history in users if history.day[0] < history.day[-1])
+    first = datetime.date.fromisoformat(newest.meta["day_epoch"])
+    middle = int(history.day[0])
+    older = Recommender.load(run_dir, data_dir, first + datetime.timedelta(days=middle))
+    assert older.day == middle and newest.day == newest.meta["num_days"] - 1
+    known = older.history_of(history.user_id)
+    assert 0 < len(known.day) < len(history.day) and int(known.day.max()) == middle
+    assert Recommender.load(run_dir, data_dir, datetime.date(2999, 1, 1)).day == newest.day

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.two_tower import Context, Target
 from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Ratings, Users
 from training.distributed import ALONE, Ranks
@@ -43,6 +44,7 @@ class RatingTensors:
 class DataSet:
     """A processed data set: its description, its catalogues, and its ratings by part."""
 
+    data_dir: Path
     meta: dict
     users: Users
     movies: Movies
@@ -60,6 +62,11 @@ class DataSet:
         """M."""
         return len(self.movies.movie_id)
 
+    @property
+    def last_day(self) -> int:
+        """The day of the newest rating, as of which recommendations are made."""
+        return self.meta["num_days"] - 1
+
 
 @dataclass
 class Batch:
@@ -69,10 +76,19 @@ class Batch:
     row: torch.Tensor  # int64 (R,): which of the batch's users a rating is of
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
+    day: torch.Tensor  # int64 (R,)
 
     def part(self, chosen: torch.Tensor) -> "Batch":
         """Return the same users with the ratings that a mask (R,) or positions choose."""
-        return Batch(self.users, self.row[chosen], self.movie_idx[chosen], self.stars[chosen])
+        return Batch(self.users, self.row[chosen], self.movie_idx[chosen], self.stars[chosen], self.day[chosen])
+
+    def context(self) -> Context:
+        """Return the ratings as what is known."""
+        return Context(self.row, self.movie_idx, self.stars, self.day)
+
+    def target(self) -> Target:
+        """Return the ratings as what is asked for."""
+        return Target(self.row, self.movie_idx, self.day)
 
 
 def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = False) -> DataSet:
@@ -117,7 +133,27 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
     parts = [RatingTensors(torch.from_numpy(np.concatenate([[0], np.cumsum(counts[part])])),
                            *(torch.from_numpy(column[:filled[part]]) for column in columns[part].values()))
              for part in range(len(SPLITS))]
-    return DataSet(meta, users, movies, *parts)
+    return DataSet(data_dir, meta, users, movies, *parts)
+
+
+def by_movie(data: DataSet, ranks: Ranks = ALONE) -> tuple[RatingTensors, tuple[int, int]]:
+    """Return the training ratings with the roles swapped, and the range of movies that are this rank's.
+
+    "Users" of the result are the movies, its `movie_idx` are user_idx, ascending within a movie. Of many ranks, each
+    has the ratings of its movies; it reads the whole data set again for them.
+    """
+    train = data.train
+    if ranks.size > 1:
+        train = load_dataset(data.data_dir, with_validation=not data.meta["split"]["num_validation"]).train
+    movie_idx = train.movie_idx.long()
+    count = torch.bincount(movie_idx, minlength=data.num_movies)
+    owned = ranks.user_range(torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)]).numpy())
+    order = movie_idx.argsort(stable=True)
+    order = order[(movie_idx[order] >= owned[0]) & (movie_idx[order] < owned[1])]
+    count[:owned[0]] = 0
+    count[owned[1]:] = 0
+    offset = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
+    return RatingTensors(offset, train.user_idx().int()[order], train.stars[order], train.day[order]), owned
 
 
 def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
@@ -137,7 +173,8 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1)
     row = torch.arange(len(users), device=users.device).repeat_interleave(count, output_size=total)
     place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count)[row]
     stars = ratings.stars[place].float()
-    return Batch(users, row, ratings.movie_idx[place].long(), stars if stars_step == 1 else stars * stars_step)
+    return Batch(users, row, ratings.movie_idx[place].long(), stars if stars_step == 1 else stars * stars_step,
+                 ratings.day[place].long())
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:

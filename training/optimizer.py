@@ -16,13 +16,20 @@ TABLE_RATE, SHARED_RATE, USER_RATE = 1.0, 10.0, 20.0  # multiples of the base ra
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 
 
-def build_optimizers(model: TwoTower, lr: float) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of the shared parameters; `lr` is the base rate, which `set_rate` scales."""
+def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of the shared parameters.
+
+    Args:
+        lr: the base rate, which `set_rate` scales.
+        drift_decay: weight of the drift's squares in the loss of every step.
+    """
     tables = [model.movie_tower.embedding, model.movie_tower.bias, model.user_tower.pooled]
-    table_ids = {id(table) for table in tables}
+    drifts = [model.drift.table] if model.drift else []
+    table_ids = {id(table) for table in tables + drifts}
     layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
     fused = model.offset.is_cuda
-    optimizers = [torch.optim.SGD(tables, lr * TABLE_RATE, momentum=0.9, nesterov=True, fused=fused),
+    groups = [{"params": tables}, *({"params": [drift], "weight_decay": drift_decay} for drift in drifts)]
+    optimizers = [torch.optim.SGD(groups, lr * TABLE_RATE, momentum=0.9, nesterov=True, fused=fused),
                   torch.optim.Adam(layers, lr * SHARED_RATE, BETAS, EPSILON, fused=fused)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

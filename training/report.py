@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from models.two_tower import TwoTower
+from models.sides import TwoSided
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.metrics import RatingErrors, evaluate_ranking
@@ -74,12 +74,12 @@ def validation_baselines(data: DataSet) -> dict[str, float]:
             "user + movie bias": bias_errors(biases, data.validation, data).rmse}
 
 
-def test_results(model: TwoTower, data: DataSet) -> dict[str, dict[str, float | None]]:
+def test_results(model: TwoSided, data: DataSet) -> dict[str, dict[str, float | None]]:
     """Measure the towers and the baselines on the test part: {"two_tower": {"rmse": .., ..}, "bias": .., ..}.
 
     A value is None where it has no meaning: the global mean ranks nothing, popularity predicts no stars.
     """
-    device, step = model.offset.device, data.meta["stars_step"]
+    device, step = model.device, data.meta["stars_step"]
     biases = fit_biases(data.train, data.num_movies, step)
     constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
     train = data.train.to(device)
@@ -95,7 +95,7 @@ def test_results(model: TwoTower, data: DataSet) -> dict[str, dict[str, float | 
         "bias": {**_ratings(bias_errors(biases, data.test, data)),
                  **ranking(lambda users: biases.movie.expand(len(users), -1).clone())},
         "two_tower": {**_ratings(predict_errors(model, train, data.test.to(device), step)),
-                      **ranking(scorer(model, train, step), device)},
+                      **ranking(scorer(model, train, step, data.last_day), device)},
     }.items()}
 
 

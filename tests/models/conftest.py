@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from models.recommender import Recommender
-from models.two_tower import ModelConfig, TwoTower
+from models.sides import TwoSided
+from models.two_tower import ModelConfig
 from preprocessing.dataset import Movies, Users
 
 
 @pytest.fixture
 def planted() -> Recommender:
     """Six movies, no users; without history the user vector is zero, so that a film's bias is its score."""
-    model = TwoTower(ModelConfig(num_users=0, num_movies=6, stars_low=1, stars_high=5, stars_mean=3,
-                                 embedding_dim=2, num_heads=1)).eval()
-    tower = model.movie_tower
+    model = TwoSided(ModelConfig(num_users=0, num_movies=6, num_days=1, stars_low=1, stars_high=5, stars_mean=3,
+                                 embedding_dim=2, num_heads=1), both=False).eval()
+    tower = model.user_side.movie_tower
     with torch.no_grad():
         vectors = [[1, 0], [3, 1], [0, 2], [-1, 0], [1, 0.1], [1, 1]]
         tower.embedding.copy_(torch.tensor(vectors).unsqueeze(1))
@@ -23,4 +24,5 @@ def planted() -> Recommender:
                     ["Heat", "HEAT", "Good, the Bad and the Ugly, The", "Élan", "Rated by Nobody", "1984"],
                     np.array([100, 10, 50, 7, 0, 1], np.int32))
     users = Users(np.zeros(0, np.int64), np.zeros(1, np.int64))
-    return Recommender(model, {"stars_range": [1, 5], "stars_step": 1, "seed": 0}, users, movies, None)
+    return Recommender(model, {"stars_range": [1, 5], "stars_step": 1, "seed": 0, "num_days": 1,
+                               "day_epoch": "2000-01-01"}, users, movies, None)

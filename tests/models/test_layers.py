@@ -19,17 +19,18 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
     films, residual, penalty = inputs
-    solution = ridge_solve(films, residual, penalty, ROW, COUNT)
+    solution, unexplained = ridge_solve(films, residual, penalty, ROW, COUNT)
     for user in range(len(COUNT)):
         for head in range(HEADS):
             v, r = films[user == ROW, head], residual[user == ROW, head]
             expected = torch.linalg.solve(v.T @ v + torch.diag(penalty[user, head]), v.T @ r)
             torch.testing.assert_close(solution[user, head], expected)
+            torch.testing.assert_close(unexplained[user == ROW, head], r - v @ expected)
     assert (solution[1] == 0).all()  # no ratings, nothing learned
 
 
 def test_ridge_solve_gradients_equal_finite_differences(inputs):
-    assert torch.autograd.gradcheck(lambda *args: ridge_solve(*args, ROW, COUNT), inputs)
+    assert torch.autograd.gradcheck(lambda *args: ridge_solve(*args, ROW, COUNT)[0], inputs)
 
 
 def test_ridge_solve_gradients_equal_plain_autograd(inputs):
@@ -42,7 +43,7 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs):
         return torch.stack(solutions)
 
     weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
-    ours = torch.autograd.grad((ridge_solve(*inputs, ROW, COUNT) * weight).sum(), inputs)
+    ours = torch.autograd.grad((ridge_solve(*inputs, ROW, COUNT)[0] * weight).sum(), inputs)
     theirs = torch.autograd.grad((plain(*inputs) * weight).sum(), inputs)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference)

@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from models.two_tower import ModelConfig, TwoTower
+from models.two_tower import PARTS, Context, ModelConfig, Target, TwoTower
 
-CONFIG = ModelConfig(num_users=7, num_movies=11, stars_low=1, stars_high=5, stars_mean=3.4, embedding_dim=12,
-                     num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4)
+CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
+                     embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4)
 ROW = torch.tensor([0, 0, 0, 1, 1, 2])
 MOVIE = torch.tensor([1, 4, 9, 0, 4, 10])
 STARS = torch.tensor([5.0, 3.0, 1.0, 4.0, 4.0, 2.0])
+CONTEXT = Context(ROW, MOVIE, STARS, torch.tensor([3, 90, 90, 40, 41, 99]))
+LAST = 99  # the day to ask about
 
 
 @pytest.fixture
@@ -18,44 +22,48 @@ def model() -> TwoTower:
                                      torch.linspace(-3, 3, 11))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
+    torch.nn.init.normal_(model.drift.table, std=0.3)
+    torch.nn.init.normal_(model.mood.weight)
     return model.eval()
 
 
-TARGET = (torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]))  # row, movie_idx
+TARGET = Target(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]), torch.full((4,), LAST))
 
 
 def test_training_starts_at_the_global_mean():
     model = TwoTower(CONFIG)
     torch.nn.init.zeros_(model.movie_tower.embedding)
-    score = model.movie_vectors()[:, -1]  # with zero weights only the offset is left
+    score = model.movie_vectors(0)[:, -1]  # with zero weights only the offset is left
     torch.testing.assert_close(model.stars(score), torch.full((11,), 3.4))
 
 
 @torch.no_grad()
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
-    users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS)
-    exported = (users[TARGET[0]] * model.movie_vectors()[TARGET[1]]).sum(1)
-    scores, _ = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET)
+    users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST)
+    exported = (users[TARGET[0]] * model.movie_vectors(LAST)[TARGET[1]]).sum(1)
+    scores, _ = model(torch.zeros(3, 4), CONTEXT, TARGET)
     torch.testing.assert_close(scores.mean(1), exported)
 
 
 @torch.no_grad()
 def test_penalty_equals_the_sum_over_targets_written_out(model):
-    _, size = model(torch.zeros(3, 4), (ROW, MOVIE, STARS), TARGET, penalty=0.1, film_prior=3.0)
-    users = model.user_vectors(model.films(), torch.zeros(3, 4), ROW, MOVIE, STARS).view(3, 3, -1)[..., :-1] * 3
+    model.mood.weight.zero_()  # the penalty is on what is solved
+    _, size = model(torch.zeros(3, 4), CONTEXT, TARGET, penalty=0.1, film_prior=3.0)
+    users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
     vectors = model.films().vectors
     expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
-                   for row, movie in zip(*(part.tolist() for part in TARGET), strict=True))  # movie m has m ratings
+                   for row, movie in zip(*(part.tolist() for part in TARGET[:2]), strict=True))  # movie m has m ratings
     torch.testing.assert_close(size, expected)
 
 
 @torch.no_grad()
 def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
     films = model.films()
-    together = model.user_vectors(films, torch.zeros(3, 4), ROW, MOVIE, STARS)
+    together = model.user_vectors(films, torch.zeros(3, 4), CONTEXT, LAST)
     for user in range(3):
         own = user == ROW
-        alone = model.user_vectors(films, torch.zeros(1, 4), torch.zeros_like(ROW[own]), MOVIE[own], STARS[own])
+        context = Context(*(column[own] for column in CONTEXT))._replace(row=torch.zeros_like(ROW[own]))
+        alone = model.user_vectors(films, torch.zeros(1, 4), context, LAST)
         torch.testing.assert_close(together[user], alone[0])
 
 
@@ -63,22 +71,45 @@ def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
 def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(model):
     films, embedding = model.films(), torch.zeros(1, 4)
     targets = torch.tensor([3, 7])
-    effects = model.contributions(films, embedding, MOVIE[:3], STARS[:3], targets)
-    row = torch.zeros(3, dtype=torch.int64)
-    whole = model.user_vectors(films, embedding, row, MOVIE[:3], STARS[:3])
-    prior = model.user_tower.regression(embedding, row, STARS[:3], films, MOVIE[:3],
-                                        model.user_tower.pooled[MOVIE[:3]])[0]
+    context = Context(*(column[:3] for column in CONTEXT))
+    effects = model.contributions(films, embedding, context, targets)
+    model.mood.weight.zero_()  # not a part of the solved history
+    whole = model.user_vectors(films, embedding, context, LAST)
+    prior = model.user_tower.regression(embedding, context, films, context.movie_idx,
+                                        model.user_tower.pooled[context.movie_idx],
+                                        model.drift(context.movie_idx, context.day))[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
-    torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors()[targets].T)[0])
+    torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])
 
 
 @torch.no_grad()
 def test_a_user_without_any_rating_gets_a_finite_vector(model):
     nothing = torch.zeros(0, dtype=torch.int64)
-    vector = model.user_vectors(model.films(), torch.zeros(1, 4), nothing, nothing, torch.zeros(0))
+    context = Context(nothing, nothing, torch.zeros(0), nothing)
+    vector = model.user_vectors(model.films(), torch.zeros(1, 4), context, LAST)
     assert torch.isfinite(vector).all()
 
 
 def test_a_movie_without_training_ratings_has_no_embedding(model):
     assert (model.movie_tower.embedding[0] == 0).all()
     assert (model.movie_tower.embedding[1:] != 0).all()
+
+
+@torch.no_grad()
+def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days(model):
+    films, embedding = model.films(), torch.zeros(3, 4)
+    for day in (0, 41, 90, 99):
+        target = Target(torch.arange(3).repeat_interleave(11), torch.arange(11).repeat(3), torch.full((33,), day))
+        # a day before a user's last rating is within the reach of what he rated after it
+        products = model.user_vectors(films, embedding, CONTEXT, day) @ model.movie_vectors(day).T
+        torch.testing.assert_close(model.predict(films, embedding, CONTEXT, target), products.flatten())
+
+
+@pytest.mark.parametrize("part", PARTS)
+@torch.no_grad()
+def test_every_part_changes_the_score_and_can_be_left_out(part, model):
+    embedding = torch.ones(3, 4)
+    scores = model(embedding, CONTEXT, TARGET)[0]
+    without = TwoTower(replace(CONFIG, without=(part,))).eval()
+    without.load_state_dict(model.state_dict(), strict=False)
+    assert (without(embedding, CONTEXT, TARGET)[0] - scores).abs().max() > 1e-5

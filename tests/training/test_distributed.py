@@ -28,16 +28,19 @@ def load(run_dir: Path) -> dict:
 def assert_same_run(one: dict, other: dict) -> None:
     for name, tensor in one["model"].items():
         torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=1e-5, msg=name)
-    for name, tensor in one["user_rows"].items():
-        torch.testing.assert_close(tensor, other["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
+    for engine, same in zip(one["engines"], other["engines"], strict=True):
+        for name, tensor in engine["user_rows"].items():
+            torch.testing.assert_close(tensor, same["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
     for row, same in zip(one["metrics"], other["metrics"], strict=True):
         for name in ("train_loss", "train_rmse", "val_rmse", "val_mae"):
             assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
 
 
-def test_two_ranks_equal_one(data_dir, tmp_path):
-    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "one"), *FLAGS]) == 0
-    result = torchrun(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "two"))
+@pytest.mark.parametrize("sides", ["user", "both"])
+def test_two_ranks_equal_one(sides, data_dir, tmp_path):
+    flags = ["--data_dir", str(data_dir), "--sides", sides]
+    assert main.main([*flags, "--run_dir", str(tmp_path / "one"), *FLAGS]) == 0
+    result = torchrun(2, *flags, "--run_dir", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "two"))
     assert result.stdout.count("epoch   1") == 1  # one process speaks for all

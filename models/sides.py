@@ -1,0 +1,109 @@
+"""The towers asked from both sides: users solved from movies, and movies solved from users.
+
+A TwoTower treats its two kinds unlike: a user's vector is solved from his ratings, a movie's is an embedding. Where
+movies are few beside users that is the better half by far. Where they are not, a second TwoTower with the roles
+swapped, movies solved from their ratings and users embedded, errs elsewhere, and the mean of the two is better than
+either (compare I-AutoRec and U-AutoRec, Sedhain et al. 2015):
+
+    score(u, m) = (p_u . q_m + p'_u . q'_m) / 2 = [p_u / 2, p'_u / 2] . [q_m, q'_m]
+
+The movie side knows nothing of dates. Its movies are solved once, from the training ratings, and kept in `solved`. A
+person without a row in its table of users is scored by the user side alone.
+
+Letters: B users, T targets, M movies, U users of the data set, K coordinates of a side's vectors.
+"""
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import nn
+
+from models.two_tower import Context, Films, ModelConfig, Target, TwoTower
+
+USERS_PER_MOVIE = 4  # the movie side pays where there are no more
+
+
+class TwoSided(nn.Module):
+    """The user side, and the movie side where there is one."""
+
+    def __init__(self, config: ModelConfig, both: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.user_side = TwoTower(config)
+        self.movie_side = None
+        if both:
+            self.movie_side = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
+                                               without=(*config.without, "year", "drift", "mood")))
+            width = config.num_heads * (config.head_dim + 2)
+            self.register_buffer("solved", torch.zeros(config.num_movies, width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.user_side.offset.device
+
+    @property
+    def share(self) -> float:
+        """The user side's share in the score of a user of the data set."""
+        return 1.0 if self.movie_side is None else 0.5
+
+    def films(self) -> Films:
+        """Return the films of the user side."""
+        return self.user_side.films()
+
+    def predict(self, films: Films, user_idx: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
+        """Return scores, float (T,), of ratings on their own days.
+
+        Args:
+            films: `films()`.
+            user_idx: int64 (B,), users of the data set.
+            context: what is known of them.
+            target: what is asked for.
+        """
+        score = self.user_side.predict(films, self.user_side.user_embedding[user_idx], context, target)
+        if self.movie_side is None:
+            return score
+        users = self.movie_side.movie_vectors(0, user_idx)
+        return (score + (users[target.row] * self.solved[target.movie_idx]).sum(1)) / 2
+
+    def user_vectors(self, films: Films, user_idx: torch.Tensor | None, context: Context, day: int) -> torch.Tensor:
+        """Return users' vectors as of a day, float (B, K or 2 K), such that their product with `movie_vectors` is the
+        score; arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
+        if user_idx is None:
+            embedding = self.user_side.user_embedding.new_zeros(1, self.config.user_dim)
+        else:
+            embedding = self.user_side.user_embedding[user_idx]
+        vectors = self.user_side.user_vectors(films, embedding, context, day)
+        if self.movie_side is None:
+            return vectors
+        if user_idx is None:
+            return torch.cat([vectors, vectors.new_zeros(1, self.solved.shape[1])], 1)
+        return torch.cat([vectors, self.movie_side.movie_vectors(0, user_idx)], 1) / 2
+
+    def movie_vectors(self, day: int) -> torch.Tensor:
+        """Return all movies' vectors as of a day, float (M, K or 2 K)."""
+        vectors = self.user_side.movie_vectors(day)
+        return vectors if self.movie_side is None else torch.cat([vectors, self.solved], 1)
+
+    def contributions(self, films: Films, user_idx: torch.Tensor | None, context: Context,
+                      target_idx: torch.Tensor) -> torch.Tensor:
+        """Return what each context rating adds to the scores of movies, int64 (T,), through the user's solved history,
+        float (T, R); see `TwoTower.contributions`."""
+        if user_idx is None:
+            embedding = self.user_side.user_embedding.new_zeros(1, self.config.user_dim)
+            return self.user_side.contributions(films, embedding, context, target_idx)
+        embedding = self.user_side.user_embedding[user_idx]
+        return self.user_side.contributions(films, embedding, context, target_idx) * self.share
+
+    def stars(self, score: torch.Tensor) -> torch.Tensor:
+        """Turn scores into stars."""
+        return self.user_side.stars(score)
+
+    def description(self) -> dict:
+        """Return what the constructor needs, as plain values, for a checkpoint."""
+        return {"config": asdict(self.config), "both": self.movie_side is not None}
+
+
+def wants_both(num_users: int, num_movies: int) -> bool:
+    """Tell whether the movie side pays on a data set of this shape."""
+    return num_users <= USERS_PER_MOVIE * num_movies

@@ -1,0 +1,68 @@
+"""What the date of a question adds to a score: how a film drifts, and how a user has been rating lately.
+
+Both are scalars, one of the film and the date, one of the user and the date, and enter as bias coordinates: a score
+stays a dot product of a user's vector and a movie's, each as of a day (Koren 2010, "Collaborative filtering with
+temporal dynamics", for drifting biases).
+
+Days are int64, counted from the data set's first. R context ratings and T questions of B users, M movies.
+"""
+
+import torch
+from torch import nn
+
+from models.layers import gather_rows
+
+PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
+WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured
+
+
+class FilmDrift(nn.Module):
+    """A film's bias by period, beside the one it has always."""
+
+    def __init__(self, num_movies: int, num_days: int) -> None:
+        super().__init__()
+        self.days = -(-num_days // PERIODS)  # of a period
+        self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
+
+    def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the scores of movies on days: both int64 (R,) -> float (R,)."""
+        period = (day // self.days).clamp(0, PERIODS - 1)
+        return gather_rows(self.table.view(-1), movie_idx * PERIODS + period)
+
+
+class UserMood(nn.Module):
+    """A user's recent residuals: sum over windows w of weight_w sum_j residual_j / (n + shrink_w).
+
+    Time is cut into windows backwards from the user's last day, known or asked about; j are the n context ratings
+    in the same window as the question.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(WINDOWS)))
+        self.log_shrink = nn.Parameter(torch.full((len(WINDOWS),), 5.0).log())
+
+    def forward(self, row: torch.Tensor, day: torch.Tensor, residual: torch.Tensor, target_row: torch.Tensor,
+                target_day: torch.Tensor, num_users: int) -> torch.Tensor:
+        """Return what is added to the scores of questions, float (T,).
+
+        Args:
+            row, day: int64 (R,), user and day of the context ratings.
+            residual: float (R,), what of them the user's vector leaves unexplained, in units of score.
+            target_row, target_day: int64 (T,), user and day of the questions.
+            num_users: B.
+        """
+        last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
+                                                        "amax")
+        age, target_age = last[row] - day, last[target_row] - target_day
+        mood = residual.new_zeros(len(target_row))
+        for number, window in enumerate(WINDOWS):
+            stride = 1 + 2**20 // window
+            key, target_key = row * stride + age // window, target_row * stride + target_age // window
+            distinct, group = torch.unique(torch.cat([key, target_key]), return_inverse=True)
+            group, target_group = group.split([len(key), len(target_key)])
+            total = residual.new_zeros(len(distinct)).index_add_(0, group, residual)
+            count = residual.new_zeros(len(distinct)).index_add_(0, group, torch.ones_like(residual))
+            mean = total / (count + self.log_shrink[number].exp())
+            mood = mood + self.weight[number] * mean[target_group]
+        return mood

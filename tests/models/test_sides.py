@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from models.sides import TwoSided, wants_both
+from models.two_tower import Context, ModelConfig, Target
+
+CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_high=5, stars_mean=3.4,
+                     embedding_dim=6, num_heads=2, hidden_dim=8, user_dim=4, pooled_dim=4)
+CONTEXT = Context(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 6]), torch.tensor([5.0, 3.0, 1.0]),
+                  torch.tensor([3, 9, 5]))
+
+
+@pytest.fixture
+def model() -> TwoSided:
+    torch.manual_seed(0)
+    model = TwoSided(CONFIG, both=True).eval()
+    torch.nn.init.normal_(model.solved)
+    return model
+
+
+@torch.no_grad()
+def test_the_score_is_the_mean_of_the_sides_and_one_dot_product(model):
+    user_idx = torch.tensor([3, 1])
+    films = model.films()
+    products = model.user_vectors(films, user_idx, CONTEXT, 9) @ model.movie_vectors(9).T  # (2, 7)
+    one = model.user_side.user_vectors(films, model.user_side.user_embedding[user_idx], CONTEXT, 9)
+    first = one @ model.user_side.movie_vectors(9).T
+    second = model.movie_side.movie_vectors(0)[user_idx] @ model.solved.T
+    torch.testing.assert_close(products, (first + second) / 2)
+    target = Target(torch.arange(2).repeat_interleave(7), torch.arange(7).repeat(2), torch.full((14,), 9))
+    torch.testing.assert_close(model.predict(films, user_idx, CONTEXT, target), products.flatten())
+
+
+@torch.no_grad()
+def test_somebody_new_is_scored_by_the_user_side_alone(model):
+    context = Context(*(column[:2] for column in CONTEXT))
+    vector = model.user_vectors(model.films(), None, context, 9)
+    alone = model.user_side.user_vectors(model.films(), torch.zeros(1, 4), context, 9)
+    torch.testing.assert_close(vector @ model.movie_vectors(9).T, alone @ model.user_side.movie_vectors(9).T)
+
+
+def test_both_sides_only_where_movies_are_not_few():
+    assert wants_both(6040, 3883) and wants_both(943, 1682)
+    assert not wants_both(480_189, 17_770)

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from models.time import WINDOWS, FilmDrift, UserMood
+
+
+def test_a_film_has_a_bias_in_every_period():
+    drift = FilmDrift(num_movies=3, num_days=320)
+    assert drift.days == 10
+    with torch.no_grad():
+        drift.table.copy_(torch.arange(96.0).view(3, 32))
+    movie_idx, day = torch.tensor([0, 0, 2, 2, 1]), torch.tensor([0, 9, 10, 319, 5000])  # a later day: the last period
+    assert drift(movie_idx, day).tolist() == [0, 0, 65, 95, 63]
+
+
+@torch.no_grad()
+def mood_of(window: int, days: list[int], residuals: list[float], asked: int, rows: list[int] | None = None) -> float:
+    mood = UserMood()
+    mood.weight.zero_()
+    mood.weight[WINDOWS.index(window)] = 2.0
+    mood.log_shrink.fill_(torch.tensor(3.0).log())
+    row = torch.tensor(rows or [0] * len(days))
+    return float(mood(row, torch.tensor(days), torch.tensor(residuals), torch.tensor([0]), torch.tensor([asked]), 2))
+
+
+def test_mood_is_the_shrunk_mean_of_the_residuals_in_the_window_of_the_question():
+    # the last day is 100, so windows of 8 days are 93..100, 85..92, ...
+    assert mood_of(8, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=95) == pytest.approx(2 * (1 + 2) / (2 + 3))
+    assert mood_of(8, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=90) == pytest.approx(2 * 7 / (1 + 3))
+    assert mood_of(1, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=100) == pytest.approx(2 * 2 / (1 + 3))
+
+
+def test_mood_is_nothing_where_nothing_was_rated_and_of_the_user_alone():
+    assert mood_of(8, [20, 30], [5.0, 7.0], asked=100) == 0
+    assert mood_of(8, [100, 100], [5.0, 7.0], asked=100, rows=[0, 1]) == pytest.approx(2 * 5 / (1 + 3))

@@ -1,0 +1,179 @@
+"""The steps of an epoch: a step is a batch of users with all of their training ratings.
+
+In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
+the loss: no rating is ever predicted from itself. Everything random is a function of (seed, epoch), so that a resumed
+run continues as if it had never stopped, and many processes do what one would.
+
+An engine trains one side of the model. For the movie side, "users" are the movies and "movies" the users.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from models.two_tower import TwoTower
+from preprocessing.dataset import DataError
+from training.batches import Batch, RatingTensors, batch_of, uniform
+from training.distributed import Ranks
+from training.optimizer import RowAdam, build_optimizers, schedule, set_rate
+
+NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
+PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
+
+
+@dataclass
+class Settings:
+    """How to train; every field is a flag of main.py, unless it says otherwise."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 0.001
+    patience: int = 10
+    penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
+    film_prior: float = 9.0  # on |q_m|^2 per film, the precision of a Gaussian prior
+    drift_prior: float = 200.0  # on the squares of the films' drifts, per film and period
+    film_noise: float = 0.4  # standard deviation of the random factors on film coordinates
+    seed: int = 0
+    user_dropout: float = 0.5  # share of users whose embedding is left out in a step; no flag
+    context_share: float = 0.5  # of a user's ratings in a step; no flag
+
+
+class Engine:
+    """What trains one side: the model, its training ratings, its optimizers."""
+
+    def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
+                 penalty: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks) -> None:
+        """Make an engine.
+
+        Args:
+            ratings: training ratings of this rank's users, on the model's device.
+            owned: first and one past the last of this rank's users.
+            penalty: per target, on the vectors' squares.
+            batch_size: users a step, over all ranks.
+            seed: of this side.
+            stars_step: stars of one unit of `ratings.stars`.
+        """
+        self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
+        self.settings, self.penalty, self.batch_size, self.seed = settings, penalty, batch_size, seed
+        self.stars_step = stars_step
+        self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
+        self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
+        self.user_rows = RowAdam(model.user_embedding, settings.lr)
+
+    def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
+        """Take the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
+        the number of predictions, float64 (3,).
+
+        Raises:
+            DataError: the loss is no longer finite; names epoch, step and rate.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device)
+        for step, (batch, noise) in enumerate(self._batches(epoch)):
+            factor = schedule((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
+            step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor)
+            if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
+                self._check_finite(step_sums, epoch, step + 1, factor)
+            sums += step_sums
+            bar.update(len(batch.row))
+            if step % 8 == 0 and not bar.disable:
+                bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
+        self._share_rows()
+        self.ranks.sum_(sums)
+        return sums
+
+    def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
+             factor: float) -> torch.Tensor:
+        """Take one step at the base rates times a factor; return its sums as `run_epoch` does, of this rank."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        sums, row_grads = zip(*(self._backward(piece, seed, noise) for piece in pieces(batch)), strict=True)
+        self.ranks.sum_(*(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None))
+        set_rate(self.optimizers, factor)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.user_rows.step(batch.users, torch.cat(row_grads), factor)
+        return torch.stack(sums).sum(0)
+
+    def state_dict(self) -> dict:
+        """Return the state of the optimizers."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "user_rows": self.user_rows.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over a saved state."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, value in state["user_rows"].items():
+            self.user_rows.state[name].copy_(value)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None]]:
+        """Yield this rank's part of every step's batch, and the step's noise on the film vectors."""
+        config, settings, device = self.model.config, self.settings, self.model.offset.device
+        torch.manual_seed(self._epoch_seed(epoch))
+        order = torch.randperm(config.num_users)
+        shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2)).tolist()
+        # In every step a film meets another row of this table: as good as fresh noise, and far cheaper.
+        noise = 1 + settings.film_noise * torch.randn(config.num_movies + NOISE_SHIFTS, config.embedding_dim)
+        noise = noise.to(device)
+        self.model.train()
+        first, last = self.owned
+        for step, users in enumerate(order.split(self.batch_size)):
+            users = users[(users >= first) & (users < last)].sort().values.to(device)
+            factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
+            yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
+
+    def _backward(self, batch: Batch, seed: int,
+                  noise: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a batch's gradients; return its sums, float64 (3,), and the gradient of the user rows (B, E)."""
+        model, settings = self.model, self.settings
+        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < settings.context_share
+        context, target = batch.part(in_context), batch.part(~in_context)
+        rows = model.user_embedding[batch.users].requires_grad_()
+        keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
+        score, size = model(rows * keep, context.context(), target.target(), noise, self.penalty, settings.film_prior)
+        squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
+        loss = 0.5 * squared + 0.5 * size
+        loss.backward()
+        return torch.stack([2 * loss.detach().double(), squared.detach().double(),
+                            torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)]), rows.grad
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return self.seed * 1_000_003 + epoch
+
+    def _share_rows(self) -> None:
+        """Bring every rank's rows of the user table to all ranks, for evaluation and checkpoints."""
+        if self.ranks.size == 1:
+            return
+        first, last = self.owned
+        tables = [self.model.user_embedding, *self.user_rows.state.values()]
+        for table in tables:
+            table[:first] = 0
+            table[last:] = 0
+        self.ranks.sum_(*tables)
+
+    def _check_finite(self, sums: torch.Tensor, epoch: int, step: int, factor: float) -> None:
+        if not torch.isfinite(sums).all():
+            lr = self.settings.lr
+            raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
+                            f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+
+
+def pieces(batch: Batch, most: int = PIECE_RATINGS) -> Iterator[Batch]:
+    """Cut a batch between users, so that no piece has more ratings than `most`, unless it is a single user.
+
+    Gradients add up over users, so that of the pieces is that of the batch.
+    """
+    if len(batch.row) <= most:
+        yield batch
+        return
+    end = torch.bincount(batch.row, minlength=len(batch.users)).cumsum(0).tolist()  # of each user's ratings
+    first = start = 0
+    for user in range(1, len(end) + 1):
+        if user == len(end) or end[user] - start > most:
+            rows = slice(start, end[user - 1])
+            yield Batch(batch.users[first:user], batch.row[rows] - first, batch.movie_idx[rows], batch.stars[rows],
+                        batch.day[rows])
+            first, start = user, end[user - 1]
