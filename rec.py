@@ -10,6 +10,7 @@ Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import unicodedata
 from pathlib import Path
@@ -25,11 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
+        sys.stdout.flush()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads the list, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
+        if error.filename is None:  # what was not written stays unwritten, also at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

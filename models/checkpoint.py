@@ -13,6 +13,7 @@ import fcntl
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -53,7 +54,8 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     train = f"python main.py --run_dir {path.parent}"
     try:
         _check_parts(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # about what is refused anyway
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None
     except DAMAGE:
@@ -109,8 +111,8 @@ def _check_parts(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError("compressed")
+        if any(part.compress_type != zipfile.ZIP_STORED or part.filename.endswith("constants.pkl") for part in parts):
+            raise ValueError("compressed, or TorchScript, which is code")
         if sum(part.file_size for part in parts) > path.stat().st_size or archive.testzip() is not None:
             raise ValueError("damaged")
 
@@ -129,7 +131,8 @@ def _check_content(checkpoint: dict, num_bytes: int) -> None:
         raise ValueError("config")
     names = ("num_users", "num_movies", "user_dim", "embedding_dim", "pooled_dim", "hidden_dim")
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)
-    sizes = users * user_dim, movies * (embedding_dim + pooled_dim), hidden_dim * (user_dim + embedding_dim + pooled_dim)
+    sizes = (users * user_dim, movies * (embedding_dim + pooled_dim),
+             hidden_dim * (user_dim + embedding_dim + pooled_dim))
     if min(sizes) < 1 or sum(sizes) > num_bytes:
         raise ValueError("sizes")
     for name, expected in _empty_model(config).state_dict().items():
