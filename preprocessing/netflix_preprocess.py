@@ -107,7 +107,7 @@ def partition_bounds(offset: np.ndarray, most_rows: int) -> list[int]:
     """Group row groups into ranges of users with at most so many ratings each, but at least one row group."""
     bounds, groups = [0], assembly.row_groups(offset)
     for user, after in itertools.pairwise(groups):
-        if offset[after] - offset[bounds[-1]] > most_rows:
+        if user > bounds[-1] and offset[after] - offset[bounds[-1]] > most_rows:
             bounds.append(user)
     return [*bounds, groups[-1]]
 
