@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         next_step = "no epoch was finished, nothing was written"
         if (args.run_dir / "last.pt").exists():

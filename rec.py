@@ -8,6 +8,7 @@ Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,9 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the list, `head` for one, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:  # what was not written stays unwritten, also at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.filename is None:
+            with contextlib.suppress(OSError):  # what could not be written is not tried again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

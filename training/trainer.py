@@ -96,7 +96,10 @@ class Trainer:
         for epoch in range(len(self.metrics) + 1, self.num_epochs + 1):
             if epoch - 1 - self.best_epoch >= self.settings.patience and self.best_epoch:
                 return
-            metrics = self._run_epoch(epoch)
+            try:
+                metrics = self._run_epoch(epoch)
+            except torch.linalg.LinAlgError:  # a user's history cannot be solved from film vectors that are not finite
+                raise DataError(self._diverged(f"epoch {epoch}", self.settings.lr)) from None
             self.metrics.append(metrics)
             if not metrics.val_rmse >= self.best_rmse:
                 self.best_epoch = epoch
@@ -195,8 +198,11 @@ class Trainer:
 
     def _check_finite(self, sums: torch.Tensor, epoch: int, step: int, lr: float) -> None:
         if not torch.isfinite(sums).all():
-            raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr:.3g}; the last "
-                            f"checkpoint is kept; try again with a smaller --lr than {self.settings.lr:g}")
+            raise DataError(self._diverged(f"epoch {epoch}, step {step}", lr))
+
+    def _diverged(self, where: str, lr: float) -> str:
+        return (f"the loss is no longer finite in {where}, at rate {lr:.3g}; the last checkpoint is kept; try again "
+                f"with a smaller --lr than {self.settings.lr:g}")
 
 
 @torch.no_grad()
