@@ -13,6 +13,7 @@ import main
 import rec
 from preprocessing import dataset, movielens_preprocess, netflix_preprocess
 from preprocessing.dataset import DataError, read_meta
+from preprocessing.titles import read_titles
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 SLOW = settings(QUICK, max_examples=60)
@@ -120,3 +121,11 @@ def test_any_title_is_shown_in_its_width_and_harmless(title, width):
 @given(st.text())
 def test_any_error_is_one_printable_line(text):
     assert str(DataError(text)).isprintable() and len(str(DataError(text))) == len(text)
+
+
+@pytest.mark.parametrize("space", ["\x1c", "\x1f", "\x85", "\u2003", " ", "\t"])
+def test_white_space_of_any_kind_around_a_year_is_no_trap(tmp_path, space):
+    """Found by benchmarks/fuzz.py: strip() and float() disagree about what white space is."""
+    (tmp_path / "movie_titles.csv").write_text(f"1,{space}1999{space},A\n", encoding="utf-8")
+    titles = read_titles(tmp_path / "movie_titles.csv")
+    assert titles.year.tolist() == [1999] and titles.title == ["A"]
