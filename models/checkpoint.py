@@ -33,8 +33,9 @@ DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, T
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint so that `path` holds either the old one or the new one, whole, at any moment."""
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # in a folder from a stranger it could be a link to anywhere
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "xb") as file:
             torch.save({"format": FORMAT, **checkpoint}, file)
             file.flush()
             os.fsync(file.fileno())

@@ -36,6 +36,8 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
     new_parents = [folder for folder in out_dir.parents if not folder.exists()]  # the innermost first
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = out_dir.with_name(f".{out_dir.name}.partial")
+    if partial.is_symlink():
+        partial.unlink()
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:

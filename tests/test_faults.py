@@ -264,6 +264,23 @@ def test_a_last_pt_without_a_usable_state_is_refused(train, capsys, copies, chan
     assert "last.pt" in sentence_of(capsys, train(data_dir, run_dir, "--resume", "--epochs", "13"))
 
 
+def test_links_in_a_stranger_s_folder_lead_nowhere(train, raw_dir, copies, tmp_path):
+    data_dir, run_dir = copies
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    for name in ("best.pt", "last.pt", "metrics.csv", "test_metrics.json", "training.png"):
+        (run_dir / f".{name}.partial").symlink_to(outside / "precious")
+    (tmp_path / ".data.partial").symlink_to(outside)
+    for name in ("best.pt", "metrics.csv"):
+        (run_dir / name).unlink()
+        (run_dir / name).symlink_to(outside / "precious")
+    assert train(data_dir, run_dir, "--overwrite", "--epochs", "1") == 0
+    assert netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(data_dir)]) == 0
+    assert snapshot(outside) == {"precious": b"precious"}
+    assert not any(path.is_symlink() for path in [*run_dir.iterdir(), *tmp_path.iterdir()])
+
+
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(capsys, copies):
     data_dir, run_dir = copies
     with zipfile.ZipFile(run_dir / "best.pt", "w", zipfile.ZIP_DEFLATED) as archive:
