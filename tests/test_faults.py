@@ -9,7 +9,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ import main
 import rec
 from models.checkpoint import load_checkpoint, lock_run, save_checkpoint
 from models.two_tower import ModelConfig, TwoTower
-from preprocessing import dataset, netflix_preprocess
+from preprocessing import dataset, folders, netflix_preprocess
 from preprocessing.dataset import FILES, DataError, RatingsFile, read_meta, read_movies, read_users
 
 ROOT = Path(main.__file__).resolve().parent
@@ -414,12 +416,33 @@ def test_a_full_device_behind_standard_output_is_named(data_dir, run_dir):
     assert done.stderr.startswith("error: standard output: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_named(train, capsys, data_dir, raw_dir, tmp_path):
-    tmp_path.chmod(0o555)
-    assert str(tmp_path) in sentence_of(capsys, train(data_dir, tmp_path / "run"))
-    code = netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(tmp_path / "out")])
-    assert str(tmp_path) in sentence_of(capsys, code)
+@pytest.fixture
+def read_only(copies) -> Iterator[Path]:
+    """A folder with a data set and a run, open to everybody's eyes and nobody's pen; root steps down for the while."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+        for source in copies:
+            shutil.copytree(source, folder / source.name)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if user == 0:
+            os.seteuid(65534)
+        yield folder
+        if user == 0:
+            os.seteuid(0)
+        for path in [folder, *folder.iterdir()]:
+            path.chmod(0o755)
+
+
+def test_a_read_only_folder_is_named_and_nothing_changes(train, capsys, raw_dir, read_only):
+    before, data_dir, run_dir = snapshot(read_only), read_only / "data", read_only / "run"
+    assert str(read_only / "new") in sentence_of(capsys, train(data_dir, read_only / "new"))
+    assert f"{run_dir}/.test_metrics.json" in sentence_of(capsys, train(data_dir, run_dir, "--eval_only"))
+    with pytest.raises(OSError, match="denied") as error, folders.replace_dataset(read_only / "out"):
+        pass
+    assert str(read_only) in str(error.value.filename)
+    assert netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(data_dir)]) == 1
+    assert snapshot(read_only) == before
 
 
 def test_a_run_folder_removed_while_training_is_named(train, capsys, data_dir, tmp_path, monkeypatch):
