@@ -60,11 +60,13 @@ def run() -> int:
         quietly(synthetic_netflix.main, ["--out_dir", f"{place}/raw", "--num_users", "1500", "--num_movies", "150",
                                          "--num_ratings", "90000"])
         quietly(netflix_preprocess.main, ["--raw_dir", f"{place}/raw", "--out_dir", f"{place}/data"])
-        stages = {"long run": lambda: train_for_long(place, args.epochs, end)} if args.epochs else {}
+        stages = {}
         targets = [kill_preprocessing, kill_training] + [kill_all_users] * has_all_users()
         for target in targets:
             stages[target.__name__.replace("_", " ")] = (
                 lambda target=target: target(place, chance, args.kills // len(targets), end))
+        if args.epochs:  # last, for this process has no threads until then: to fork one that has may never return
+            stages["long run"] = lambda: train_for_long(place, args.epochs, end + 120)
         for name, stage in stages.items():
             try:
                 results[name] = stage()
