@@ -10,13 +10,14 @@ Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --ru
 """
 
 import argparse
+import contextlib
 import math
 import sys
 from pathlib import Path
 
 import torch
 
-from models.checkpoint import load_checkpoint, model_of, save_checkpoint
+from models.checkpoint import DAMAGE, load_checkpoint, lock_run, model_of, save_checkpoint
 from models.sides import TwoSided, wants_both
 from models.two_tower import PARTS, ModelConfig
 from preprocessing.dataset import DataError
@@ -34,12 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     ranks = distributed.start()
     try:
-        run(args, ranks)
+        with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
+            run(args, ranks)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         next_step = "no epoch was finished, nothing was written"
@@ -177,11 +182,12 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
             raise DataError(f"{last} was trained with --sides {sides[checkpoint['both']]}, not {sides[both]}; "
                             "resume with the same, or start anew in another --run_dir")
         model.load_state_dict(checkpoint["model"])
-        trainer.load_state_dict(checkpoint)
+        try:
+            trainer.load_state_dict(checkpoint)
+        except DAMAGE:
+            raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
         if ranks.is_main:
             print(f"resuming after epoch {checkpoint['epoch']}", flush=True)
-    if ranks.is_main:
-        args.run_dir.mkdir(parents=True, exist_ok=True)
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue

@@ -10,6 +10,7 @@ Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 """
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
@@ -35,7 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the list, `head` for one, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
+        if error.filename is None:
+            with contextlib.suppress(OSError):  # what could not be written is not tried again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

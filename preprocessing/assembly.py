@@ -26,6 +26,7 @@ from preprocessing.parsing import num_cores
 from preprocessing.splitting import SplitPlan, split_users
 
 GROUP_ROWS = 1 << 17  # ratings in a row group, as near as whole users allow
+FINGERPRINT_VERSION = 1  # of what the fingerprint is made of
 
 
 @dataclass
@@ -84,7 +85,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     """Sort, check, split and write the ratings, and verify what was written.
 
     Args:
-        folder: an empty place for the files, see `dataset.replace_dataset`.
+        folder: an empty place for the files, see `folders.replace_dataset`.
         partitions: all keys, in ranges of users that begin and end with row groups; emptied on the way.
         meta: entries for meta.json that the reader of the raw files knows (name, sources, ...).
         statistics: what is counted and timed is added to it.
@@ -132,10 +133,10 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     dataset.write_users(folder, Users(index.user_id, index.offset))
     dataset.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
                                         statistics.num_train_ratings))
-    with statistics.timed("verify"):
-        _verify(folder, index, digests)
     meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, content_hashers))
     dataset.write_meta(folder, meta)
+    with statistics.timed("verify"):
+        _verify(folder, index, digests)
     return meta
 
 
@@ -227,7 +228,7 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
 
 def _fingerprint(index: Index, catalogue: Catalogue, content_hashers: tuple["hashlib._Hash", ...]) -> str:
     """Return the SHA-256 of all that the data set says, whatever raw files it came from."""
-    fingerprint = hashlib.sha256(repr((dataset.FORMAT_VERSION, index.layout, index.day_epoch, catalogue.stars_step,
+    fingerprint = hashlib.sha256(repr((FINGERPRINT_VERSION, index.layout, index.day_epoch, catalogue.stars_step,
                                        catalogue.stars_range)).encode())
     for part in (*(hasher.digest() for hasher in content_hashers), index.user_id, index.movie_id, catalogue.year):
         fingerprint.update(part)

@@ -6,19 +6,20 @@
         split: "train", "validation" or "test"
     users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32
     movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32
-    meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint
+    meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint,
+        digests of the parquet files' footers, and of its own entries
 
 user_idx is the rank of user_id, movie_idx the rank of movie_id among all movies that have a title or a rating.
-A data set appears whole or not at all: it is written into a hidden folder beside it, which then takes its place.
+Damage is noticed wherever it is: parquet pages carry checksums, the digests of their footers are in meta.json,
+and what a page header alone could change is checked against the catalogues. A file from a stranger is data at most: its
+counts are checked before memory is taken for them.
 """
 
 import contextlib
-import ctypes
-import errno
-import fcntl
+import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 PREPROCESS = "python preprocessing/netflix_preprocess.py"
 
+MOST_META_BYTES = 1 << 24  # what a reader takes memory for without a second look
+MOST_GROUP_ROWS = 1 << 24
+MOST_ROWS_PER_BYTE = 1000  # of a parquet file; real ones have less than one
+META_TYPES = {"num_ratings": int, "num_users": int, "num_movies": int, "seed": int, "stars_step": (int, float),
+              "stars_range": list, "split": dict, "footers": dict, "day_epoch": str, "fingerprint": str}
+
 
 class DataError(Exception):
     """Something in the input is wrong; the message is one sentence for the person who can mend it."""
+
+    def __str__(self) -> str:
+        """Return the sentence; what it quotes from a file cannot steer a terminal."""
+        return "".join(letter if letter.isprintable() else "?" for letter in super().__str__())
 
 
 @dataclass
@@ -72,50 +83,6 @@ class Ratings:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replace_dataset(out_dir: Path) -> Iterator[Path]:
-    """Yield an empty folder to write a data set into; on success it takes the place of `out_dir` in one step.
-
-    On any failure, Ctrl-C included, the folder is removed and `out_dir` is as it was. What a killed run left
-    behind is removed by the next one.
-
-    Raises:
-        DataError: `out_dir` holds something that is not a data set, or another run is writing it.
-    """
-    out_dir = out_dir.resolve()
-    if out_dir.exists() and not out_dir.is_dir():
-        raise DataError(f"{out_dir} is a file; name a folder with --out_dir")
-    if out_dir.is_dir():
-        foreign = sorted(path.name for path in out_dir.iterdir() if path.name not in FILES)
-        if foreign:
-            raise DataError(f"{out_dir} holds {foreign[0]!r}, which is no part of a data set and would be lost; "
-                            "choose another --out_dir")
-    new_parents = [folder for folder in out_dir.parents if not folder.exists()]  # the innermost first
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another run is writing {out_dir}; wait for it, or choose another --out_dir") from None
-        try:
-            _empty(partial)
-            yield partial
-            for path in partial.iterdir():
-                _sync(path)
-            _exchange(partial, out_dir)
-            _sync(out_dir.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(lock)
-        with contextlib.suppress(OSError):  # not empty: the data set is there
-            for folder in new_parents:
-                folder.rmdir()
 
 
 def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:
@@ -159,7 +126,9 @@ def write_movies(folder: Path, movies: Movies) -> None:
 
 
 def write_meta(folder: Path, meta: dict) -> None:
-    """Write meta.json."""
+    """Write meta.json, after the files that it describes."""
+    meta = {**meta, "footers": {name: _footer_digest(folder / name) for name in FILES[:-1]}}
+    meta["digest"] = _meta_digest(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
@@ -173,16 +142,20 @@ def read_meta(data_dir: Path) -> dict:
         DataError: it is missing, damaged, or of another format version; says which command makes it.
     """
     path = data_dir / "meta.json"
+    damaged = f"{path} is damaged; run: {PREPROCESS} --out_dir {data_dir}"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            meta = json.loads(file.read(MOST_META_BYTES))
         version = meta["format_version"]
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {PREPROCESS} --out_dir {data_dir}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is damaged; run: {PREPROCESS} --out_dir {data_dir}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DataError(damaged) from None
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}; "
+        raise DataError(f"{path} has format version {str(version)[:20]}, this program reads version {FORMAT_VERSION}; "
                         f"run: {PREPROCESS} --out_dir {data_dir}")
+    if meta.get("digest") != _meta_digest(meta) or not _is_sound(meta):
+        raise DataError(damaged)
     return meta
 
 
@@ -191,9 +164,12 @@ def read_users(data_dir: Path) -> Users:
     path = data_dir / "users.parquet"
     with _damage_named(path):
         table = _open(path).read()
-        user_id, offset, num_ratings = (table[name].to_numpy() for name in ("user_id", "offset", "num_ratings"))
+        user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
         end = offset[-1] + num_ratings[-1] if len(offset) else 0
-        return Users(user_id, np.append(offset, end))
+        users = Users(user_id, np.append(offset, end))
+        _demand((np.diff(user_id) > 0).all() and users.offset[0] == 0 and (np.diff(users.offset) == num_ratings).all()
+                and (num_ratings > 0).all(), "its users are out of order")
+        return users
 
 
 def read_movies(data_dir: Path) -> Movies:
@@ -201,22 +177,28 @@ def read_movies(data_dir: Path) -> Movies:
     path = data_dir / "movies.parquet"
     with _damage_named(path):
         table = _open(path).read()
-        return Movies(table["movie_id"].to_numpy(), table["year"].fill_null(0).to_numpy(),
-                      table["title"].to_pylist(), table["num_train_ratings"].to_numpy())
+        movies = Movies(_column(table, "movie_id"), table["year"].fill_null(0).to_numpy(),
+                        table["title"].to_pylist(), _column(table, "num_train_ratings"))
+        _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
+                and None not in movies.title, "its movies are out of order")
+        return movies
 
 
 class RatingsFile:
     """ratings.parquet opened for reading: all of it, a row group, or one user's rows.
 
     Raises:
-        DataError: the file is missing or damaged (pages carry checksums, which every read verifies).
+        DataError: the file is missing or damaged; every read verifies the checksums of its pages.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / "ratings.parquet"
         with _damage_named(self.path):
+            meta = read_meta(data_dir)
+            self._num_users, self._num_movies = meta["num_users"], meta["num_movies"]
             self._file = _open(self.path, read_dictionary=["split"])
             sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
+            _demand(max(sizes, default=0) <= MOST_GROUP_ROWS, f"a row group of {max(sizes, default=0):,} rows")
         self.group_starts = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
@@ -247,20 +229,76 @@ class RatingsFile:
         """Read one row group."""
         with _damage_named(self.path):
             table = self._file.read_row_group(group)
-            columns = [table[name].to_numpy() for name in ("user_idx", "movie_idx", "stars", "day")]
+            columns = [_column(table, name) for name in ("user_idx", "movie_idx", "stars", "day")]
             codes = [np.zeros(0, np.uint8)]
             for chunk in table["split"].chunks:
                 number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
                 codes.append(number[chunk.indices.to_numpy()])
-            return Ratings(*columns, np.concatenate(codes))
+            ratings = Ratings(*columns, np.concatenate(codes))
+            _demand(self._is_sound(ratings, self.group_starts[group + 1] - self.group_starts[group]),
+                    f"row group {group} holds what no data set can")
+            return ratings
+
+    def _is_sound(self, ratings: Ratings, num_rows: int) -> bool:
+        """Tell whether a row group can be one: its indices are those of a user and a movie, in order of users."""
+        lengths = {len(getattr(ratings, name)) for name in ratings.__dataclass_fields__}
+        return lengths == {num_rows} and (not num_rows or bool(
+            ratings.user_idx[0] >= 0 and ratings.user_idx[-1] < self._num_users
+            and (ratings.user_idx[1:] >= ratings.user_idx[:-1]).all()
+            and ratings.movie_idx.min() >= 0 and ratings.movie_idx.max() < self._num_movies))
 
 
 # --- files and folders -----------------------------------------------------------------------------------------
 
 
 def _open(path: Path, **options: object) -> pq.ParquetFile:
-    """Open a parquet file with the checksums of its pages verified."""
-    return pq.ParquetFile(path, page_checksum_verification=True, **options)
+    """Open a parquet file, its footer checked; reads will verify the checksums of its pages."""
+    expected, size = read_meta(path.parent)["footers"].get(path.name), path.stat().st_size
+    _demand(_footer_digest(path) == expected, "its footer is not the one that was written")
+    file = pq.ParquetFile(path, page_checksum_verification=True, **options)
+    _demand(file.metadata.num_rows <= MOST_ROWS_PER_BYTE * size, f"{file.metadata.num_rows:,} rows in {size:,} bytes")
+    return file
+
+
+def _footer_digest(path: Path) -> str:
+    """Return the SHA-256 of a parquet file's footer and size: where its pages are and what they mean."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 8, 0))
+        length = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(size - length, 0))
+        return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()
+
+
+def _meta_digest(meta: dict) -> str:
+    """Return the SHA-256 of all entries of meta.json but the digest itself."""
+    return hashlib.sha256(json.dumps({key: meta[key] for key in meta if key != "digest"}).encode()).hexdigest()
+
+
+def _is_sound(meta: dict) -> bool:
+    """Tell whether the entries that the program relies on are there and can be."""
+    if not all(isinstance(meta.get(name), kind) for name, kind in META_TYPES.items()):
+        return False
+    sizes = [meta["split"].get(f"num_{name}") for name in SPLITS]
+    counts = [meta["num_ratings"], meta["num_users"], meta["num_movies"], *sizes]
+    if not all(type(count) is int and 0 <= count < 2**48 for count in counts) or sum(sizes) != meta["num_ratings"]:
+        return False
+    numbers = [meta["stars_step"], *meta["stars_range"]]
+    return (len(numbers) == 3 and all(type(number) in (int, float) and abs(number) < 1000 for number in numbers)
+            and meta["stars_step"] > 0 and meta["stars_range"][0] < meta["stars_range"][1] and meta["seed"] >= 0
+            and re.fullmatch("[0-9a-f]{64}", meta["fingerprint"]) is not None)
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of whole numbers without nulls."""
+    _demand(table[name].null_count == 0 and pa.types.is_integer(table[name].type), f"column {name}")
+    return table[name].to_numpy()
+
+
+def _demand(condition: bool, otherwise: str) -> None:
+    """Raise ValueError, which `_damage_named` turns into a sentence, unless a file is as it must be."""
+    if not condition:
+        raise ValueError(otherwise)
 
 
 @contextlib.contextmanager
@@ -270,42 +308,6 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {PREPROCESS} --out_dir {path.parent}") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} is damaged ({reason}); run: {PREPROCESS} --out_dir {path.parent}") from None
-
-
-def _empty(folder: Path) -> None:
-    """Remove what a killed run left in the folder."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Put folder `new` in the place of folder `old`, in one step where the system can swap two names (Linux)."""
-    if not old.exists():
-        new.rename(old)
-        return
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, rename_exchange = -100, 2
-    if swap is not None:
-        if swap(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), rename_exchange) == 0:
-            return
-        if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    aside = new.with_name(new.name + ".old")
-    old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from preprocessing import assembly, command, dataset, indexing
+from preprocessing import assembly, command, folders, indexing
 from preprocessing.dataset import DataError
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
@@ -67,7 +67,7 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
     start = time.perf_counter()
     rating_files, titles_file = find_files(args.raw_dir, args.split)
     statistics = assembly.Statistics()
-    with dataset.replace_dataset(args.out_dir) as folder:
+    with folders.replace_dataset(args.out_dir) as folder:
         with statistics.timed("parse"):
             titles = read_titles(titles_file)
             parts = [read_ratings(path) for path in rating_files]

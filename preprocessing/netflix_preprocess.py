@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from preprocessing import assembly, command, dataset, indexing, parsing
+from preprocessing import assembly, command, folders, indexing, parsing
 from preprocessing.dataset import DataError
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
@@ -61,7 +61,7 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
     sources = [*rating_files, titles_file, *([probe_file] if probe_file else [])]
     statistics = assembly.Statistics()
-    with ThreadPoolExecutor(1) as background, dataset.replace_dataset(args.out_dir) as folder:
+    with ThreadPoolExecutor(1) as background, folders.replace_dataset(args.out_dir) as folder:
         digests = background.submit(lambda: [command.describe_file(path) for path in sources])
         titles = read_titles(titles_file)
         partition_rows = memory_for_ratings(rating_files, args.max_memory)
@@ -107,7 +107,7 @@ def partition_bounds(offset: np.ndarray, most_rows: int) -> list[int]:
     """Group row groups into ranges of users with at most so many ratings each, but at least one row group."""
     bounds, groups = [0], assembly.row_groups(offset)
     for user, after in itertools.pairwise(groups):
-        if offset[after] - offset[bounds[-1]] > most_rows:
+        if user > bounds[-1] and offset[after] - offset[bounds[-1]] > most_rows:
             bounds.append(user)
     return [*bounds, groups[-1]]
 

@@ -43,7 +43,7 @@ def read_titles(path: Path) -> Titles:
             problem = "has a movie id that stands above already"
         if problem:
             raise DataError(f"{path}, line {number}: {line[:60]!a} {problem}")
-        rows[int(movie_id)] = int(float(year)) if _is_year(year) else 0, title
+        rows[int(movie_id)] = int(float(year.strip())) if _is_year(year) else 0, title
     ids = sorted(rows)
     return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
 

@@ -73,7 +73,10 @@ class Engine:
         sums = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device)
         for step, (batch, noise) in enumerate(self._batches(epoch)):
             factor = schedule((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
-            step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor)
+            try:
+                step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor)
+            except torch.linalg.LinAlgError:  # a history cannot be solved from film vectors that are not finite
+                step_sums = sums + math.nan
             if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
                 self._check_finite(step_sums, epoch, step + 1, factor)
             sums += step_sums

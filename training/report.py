@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from models.sides import TwoSided
+from preprocessing.dataset import DataError
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.metrics import RatingErrors, evaluate_ranking
@@ -20,7 +21,7 @@ ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user 
 
 def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
     """Write metrics.csv, a row per epoch, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(EpochMetrics.__dataclass_fields__))
         writer.writeheader()
@@ -30,10 +31,20 @@ def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:
-    """Read metrics.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [EpochMetrics(int(row.pop("epoch")), *(float(value) for value in row.values()))
-                for row in csv.DictReader(file)]
+    """Read metrics.csv.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [EpochMetrics(int(row.pop("epoch")), *(float(value) for value in row.values()))
+                    for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError, csv.Error):
+        rows = []
+    if not rows:
+        raise DataError(f"{path} is damaged; remove it and run: python main.py --run_dir {path.parent} --overwrite")
+    return rows
 
 
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
@@ -58,7 +69,7 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
     partial.replace(path)
@@ -115,7 +126,7 @@ def write_test_metrics(path: Path, results: dict) -> None:
             return {key: plain(inner) for key, inner in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(json.dumps(plain(results), indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
@@ -127,6 +138,13 @@ def bias_errors(biases: Biases, part: RatingTensors, data: DataSet) -> RatingErr
     predicted = biases.predict(part.user_idx(), part.movie_idx).clamp(low, high)
     errors.add(predicted, part.stars.float() * data.meta["stars_step"])
     return errors
+
+
+def _partial(path: Path) -> Path:
+    """Return where a file is written before it takes its place, after removing what lies there, perhaps a link."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    return partial
 
 
 def _ratings(errors: RatingErrors) -> dict[str, float]:

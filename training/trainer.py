@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from models.sides import TwoSided
 from models.two_tower import TwoTower
+from preprocessing.dataset import DataError
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
@@ -81,7 +82,11 @@ class Trainer:
         for epoch in range(len(self.metrics) + 1, self.num_epochs + 1):
             if epoch - 1 - self.best_epoch >= self.settings.patience and self.best_epoch:
                 return
-            metrics = self._run_epoch(epoch)
+            try:
+                metrics = self._run_epoch(epoch)
+            except torch.linalg.LinAlgError:  # in evaluation, after a last step that has spoilt the vectors
+                raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "
+                                f"again with a smaller --lr than {self.settings.lr:g}") from None
             self.metrics.append(metrics)
             if not metrics.val_rmse >= self.best_rmse:
                 self.best_epoch = epoch
