@@ -12,6 +12,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models.two_tower import ModelConfig, TwoTower
 from preprocessing.dataset import DataError
@@ -54,8 +55,28 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
 
 
 def model_of(checkpoint: dict) -> TwoTower:
-    """Build the model of a checkpoint, in evaluation mode."""
-    with torch.device("meta"):
-        model = TwoTower(ModelConfig(**checkpoint["config"]))
-    model.load_state_dict(checkpoint["model"], assign=True)
+    """Build the model of a checkpoint, in evaluation mode.
+
+    Raises:
+        DataError: the checkpoint was written by another version of the model.
+    """
+    try:
+        with _NoRandomNumbers():
+            model = TwoTower(ModelConfig(**checkpoint["config"]))
+        model.load_state_dict(checkpoint["model"], assign=True)
+    except (TypeError, KeyError, RuntimeError):
+        raise DataError("the checkpoint is of another version of the model; train again: python main.py --overwrite, "
+                        "with its --run_dir and --data_dir") from None
     return model.eval()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leave the random tables of a new model unfilled: what a checkpoint fills need not be drawn.
+
+    (Building it on the meta device instead would import another 1.5 s of Python.)
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.normal_:
+            return args[0]
+        return function(*args, **(kwargs or {}))

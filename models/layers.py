@@ -7,18 +7,22 @@ to plain autograd in float64. R ratings of B users, H heads of D coordinates.
 import torch
 
 
-def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tensor, row: torch.Tensor,
-                count: torch.Tensor) -> torch.Tensor:
+def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
+                row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """Solve one ridge regression per user and head: the user's half of alternating least squares, as a layer.
 
-        w_u = (V_u' V_u + diag(penalty_u))^-1 V_u' residual_u        (Hu, Koren and Volinsky 2008, for the solution)
+    It shrinks to a prior in place of zero: w minimises |residual_u - V_u w|^2 + sum of penalty_u (w - prior_u)^2, so
 
-    With z = A^-1 dL/dw the gradients are dL/dresidual_j = v_j.z, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w and
-    dL/dpenalty = -z w, so the backward pass costs R D, not R D^2.
+        w_u = (V_u' V_u + diag(penalty_u))^-1 (V_u' residual_u + diag(penalty_u) prior_u)
+
+    (Hu, Koren and Volinsky 2008, for the solution with a prior of zero). With z = A^-1 dL/dw the gradients are
+    dL/dresidual_j = v_j.z, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w, dL/dprior = penalty z and
+    dL/dpenalty = (prior - w) z, so the backward pass costs R D, not R D^2.
 
     Args:
         films: V, float (R, H, D), the film vector of each rating.
         residual: float (R, H), what the vectors shall explain.
+        prior: float (B, H, D), the solution of a user without ratings.
         penalty: float (B, H, D), positive.
         row: int64 (R,), ascending: the user of each rating.
         count: int64 (B,): the ratings of each user.
@@ -26,7 +30,7 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tens
     Returns:
         w, float (B, H, D).
     """
-    return _RidgeSolve.apply(films, residual, penalty, row, count)
+    return _RidgeSolve.apply(films, residual, prior, penalty, row, count)
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
@@ -39,8 +43,18 @@ def gather_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(table, index)
 
 
+def normal_equations(films: torch.Tensor, residual: torch.Tensor, row: torch.Tensor,
+                     count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return V_u' V_u (B, H, D, D) and V_u' residual_u (B, H, D) of users whose ratings are adjacent.
+
+    Films (R, H, D), residuals (R, H), otherwise as for `ridge_solve`.
+    """
+    product = gram(torch.cat([films, residual.unsqueeze(-1)], -1), row, count)  # has the two side by side
+    return product[..., :-1, :-1], product[..., :-1, -1]
+
+
 def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return V_u' V_u per user and head, (B, H, D, D), of the films (R, H, D) of users whose ratings are adjacent."""
+    """Return V_u' V_u, float (B, H, D, D); arguments as for `normal_equations`."""
     if films.device.type != "cpu":
         return gram_padded(films, row, count)
     result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])
@@ -72,25 +86,24 @@ def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, pie
 
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, films, residual, penalty, row, count):
-        system = gram(films, row, count)
+    def forward(ctx, films, residual, prior, penalty, row, count):
+        system, right = normal_equations(films, residual, row, count)
         system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-        right = torch.zeros_like(penalty).index_add_(0, row, films * residual.unsqueeze(-1))
         factor = torch.linalg.cholesky(system)
-        solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-        ctx.save_for_backward(films, residual, row, factor, solution)
+        solution = torch.cholesky_solve(torch.addcmul(right, penalty, prior).unsqueeze(-1), factor).squeeze(-1)
+        ctx.save_for_backward(films, residual, prior, penalty, row, factor, solution)
         return solution
 
     @staticmethod
     def backward(ctx, grad):
-        films, residual, row, factor, solution = ctx.saved_tensors
+        films, residual, prior, penalty, row, factor, solution = ctx.saved_tensors
         adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
         solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
         unexplained = residual - (films * solution_of).sum(-1)
         grad_residual = (films * adjoint_of).sum(-1)
         grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))
         grad_films.addcmul_(solution_of, grad_residual.unsqueeze(-1), value=-1)
-        return grad_films, grad_residual, -adjoint * solution, None, None
+        return grad_films, grad_residual, adjoint * penalty, adjoint * (prior - solution), None, None
 
 
 class _PairedDot(torch.autograd.Function):

@@ -60,7 +60,7 @@ class Recommender:
         self.model, self.meta, self.users, self.movies, self.ratings = model, meta, users, movies, ratings
         with torch.no_grad():
             self._films = model.films()
-            self._movie_vectors = model.movie_vectors()
+            self._movie_vectors = model.movie_vectors(self._films)
         # A movie without a single training rating has no vector that could be trusted.
         self._recommendable = torch.tensor(movies.num_train_ratings > 0)
 

@@ -17,6 +17,7 @@ Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D c
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -63,6 +64,11 @@ class Films:
     bias: torch.Tensor  # float (N, H)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
 
+    @cached_property
+    def extended(self) -> torch.Tensor:
+        """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
+        return with_constant(self.vectors)
+
 
 class MovieTower(nn.Module):
     """Film vectors from a learned embedding, the release year, and what the training ratings say of the film."""
@@ -71,7 +77,7 @@ class MovieTower(nn.Module):
         super().__init__()
         self.config = config
         heads, dim = config.num_heads, config.head_dim
-        self.embedding = nn.Parameter(torch.randn(config.num_movies, heads, dim) * 0.07)
+        self.embedding = nn.Parameter(torch.empty(config.num_movies, heads, dim).normal_(std=0.07))
         self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
         num_features = 5
         self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
@@ -120,7 +126,7 @@ class UserTower(nn.Module):
         super().__init__()
         self.config = config
         heads, dim = config.num_heads, config.head_dim
-        self.pooled = nn.Parameter(torch.randn(config.num_movies, 2 * config.pooled_dim) * 0.02)
+        self.pooled = nn.Parameter(torch.empty(config.num_movies, 2 * config.pooled_dim).normal_(std=0.02))
         self.hidden = nn.Linear(config.user_dim + config.pooled_dim + 3, config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
         nn.init.zeros_(self.out.weight)
@@ -144,7 +150,7 @@ class UserTower(nn.Module):
             pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
         """
         prior, context, residual, penalty, count = self.regression(embedding, row, stars, films, column, pooled_rows)
-        return prior + ridge_solve(context, residual, penalty, row, count)
+        return ridge_solve(context, residual, prior, penalty, row, count)
 
     def regression(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
                    column: torch.Tensor, pooled_rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -152,7 +158,7 @@ class UserTower(nn.Module):
 
         Returns:
             The prior vector (B, H, D + 1); film vectors (R, H, D + 1) and residuals (R, H) of the context, in units
-            of score; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
+            of score and above the films' biases; the penalties (B, H, D + 1); the number of context ratings, (B,).
         """
         config = self.config
         num_users = len(embedding)
@@ -172,9 +178,8 @@ class UserTower(nn.Module):
         hidden = torch.relu(self.hidden(x))
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
 
-        context = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
+        context = gather_rows(films.extended, column)  # (R, H, D + 1)
         residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
-        residual = residual - (context * gather_rows(prior, row)).sum(-1)  # (R, H)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
         return prior, context, residual, penalty, count
 
@@ -187,7 +192,7 @@ class TwoTower(nn.Module):
         self.config = config
         self.movie_tower = MovieTower(config)
         self.user_tower = UserTower(config)
-        self.register_buffer("user_embedding", torch.randn(config.num_users, config.user_dim) * 0.05)
+        self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
         spread = config.stars_high - config.stars_low
         share = min(max((config.stars_mean - config.stars_low) / spread, 1e-3), 1 - 1e-3)
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
@@ -226,11 +231,14 @@ class TwoTower(nn.Module):
         size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
         return score + self.offset, size
 
-    def movie_vectors(self) -> torch.Tensor:
-        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's."""
-        films = self.films()
+    def movie_vectors(self, films: Films | None = None) -> torch.Tensor:
+        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's.
+
+        `films` is the result of `films()`, where it is at hand.
+        """
+        films = self.films() if films is None else films
         bias = (films.bias + self.offset).unsqueeze(-1)
-        return torch.cat([with_constant(films.vectors), bias], -1).flatten(1)
+        return torch.cat([films.extended, bias], -1).flatten(1)
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""
@@ -245,7 +253,8 @@ class TwoTower(nn.Module):
             embedding: float (B, user_dim), zero for a user without one.
             row, movie_idx, stars: context ratings (R,), ascending in row, 0 <= row < B.
         """
-        users = self.user_tower(embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        users = self.user_tower(embedding, row, stars, films, movie_idx,
+                                gather_rows(self.user_tower.pooled, movie_idx))
         one = users.new_ones(*users.shape[:-1], 1)
         return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
 
@@ -263,10 +272,11 @@ class TwoTower(nn.Module):
             target_idx: int64 (T,), movies to explain.
         """
         row = torch.zeros_like(movie_idx)
-        _, context, residual, penalty, count = self.user_tower.regression(
+        prior, context, residual, penalty, count = self.user_tower.regression(
             embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        residual = residual - (context * prior).sum(-1)  # what the prior leaves unexplained
         system = gram(context, row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
-        targets = with_constant(films.vectors[target_idx]).permute(1, 2, 0)  # (H, D + 1, T)
+        targets = films.extended[target_idx].permute(1, 2, 0)  # (H, D + 1, T)
         weight = torch.einsum("rhd,hdt->trh", context, torch.linalg.solve(system, targets))
         return (weight * residual).mean(-1)
 

@@ -148,7 +148,9 @@ def write_users(folder: Path, users: Users) -> None:
     """Write users.parquet."""
     table = pa.table({"user_id": users.user_id, "offset": users.offset[:-1],
                       "num_ratings": np.diff(users.offset).astype(np.int32)})
-    pq.write_table(table, folder / "users.parquet", compression="zstd", write_page_checksum=True)
+    ascending = {"user_id": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}  # read five times as fast
+    pq.write_table(table, folder / "users.parquet", compression="lz4", write_page_checksum=True, use_dictionary=False,
+                   column_encoding=ascending)
 
 
 def write_movies(folder: Path, movies: Movies) -> None:
@@ -191,7 +193,7 @@ def read_users(data_dir: Path) -> Users:
     path = data_dir / "users.parquet"
     with _damage_named(path):
         table = _open(path).read()
-        user_id, offset, num_ratings = (table[name].to_numpy() for name in ("user_id", "offset", "num_ratings"))
+        user_id, offset, num_ratings = (_to_numpy(table[name]) for name in ("user_id", "offset", "num_ratings"))
         end = offset[-1] + num_ratings[-1] if len(offset) else 0
         return Users(user_id, np.append(offset, end))
 
@@ -201,8 +203,9 @@ def read_movies(data_dir: Path) -> Movies:
     path = data_dir / "movies.parquet"
     with _damage_named(path):
         table = _open(path).read()
-        return Movies(table["movie_id"].to_numpy(), table["year"].fill_null(0).to_numpy(),
-                      table["title"].to_pylist(), table["num_train_ratings"].to_numpy())
+        year = np.array([year or 0 for year in table["year"].to_pylist()], np.int16)
+        return Movies(_to_numpy(table["movie_id"]), year, table["title"].to_pylist(),
+                      _to_numpy(table["num_train_ratings"]))
 
 
 class RatingsFile:
@@ -247,11 +250,11 @@ class RatingsFile:
         """Read one row group."""
         with _damage_named(self.path):
             table = self._file.read_row_group(group)
-            columns = [table[name].to_numpy() for name in ("user_idx", "movie_idx", "stars", "day")]
+            columns = [_to_numpy(table[name]) for name in ("user_idx", "movie_idx", "stars", "day")]
             codes = [np.zeros(0, np.uint8)]
             for chunk in table["split"].chunks:
                 number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
-                codes.append(number[chunk.indices.to_numpy()])
+                codes.append(number[np.from_dlpack(chunk.indices)])
             return Ratings(*columns, np.concatenate(codes))
 
 
@@ -261,6 +264,13 @@ class RatingsFile:
 def _open(path: Path, **options: object) -> pq.ParquetFile:
     """Open a parquet file with the checksums of its pages verified."""
     return pq.ParquetFile(path, page_checksum_verification=True, **options)
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column without nulls, read-only; pyarrow's own `to_numpy` would import pandas, half a second."""
+    if column.null_count:
+        raise ValueError("missing values")
+    return np.from_dlpack(column.combine_chunks())
 
 
 @contextlib.contextmanager

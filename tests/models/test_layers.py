@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.layers import gather_rows, gram, paired_dot, ridge_solve
+from models.layers import gather_rows, gram, gram_padded, paired_dot, ridge_solve
 
 HEADS, DIM = 2, 3
 COUNT = torch.tensor([4, 0, 1, 6])  # a user without ratings among them
@@ -9,23 +9,26 @@ ROW = torch.arange(len(COUNT)).repeat_interleave(COUNT)
 
 
 @pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     films = torch.randn(len(ROW), HEADS, DIM, dtype=torch.float64)
     residual = torch.randn(len(ROW), HEADS, dtype=torch.float64)
+    prior = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
     penalty = torch.rand(len(COUNT), HEADS, DIM, dtype=torch.float64) + 0.1
-    return tuple(tensor.requires_grad_() for tensor in (films, residual, penalty))
+    return tuple(tensor.requires_grad_() for tensor in (films, residual, prior, penalty))
 
 
 def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
-    films, residual, penalty = inputs
-    solution = ridge_solve(films, residual, penalty, ROW, COUNT)
+    films, residual, prior, penalty = inputs
+    solution = ridge_solve(*inputs, ROW, COUNT)
     for user in range(len(COUNT)):
         for head in range(HEADS):
             v, r = films[user == ROW, head], residual[user == ROW, head]
-            expected = torch.linalg.solve(v.T @ v + torch.diag(penalty[user, head]), v.T @ r)
+            unexplained = r - v @ prior[user, head]
+            system = v.T @ v + torch.diag(penalty[user, head])
+            expected = prior[user, head] + torch.linalg.solve(system, v.T @ unexplained)
             torch.testing.assert_close(solution[user, head], expected)
-    assert (solution[1] == 0).all()  # no ratings, nothing learned
+    torch.testing.assert_close(solution[1], prior[1])  # no ratings, nothing learned
 
 
 def test_ridge_solve_gradients_equal_finite_differences(inputs):
@@ -33,12 +36,13 @@ def test_ridge_solve_gradients_equal_finite_differences(inputs):
 
 
 def test_ridge_solve_gradients_equal_plain_autograd(inputs):
-    def plain(films, residual, penalty):
+    def plain(films, residual, prior, penalty):
         solutions = []
         for user in range(len(COUNT)):
             v, r = films[user == ROW].transpose(0, 1), residual[user == ROW].T.unsqueeze(-1)
+            unexplained = r - v @ prior[user].unsqueeze(-1)
             system = v.transpose(1, 2) @ v + torch.diag_embed(penalty[user])
-            solutions.append(torch.linalg.solve(system, v.transpose(1, 2) @ r).squeeze(-1))
+            solutions.append(prior[user] + torch.linalg.solve(system, v.transpose(1, 2) @ unexplained).squeeze(-1))
         return torch.stack(solutions)
 
     weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
@@ -50,12 +54,10 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs):
 
 @pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1]])
 def test_padded_gram_equals_gram_by_user(sizes):
-    from models import layers
-
     count = torch.tensor(sizes)
     row = torch.arange(len(count)).repeat_interleave(count)
     films = torch.randn(len(row), HEADS, DIM, dtype=torch.float64)
-    torch.testing.assert_close(layers.gram_padded(films, row, count), gram(films, row, count))
+    torch.testing.assert_close(gram_padded(films, row, count), gram(films, row, count))
 
 
 def test_paired_dot_and_gather_rows_have_the_gradients_of_plain_indexing():
