@@ -46,6 +46,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
     parser.add_argument("--explain", action="store_true", help="show which rated movies raised each score most")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--all_users", action="store_true", help="write the lists of all users to --out")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="parquet file that --all_users writes")
+    parser.add_argument("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
                         help="folder of the run (default: %(default)s)")
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
@@ -53,6 +56,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.top_n < 1:
         parser.error(f"--top_n must be at least 1, not {args.top_n}")
+    if args.all_users != (args.out is not None):
+        parser.error("--all_users and --out FILE.parquet go together")
     return args
 
 
@@ -74,6 +79,9 @@ def parse_rates(text: str) -> dict[int, float]:
 def run(args: argparse.Namespace) -> None:
     """Load the run, make the list, print it."""
     recommender = Recommender.load(args.run_dir, args.data_dir)
+    if args.all_users or args.export_vectors is not None:
+        run_batch(recommender, args)
+        return
     if args.rate is not None:
         history = recommender.history_from(args.rate)
     else:
@@ -85,6 +93,18 @@ def run(args: argparse.Namespace) -> None:
         print(as_json(history, recommendations))
     else:
         print(as_table(history, recommendations, chosen=args.user_id is None))
+
+
+def run_batch(recommender: Recommender, args: argparse.Namespace) -> None:
+    """Write everybody's lists or vectors."""
+    from models import batch  # not needed for a single list
+
+    if args.all_users:
+        num_users = batch.recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
+        print(f"wrote the lists of {num_users:,} users to {args.out}")
+    if args.export_vectors is not None:
+        num_users, num_movies = batch.export_vectors(recommender, args.export_vectors)
+        print(f"wrote the vectors of {num_users:,} users and {num_movies:,} movies to {args.export_vectors}")
 
 
 def as_json(history: History, recommendations: list[Recommendation]) -> str:
