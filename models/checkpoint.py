@@ -46,7 +46,8 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
         raise DataError(f"{path} not found; run: {train}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError):
         raise DataError(f"{path} is damaged or no checkpoint; run: {train} --overwrite") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    if (not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT
+            or not set(checkpoint["config"]) <= set(ModelConfig.__dataclass_fields__)):
         raise DataError(f"{path} is no checkpoint of this version; run: {train} --overwrite")
     if checkpoint["fingerprint"] != fingerprint:
         raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
@@ -55,18 +56,10 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
 
 
 def model_of(checkpoint: dict) -> TwoTower:
-    """Build the model of a checkpoint, in evaluation mode.
-
-    Raises:
-        DataError: the checkpoint was written by another version of the model.
-    """
-    try:
-        with _NoRandomNumbers():
-            model = TwoTower(ModelConfig(**checkpoint["config"]))
-        model.load_state_dict(checkpoint["model"], assign=True)
-    except (TypeError, KeyError, RuntimeError):
-        raise DataError("the checkpoint is of another version of the model; train again: python main.py --overwrite, "
-                        "with its --run_dir and --data_dir") from None
+    """Build the model of a checkpoint, in evaluation mode."""
+    with _NoRandomNumbers():
+        model = TwoTower(ModelConfig(**checkpoint["config"]))
+    model.load_state_dict(checkpoint["model"], assign=True)
     return model.eval()
 
 

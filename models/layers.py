@@ -5,6 +5,9 @@ to plain autograd in float64. R ratings of B users, H heads of D coordinates.
 """
 
 import torch
+from torch.nn import functional
+
+USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
 
 
 def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
@@ -33,6 +36,49 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor
     return _RidgeSolve.apply(films, residual, prior, penalty, row, count)
 
 
+def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
+                     penalty: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return `ridge_solve` of rows of a table, without gradients and on the CPU.
+
+    Only the rows of a few users are gathered at a time, always into the same memory, which a core's cache holds.
+
+    Args:
+        table: float (N, H, D + 1), the film vectors and a last coordinate that does not matter.
+        index: int64 (R,), the film of each rating, the ratings of a user adjacent.
+        residual, prior, penalty, count: as for `ridge_solve`.
+    """
+    num_users, (_, heads, dim) = len(count), table.shape
+    product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
+    pieces = [piece.tolist() for piece in count.split(USERS_IN_CACHE)]
+    buffer = table.new_empty(max(map(sum, pieces)), heads, dim)
+    start, outputs = 0, iter(product.unbind())
+    for sizes in pieces:
+        stop = start + sum(sizes)
+        rows = torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
+        rows[..., -1] = residual[start:stop]
+        by_head = rows.transpose(0, 1)  # (H, R of the piece, D + 1)
+        for left, right in zip(by_head.transpose(1, 2).split(sizes, 2), by_head.split(sizes, 1), strict=True):
+            torch.bmm(left, right, out=next(outputs))
+        start = stop
+    return solve_normal_equations(product, prior, penalty)[0]
+
+
+def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return for each user the sum over his ratings j of weight_j * first half + second half of row j, float (B, D).
+
+    In one pass, but with a slow backward.
+
+    Args:
+        table: float (N, 2 D).
+        index, weight: int64 (R,) and float (R,), the ratings of a user adjacent.
+        count: int64 (B,): the ratings of each user.
+    """
+    halves = torch.stack([2 * index, 2 * index + 1], 1).flatten()
+    weights = torch.stack([weight, torch.ones_like(weight)], 1).flatten()
+    return functional.embedding_bag(halves, table.view(2 * len(table), -1), 2 * (count.cumsum(0) - count), mode="sum",
+                                    per_sample_weights=weights)
+
+
 def paired_dot(users: torch.Tensor, films: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """Return users[row] . films[column] over the last dimension, (R, H), of (B, H, D) and (N, H, D)."""
     return _PairedDot.apply(users, films, row, column)
@@ -43,18 +89,17 @@ def gather_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(table, index)
 
 
-def normal_equations(films: torch.Tensor, residual: torch.Tensor, row: torch.Tensor,
-                     count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return V_u' V_u (B, H, D, D) and V_u' residual_u (B, H, D) of users whose ratings are adjacent.
-
-    Films (R, H, D), residuals (R, H), otherwise as for `ridge_solve`.
-    """
-    product = gram(torch.cat([films, residual.unsqueeze(-1)], -1), row, count)  # has the two side by side
-    return product[..., :-1, :-1], product[..., :-1, -1]
+def solve_normal_equations(product: torch.Tensor, prior: torch.Tensor,
+                           penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return w (B, H, D) of `ridge_solve`, and the Cholesky factor, from [V, residual]' [V, residual] of each user."""
+    system = product[..., :-1, :-1] + torch.diag_embed(penalty)
+    factor = torch.linalg.cholesky(system)
+    right = torch.addcmul(product[..., :-1, -1], penalty, prior)
+    return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1), factor
 
 
 def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return V_u' V_u, float (B, H, D, D); arguments as for `normal_equations`."""
+    """Return V_u' V_u per user and head, float (B, H, D, D); arguments as for `ridge_solve`."""
     if films.device.type != "cpu":
         return gram_padded(films, row, count)
     result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])
@@ -87,10 +132,8 @@ def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, pie
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, residual, prior, penalty, row, count):
-        system, right = normal_equations(films, residual, row, count)
-        system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-        factor = torch.linalg.cholesky(system)
-        solution = torch.cholesky_solve(torch.addcmul(right, penalty, prior).unsqueeze(-1), factor).squeeze(-1)
+        product = gram(torch.cat([films, residual.unsqueeze(-1)], -1), row, count)
+        solution, factor = solve_normal_equations(product, prior, penalty)
         ctx.save_for_backward(films, residual, prior, penalty, row, factor, solution)
         return solution
 

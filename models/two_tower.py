@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from models.layers import gather_rows, gram, paired_dot, ridge_solve
+from models.layers import gather_rows, gram, paired_dot, pool_rows, ridge_solve, ridge_solve_rows
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
@@ -68,6 +68,11 @@ class Films:
     def extended(self) -> torch.Tensor:
         """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
         return with_constant(self.vectors)
+
+    @cached_property
+    def with_room(self) -> torch.Tensor:
+        """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
+        return nn.functional.pad(self.extended, (0, 1))
 
 
 class MovieTower(nn.Module):
@@ -139,26 +144,27 @@ class UserTower(nn.Module):
         self.log_per_rating = nn.Parameter(per_rating.log())
 
     def forward(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
-                column: torch.Tensor, pooled_rows: torch.Tensor) -> torch.Tensor:
+                column: torch.Tensor, movie_idx: torch.Tensor) -> torch.Tensor:
         """Return user vectors, float (B, H, D + 1); the last coordinate is the user's bias.
 
         Args:
             embedding: float (B, user_dim), zero for a user who has none.
             row, stars: user and stars of each context rating, (R,), ascending in row.
             films: vectors of the distinct films.
-            column: int64 (R,), the film of each context rating.
-            pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
+            column, movie_idx: int64 (R,), the place among the films of each context rating's film, and which it is.
         """
-        prior, context, residual, penalty, count = self.regression(embedding, row, stars, films, column, pooled_rows)
-        return ridge_solve(context, residual, prior, penalty, row, count)
+        prior, residual, penalty, count = self.regression(embedding, row, stars, films, column, movie_idx)
+        if torch.is_grad_enabled() or residual.device.type != "cpu":
+            return ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, row, count)
+        return ridge_solve_rows(films.with_room, column, residual, prior, penalty, count)
 
     def regression(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
-                   column: torch.Tensor, pooled_rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                   column: torch.Tensor, movie_idx: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the solved history is solved from; arguments as for `forward`.
 
         Returns:
-            The prior vector (B, H, D + 1); film vectors (R, H, D + 1) and residuals (R, H) of the context, in units
-            of score and above the films' biases; the penalties (B, H, D + 1); the number of context ratings, (B,).
+            The prior vector (B, H, D + 1); residuals (R, H) of the context, in units of score and above the films'
+            biases; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
         """
         config = self.config
         num_users = len(embedding)
@@ -171,17 +177,19 @@ class UserTower(nn.Module):
 
         mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
         spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
-        by_residual, by_presence = pooled_rows.split(config.pooled_dim, 1)
-        pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
+        if torch.is_grad_enabled():
+            by_residual, by_presence = gather_rows(self.pooled, movie_idx).split(config.pooled_dim, 1)
+            pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
+        else:
+            pooled = pool_rows(self.pooled, movie_idx, surprise - mean[row], count)
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding, pooled * (count + 1).rsqrt().unsqueeze(1), features], 1)
         hidden = torch.relu(self.hidden(x))
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
 
-        context = gather_rows(films.extended, column)  # (R, H, D + 1)
         residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
-        return prior, context, residual, penalty, count
+        return prior, residual, penalty, count
 
 
 class TwoTower(nn.Module):
@@ -223,7 +231,7 @@ class TwoTower(nn.Module):
         if noise is not None:
             seen, predicted = (films.vectors * factor[distinct].view_as(films.vectors) for factor in noise)
         users = self.user_tower(embedding, row, stars, Films(seen, films.bias, films.mean), column,
-                                gather_rows(self.user_tower.pooled, movie_idx))
+                                movie_idx)
         score = paired_dot(users, with_constant(predicted), target_row, target_column)
         score = score + gather_rows(films.bias, target_column)
         per_user = penalty * torch.bincount(target_row, minlength=len(users))
@@ -253,8 +261,7 @@ class TwoTower(nn.Module):
             embedding: float (B, user_dim), zero for a user without one.
             row, movie_idx, stars: context ratings (R,), ascending in row, 0 <= row < B.
         """
-        users = self.user_tower(embedding, row, stars, films, movie_idx,
-                                gather_rows(self.user_tower.pooled, movie_idx))
+        users = self.user_tower(embedding, row, stars, films, movie_idx, movie_idx)
         one = users.new_ones(*users.shape[:-1], 1)
         return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
 
@@ -272,8 +279,8 @@ class TwoTower(nn.Module):
             target_idx: int64 (T,), movies to explain.
         """
         row = torch.zeros_like(movie_idx)
-        prior, context, residual, penalty, count = self.user_tower.regression(
-            embedding, row, stars, films, movie_idx, self.user_tower.pooled[movie_idx])
+        prior, residual, penalty, count = self.user_tower.regression(embedding, row, stars, films, movie_idx, movie_idx)
+        context = films.extended[movie_idx]  # (R, H, D + 1)
         residual = residual - (context * prior).sum(-1)  # what the prior leaves unexplained
         system = gram(context, row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
         targets = films.extended[target_idx].permute(1, 2, 0)  # (H, D + 1, T)

@@ -59,6 +59,15 @@ def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
         torch.testing.assert_close(together[user], alone[0])
 
 
+def test_vectors_without_gradients_equal_those_with(model):
+    """They take another way: user by user, in one pass."""
+    row, movie_idx, stars = ROW * 2, MOVIE, STARS  # users 1 and 3 have no ratings
+    arguments = (model.films(), torch.randn(5, 4), row, movie_idx, stars)
+    with torch.no_grad():
+        quick = model.user_vectors(*arguments)
+    torch.testing.assert_close(quick, model.user_vectors(*arguments).detach())
+
+
 @torch.no_grad()
 def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(model):
     films, embedding = model.films(), torch.zeros(1, 4)
@@ -66,8 +75,7 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
     effects = model.contributions(films, embedding, MOVIE[:3], STARS[:3], targets)
     row = torch.zeros(3, dtype=torch.int64)
     whole = model.user_vectors(films, embedding, row, MOVIE[:3], STARS[:3])
-    prior = model.user_tower.regression(embedding, row, STARS[:3], films, MOVIE[:3],
-                                        model.user_tower.pooled[MOVIE[:3]])[0]
+    prior = model.user_tower.regression(embedding, row, STARS[:3], films, MOVIE[:3], MOVIE[:3])[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
     torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors()[targets].T)[0])
 
