@@ -21,6 +21,7 @@ from models.own_ratings import parse_ratings, read_ratings
 from models.recommender import Filters, History, Recommendation, Recommender
 from preprocessing.dataset import DataError
 
+EVERYBODY = (["--all_users"], ["--export_vectors"])  # modes that take no other flag
 MAP_FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -60,6 +61,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--ratings_file", type=Path, metavar="FILE", help="the same from CSV: movie_id,stars or title,stars")
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
     add("--similar_to", type=int, metavar="MOVIE_ID", help="list the movies most like this one")
+    add("--all_users", action="store_true", help="write everybody's list to --out")
+    add("--out", type=Path, metavar="FILE", help="parquet file that --all_users writes")
+    add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     add("--map", type=Path, metavar="FILE", help="draw the film vectors: map.png, .pdf or .svg")
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
     add("--year_from", type=int, metavar="YEAR", help="only movies of this year or later")
@@ -89,10 +93,18 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--year_from {args.year_from} lies after --year_to {args.year_to}: no movie could pass")
     if args.fallback and args.user_id is None:
         parser.error("--fallback is for an unknown user: name one with --user_id")
-    modes = {"--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
+    if args.all_users != (args.out is not None):
+        parser.error("--all_users and --out FILE.parquet go together")
+    modes = {"--all_users": args.all_users or None, "--export_vectors": args.export_vectors,
+             "--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
              "--ratings_file": args.ratings_file, "--explain": args.explain or None,
              "--include_seen": args.include_seen or None}
     given = [flag for flag, value in modes.items() if value is not None]
+    narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
+                 "--title": args.title or None, "--json": args.json or None}
+    given += [flag for flag, value in narrowing.items() if value is not None and given[:1] in EVERYBODY]
+    if given[:1] in EVERYBODY and len(given) > 1:
+        parser.error(f"{given[0]} is about everybody and all movies: it does not go with {given[1]}")
     if given[:1] in (["--similar_to"], ["--map"]) and len(given) > 1:
         parser.error(f"{given[0]} asks about movies and not about a person: it does not go with {given[1]}")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
@@ -113,7 +125,11 @@ def run(args: argparse.Namespace) -> None:
     """Load the run, make what is asked for, print it."""
     recommender = Recommender.load(args.run_dir, args.data_dir, args.date)
     filters = Filters(args.year_from, args.year_to, args.min_ratings, args.title, args.include_seen)
-    if args.map is not None:
+    if args.all_users:
+        write_all(args, recommender)
+    elif args.export_vectors is not None:
+        export(args, recommender)
+    elif args.map is not None:
         draw(args, recommender, filters)
     elif args.similar_to is not None:
         list_similar(args, recommender, filters)
@@ -174,6 +190,22 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
         print(as_table(rows, recommender.meta["stars_range"][1], sys.stdout.encoding))
     else:
         print("nothing to list: no movie passes the filters that is not rated already")
+
+
+def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
+    """Write everybody's list."""
+    from models.batch import recommend_all
+
+    num_users = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
+    print(f"wrote the lists of {num_users:,} users to {args.out}")
+
+
+def export(args: argparse.Namespace, recommender: Recommender) -> None:
+    """Write everybody's vectors."""
+    from models.batch import export_vectors
+
+    num_users, num_movies = export_vectors(recommender, args.export_vectors)
+    print(f"wrote the vectors of {num_users:,} users and {num_movies:,} movies to {args.export_vectors}")
 
 
 def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:

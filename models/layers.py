@@ -4,21 +4,30 @@ Each does in one pass what plain autograd would do through several tensors of on
 to plain autograd in float64. R ratings of B users, H heads of D coordinates.
 """
 
+import itertools
+
 import torch
+from torch.nn import functional
+
+USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
 
 
-def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tensor, row: torch.Tensor,
-                count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
+                row: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve one ridge regression per user and head: the user's half of alternating least squares, as a layer.
 
-        w_u = (V_u' V_u + diag(penalty_u))^-1 V_u' residual_u        (Hu, Koren and Volinsky 2008, for the solution)
+    It shrinks to a prior in place of zero: w minimises |residual_u - V_u w|^2 + sum of penalty_u (w - prior_u)^2, so
 
-    With z = A^-1 dL/dw the gradients are dL/dresidual_j = v_j.z, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w and
-    dL/dpenalty = -z w, so the backward pass costs R D, not R D^2.
+        w_u = (V_u' V_u + diag(penalty_u))^-1 (V_u' residual_u + diag(penalty_u) prior_u)
+
+    (Hu, Koren and Volinsky 2008, for the solution with a prior of zero). With z = A^-1 dL/dw the gradients are
+    dL/dresidual_j = v_j.z, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w, dL/dprior = penalty z and
+    dL/dpenalty = (prior - w) z, so the backward pass costs R D, not R D^2.
 
     Args:
         films: V, float (R, H, D), the film vector of each rating.
         residual: float (R, H), what the vectors shall explain.
+        prior: float (B, H, D), the solution of a user without ratings.
         penalty: float (B, H, D), positive.
         row: int64 (R,), ascending: the user of each rating.
         count: int64 (B,): the ratings of each user.
@@ -26,7 +35,57 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, penalty: torch.Tens
     Returns:
         w, float (B, H, D), and what it leaves of the residuals, (R, H), of which no gradient is taken.
     """
-    return _RidgeSolve.apply(films, residual, penalty, row, count)
+    return _RidgeSolve.apply(films, residual, prior, penalty, row, count)
+
+
+def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
+                     penalty: torch.Tensor, row: torch.Tensor,
+                     count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `ridge_solve` of rows of a table, without gradients and on the CPU.
+
+    Only the rows of a few users are gathered at a time, always into the same memory, which a core's cache holds.
+
+    Args:
+        table: float (N, H, D + 1), the film vectors and a last coordinate that does not matter.
+        index: int64 (R,), the film of each rating.
+        residual, prior, penalty, row, count: as for `ridge_solve`.
+    """
+    num_users, (_, heads, dim) = len(count), table.shape
+    product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
+    pieces = [piece.tolist() for piece in count.split(USERS_IN_CACHE)]
+    bounds = torch.tensor([0, *map(sum, pieces)]).cumsum(0).tolist()
+    buffer = table.new_empty(max(map(sum, pieces), default=0), heads, dim)
+
+    def gathered(start: int, stop: int) -> torch.Tensor:
+        return torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
+
+    outputs = iter(product.unbind())
+    for sizes, start, stop in zip(pieces, bounds[:-1], bounds[1:], strict=True):
+        rows = gathered(start, stop)
+        rows[..., -1] = residual[start:stop]
+        by_head = rows.transpose(0, 1)  # (H, R of the piece, D + 1)
+        for left, right in zip(by_head.transpose(1, 2).split(sizes, 2), by_head.split(sizes, 1), strict=True):
+            torch.bmm(left, right, out=next(outputs))
+    solution = solve_normal_equations(product, prior, penalty)[0]
+    unexplained = residual.clone()
+    for start, stop in itertools.pairwise(bounds):
+        unexplained[start:stop] -= (gathered(start, stop)[..., :-1] * solution[row[start:stop]]).sum(-1)
+    return solution, unexplained
+
+
+def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return for each user the sum over his ratings j of weight_j * first half + second half of row j, float (B, D).
+
+    Without a copy of the rows, but with a slow backward.
+
+    Args:
+        table: float (N, 2 D).
+        index, weight: int64 (R,) and float (R,), the ratings of a user adjacent.
+        count: int64 (B,): the ratings of each user.
+    """
+    start, half = count.cumsum(0) - count, table.shape[1] // 2
+    weighted = functional.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
+    return weighted[:, :half] + functional.embedding_bag(index, table, start, mode="sum")[:, half:]
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
@@ -39,8 +98,19 @@ def gather_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(table, index)
 
 
+def solve_normal_equations(product: torch.Tensor, prior: torch.Tensor,
+                           penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return w (B, H, D) of `ridge_solve`, and the Cholesky factor, from [V, residual]' [V, residual] of each user,
+    to which the penalties are added in place."""
+    system = product[..., :-1, :-1]
+    system.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    factor = torch.linalg.cholesky(system)
+    right = torch.addcmul(product[..., :-1, -1], penalty, prior)
+    return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1), factor
+
+
 def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return V_u' V_u per user and head, (B, H, D, D), of the films (R, H, D) of users whose ratings are adjacent."""
+    """Return V_u' V_u per user and head, float (B, H, D, D); arguments as for `ridge_solve`."""
     if films.device.type != "cpu":
         return gram_padded(films, row, count)
     result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])
@@ -72,26 +142,23 @@ def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, pie
 
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, films, residual, penalty, row, count):
-        system = gram(films, row, count)
-        system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-        right = torch.zeros_like(penalty).index_add_(0, row, films * residual.unsqueeze(-1))
-        factor = torch.linalg.cholesky(system)
-        solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+    def forward(ctx, films, residual, prior, penalty, row, count):
+        product = gram(torch.cat([films, residual.unsqueeze(-1)], -1), row, count)
+        solution, factor = solve_normal_equations(product, prior, penalty)
         unexplained = residual - (films * solution.index_select(0, row)).sum(-1)
-        ctx.save_for_backward(films, unexplained, row, factor, solution)
+        ctx.save_for_backward(films, unexplained, prior, penalty, row, factor, solution)
         ctx.mark_non_differentiable(unexplained)
         return solution, unexplained
 
     @staticmethod
     def backward(ctx, grad, _):
-        films, unexplained, row, factor, solution = ctx.saved_tensors
+        films, unexplained, prior, penalty, row, factor, solution = ctx.saved_tensors
         adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
         solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
         grad_residual = (films * adjoint_of).sum(-1)
         grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))
         grad_films.addcmul_(solution_of, grad_residual.unsqueeze(-1), value=-1)
-        return grad_films, grad_residual, -adjoint * solution, None, None
+        return grad_films, grad_residual, adjoint * penalty, adjoint * (prior - solution), None, None
 
 
 class _PairedDot(torch.autograd.Function):

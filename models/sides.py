@@ -80,9 +80,9 @@ class TwoSided(nn.Module):
             return torch.cat([vectors, vectors.new_zeros(1, self.solved.shape[1])], 1)
         return torch.cat([vectors, self.movie_side.movie_vectors(0, user_idx)], 1) / 2
 
-    def movie_vectors(self, day: int) -> torch.Tensor:
-        """Return all movies' vectors as of a day, float (M, K or 2 K)."""
-        vectors = self.user_side.movie_vectors(day)
+    def movie_vectors(self, day: int, films: Films | None = None) -> torch.Tensor:
+        """Return all movies' vectors as of a day, float (M, K or 2 K); `films()` where they are at hand."""
+        vectors = self.user_side.movie_vectors(day, films=films)
         return vectors if self.movie_side is None else torch.cat([vectors, self.solved], 1)
 
     def contributions(self, films: Films, user_idx: torch.Tensor | None, context: Context,

@@ -17,12 +17,13 @@ Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D c
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from models.layers import gather_rows, gram, paired_dot, ridge_solve
+from models.layers import gather_rows, gram, paired_dot, pool_rows, ridge_solve, ridge_solve_rows
 from models.time import FilmDrift, UserMood
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
@@ -90,6 +91,17 @@ class Films:
     vectors: torch.Tensor  # float (N, H, D)
     bias: torch.Tensor  # float (N, H)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
+    constant: float = CONSTANT  # what the user's bias multiplies
+
+    @cached_property
+    def extended(self) -> torch.Tensor:
+        """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
+        return with_constant(self.vectors, self.constant)
+
+    @cached_property
+    def with_room(self) -> torch.Tensor:
+        """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
+        return nn.functional.pad(self.extended, (0, 1))
 
 
 class MovieTower(nn.Module):
@@ -99,7 +111,7 @@ class MovieTower(nn.Module):
         super().__init__()
         self.config = config
         heads, dim = config.num_heads, config.head_dim
-        self.embedding = nn.Parameter(torch.randn(config.num_movies, heads, dim) * 0.07)
+        self.embedding = nn.Parameter(torch.empty(config.num_movies, heads, dim).normal_(std=0.07))
         self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
         num_features = 5
         self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
@@ -141,7 +153,7 @@ class MovieTower(nn.Module):
         hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
         out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
         bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
-        return Films(own + out[..., :-1], bias, self.mean[movie_idx])
+        return Films(own + out[..., :-1], bias, self.mean[movie_idx], CONSTANT * config.has("biases"))
 
 
 class UserTower(nn.Module):
@@ -151,7 +163,7 @@ class UserTower(nn.Module):
         super().__init__()
         self.config = config
         heads, dim = config.num_heads, config.head_dim
-        self.pooled = nn.Parameter(torch.randn(config.num_movies, 2 * config.pooled_dim) * 0.02)
+        self.pooled = nn.Parameter(torch.empty(config.num_movies, 2 * config.pooled_dim).normal_(std=0.02))
         self.hidden = nn.Linear(config.user_dim + config.pooled_dim + 3, config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
         nn.init.zeros_(self.out.weight)
@@ -164,7 +176,7 @@ class UserTower(nn.Module):
         self.log_per_rating = nn.Parameter(per_rating.log())
 
     def forward(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
-                pooled_rows: torch.Tensor, drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
         the context's residuals, float (R, H), of which no gradient is taken.
 
@@ -172,30 +184,28 @@ class UserTower(nn.Module):
             embedding: float (B, user_dim), zero for a user who has none.
             context: the ratings to make the vectors of.
             films: vectors of the distinct films.
-            column: int64 (R,), the film of each context rating.
-            pooled_rows: float (R, 2 * pooled_dim), the films' own vectors for the pooled history.
+            column: int64 (R,), the place among the films of each context rating's film.
             drift: float (R,), the films' drift at the time.
         """
-        prior, vectors, residual, penalty, count = self.regression(embedding, context, films, column, pooled_rows,
-                                                                   drift)
+        prior, residual, penalty, count = self.regression(embedding, context, films, column, drift)
         if not self.config.has("solved_history"):
-            return prior, residual.detach()
-        solved, unexplained = ridge_solve(vectors, residual, penalty, context.row, count)
-        return prior + solved, unexplained
+            above_prior = paired_dot(prior, films.extended, context.row, column).detach()
+            return prior, residual.detach() - above_prior
+        if torch.is_grad_enabled() or residual.device.type != "cpu":
+            return ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, context.row, count)
+        return ridge_solve_rows(films.with_room, column, residual, prior, penalty, context.row, count)
 
     def regression(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
-                   pooled_rows: torch.Tensor, drift: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                   drift: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the solved history is solved from; arguments as for `forward`.
 
         Returns:
-            The prior vector (B, H, D + 1); film vectors (R, H, D + 1) and residuals (R, H) of the context, in units
-            of score; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
+            The prior vector (B, H, D + 1); residuals (R, H) of the context, in units of score and above the films'
+            biases; the penalties (B, H, D + 1); the number of context ratings, int64 (B,).
         """
-        row, stars = context.row, context.stars
-        config = self.config
-        num_users = len(embedding)
+        config, row, num_users = self.config, context.row, len(embedding)
         count = torch.bincount(row, minlength=num_users)
-        above_mean = stars - config.stars_mean  # (R,)
+        above_mean = context.stars - config.stars_mean  # (R,)
         surprise = above_mean - films.mean[column]
 
         def sum_by_user(values: torch.Tensor) -> torch.Tensor:
@@ -203,8 +213,11 @@ class UserTower(nn.Module):
 
         mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
         spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
-        by_residual, by_presence = pooled_rows.split(config.pooled_dim, 1)
-        pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
+        if torch.is_grad_enabled():
+            by_residual, by_presence = gather_rows(self.pooled, context.movie_idx).split(config.pooled_dim, 1)
+            pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
+        else:
+            pooled = pool_rows(self.pooled, context.movie_idx, surprise - mean[row], count)
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding * config.has("user_embedding"),
                        pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
@@ -214,11 +227,9 @@ class UserTower(nn.Module):
         if not config.has("biases"):
             prior = prior * (torch.arange(config.head_dim + 1, device=prior.device) < config.head_dim)
 
-        vectors = gather_rows(with_constant(films.vectors, CONSTANT * config.has("biases")), column)  # (R, H, D + 1)
         residual = (above_mean / config.slope - drift).unsqueeze(1) - gather_rows(films.bias, column)
-        residual = residual - (vectors * gather_rows(prior, row)).sum(-1)  # (R, H)
         penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
-        return prior, vectors, residual, penalty, count
+        return prior, residual, penalty, count
 
 
 class TwoTower(nn.Module):
@@ -231,7 +242,7 @@ class TwoTower(nn.Module):
         self.user_tower = UserTower(config)
         self.drift = FilmDrift(config.num_movies, config.num_days) if config.has("drift") else None
         self.mood = UserMood() if config.has("mood") else None
-        self.register_buffer("user_embedding", torch.randn(config.num_users, config.user_dim) * 0.05)
+        self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
         spread = config.stars_high - config.stars_low
         share = min(max((config.stars_mean - config.stars_low) / spread, 1e-3), 1 - 1e-3)
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
@@ -260,10 +271,9 @@ class TwoTower(nn.Module):
         seen, predicted = films.vectors, films.vectors
         if noise is not None:
             seen, predicted = (films.vectors * factor[distinct].view_as(films.vectors) for factor in noise)
-        users, unexplained = self.user_tower(embedding, context, Films(seen, films.bias, films.mean), column,
-                                             gather_rows(self.user_tower.pooled, context.movie_idx),
-                                             self._drift(context))
-        score = paired_dot(users, with_constant(predicted), target.row, target_column)
+        users, unexplained = self.user_tower(embedding, context, Films(seen, films.bias, films.mean, films.constant),
+                                             column, self._drift(context))
+        score = paired_dot(users, with_constant(predicted, films.constant), target.row, target_column)
         score = score + gather_rows(films.bias, target_column)
         score = score + (self._drift(target) + self._mood(context, unexplained, target, len(users))).unsqueeze(1)
         per_user = penalty * torch.bincount(target.row, minlength=len(users))
@@ -275,18 +285,26 @@ class TwoTower(nn.Module):
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
         `user_vectors`."""
         users, unexplained = self._users(films, embedding, context)
-        score = paired_dot(users, with_constant(films.vectors), target.row, target.movie_idx)
+        score = paired_dot(users, films.extended, target.row, target.movie_idx)
         score = (score + films.bias[target.movie_idx]).mean(1) + self.offset
         return score + self._drift(target) + self._mood(context, unexplained, target, len(users))
 
-    def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None) -> torch.Tensor:
+    def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
+                      films: Films | None = None) -> torch.Tensor:
         """Return q_m as of a day, float (N, H (D + 2)): per head its coordinates, what the user's bias multiplies, and
-        the movie's bias; of all movies, or of those asked for, int64 (N,)."""
+        the movie's bias.
+
+        Args:
+            day: drift has its value on this day.
+            movie_idx: int64 (N,), the movies asked for; None for all.
+            films: of these movies, where they are at hand.
+        """
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        films, days = self.movie_tower(movie_idx), torch.full_like(movie_idx, day)
-        bias = films.bias + self.offset + self._drift(Target(movie_idx, movie_idx, days)).unsqueeze(1)
-        return torch.cat([with_constant(films.vectors), bias.unsqueeze(-1)], -1).flatten(1)
+        films = self.movie_tower(movie_idx) if films is None else films
+        drift = self._drift(Target(movie_idx, movie_idx, torch.full_like(movie_idx, day)))
+        bias = films.bias + self.offset + drift.unsqueeze(1)
+        return torch.cat([films.extended, bias.unsqueeze(-1)], -1).flatten(1)
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""
@@ -304,14 +322,11 @@ class TwoTower(nn.Module):
         users, unexplained = self._users(films, embedding, context)
         every = torch.arange(len(users), device=users.device)
         mood = self._mood(context, unexplained, Target(every, every, torch.full_like(every, day)), len(users))
-        users[..., -1] += mood.unsqueeze(1) / CONSTANT
-        one = users.new_ones(*users.shape[:-1], 1)
-        return torch.cat([users, one], -1).flatten(1) / self.config.num_heads
+        bias = users[..., -1:] + mood.view(-1, 1, 1) / CONSTANT
+        return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
     def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        movie_idx = context.movie_idx
-        return self.user_tower(embedding, context, films, movie_idx, self.user_tower.pooled[movie_idx],
-                               self._drift(context))
+        return self.user_tower(embedding, context, films, context.movie_idx, self._drift(context))
 
     def _drift(self, ratings: Context | Target) -> torch.Tensor:
         if self.drift is None:
@@ -336,11 +351,12 @@ class TwoTower(nn.Module):
             context: what the user has rated (R).
             target_idx: int64 (T,), movies to explain.
         """
-        _, vectors, residual, penalty, count = self.user_tower.regression(
-            embedding, context, films, context.movie_idx, self.user_tower.pooled[context.movie_idx],
-            self._drift(context))
+        prior, residual, penalty, count = self.user_tower.regression(
+            embedding, context, films, context.movie_idx, self._drift(context))
+        vectors = films.extended[context.movie_idx]  # (R, H, D + 1)
+        residual = residual - (vectors * prior).sum(-1)  # what the prior leaves unexplained
         system = gram(vectors, context.row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
-        targets = with_constant(films.vectors[target_idx]).permute(1, 2, 0)  # (H, D + 1, T)
+        targets = films.extended[target_idx].permute(1, 2, 0)  # (H, D + 1, T)
         weight = torch.einsum("rhd,hdt->trh", vectors, torch.linalg.solve(system, targets))
         return (weight * residual).mean(-1)
 

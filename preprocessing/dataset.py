@@ -115,7 +115,9 @@ def write_users(folder: Path, users: Users) -> None:
     """Write users.parquet."""
     table = pa.table({"user_id": users.user_id, "offset": users.offset[:-1],
                       "num_ratings": np.diff(users.offset).astype(np.int32)})
-    pq.write_table(table, folder / "users.parquet", compression="zstd", write_page_checksum=True)
+    ascending = {"user_id": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}  # read five times as fast
+    pq.write_table(table, folder / "users.parquet", compression="lz4", write_page_checksum=True, use_dictionary=False,
+                   column_encoding=ascending)
 
 
 def write_movies(folder: Path, movies: Movies) -> None:
@@ -177,8 +179,9 @@ def read_movies(data_dir: Path) -> Movies:
     path = data_dir / "movies.parquet"
     with _damage_named(path):
         table = _open(path).read()
-        movies = Movies(_column(table, "movie_id"), table["year"].fill_null(0).to_numpy(),
-                        table["title"].to_pylist(), _column(table, "num_train_ratings"))
+        year = np.array([year or 0 for year in table["year"].to_pylist()], np.int16)
+        movies = Movies(_column(table, "movie_id"), year, table["title"].to_pylist(),
+                        _column(table, "num_train_ratings"))
         _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
                 and None not in movies.title, "its movies are out of order")
         return movies
@@ -233,7 +236,7 @@ class RatingsFile:
             codes = [np.zeros(0, np.uint8)]
             for chunk in table["split"].chunks:
                 number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
-                codes.append(number[chunk.indices.to_numpy()])
+                codes.append(number[np.from_dlpack(chunk.indices)])
             ratings = Ratings(*columns, np.concatenate(codes))
             _demand(self._is_sound(ratings, self.group_starts[group + 1] - self.group_starts[group]),
                     f"row group {group} holds what no data set can")
@@ -290,9 +293,12 @@ def _is_sound(meta: dict) -> bool:
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
-    """Return a column of whole numbers without nulls."""
+    """Return a column of whole numbers without nulls, read-only.
+
+    pyarrow's own `to_numpy` would import pandas, for half a second.
+    """
     _demand(table[name].null_count == 0 and pa.types.is_integer(table[name].type), f"column {name}")
-    return table[name].to_numpy()
+    return np.from_dlpack(table[name].combine_chunks())
 
 
 def _demand(condition: bool, otherwise: str) -> None:

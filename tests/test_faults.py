@@ -23,7 +23,8 @@ import torch
 import main
 import rec
 from models.checkpoint import load_checkpoint, lock_run, save_checkpoint
-from models.two_tower import ModelConfig, TwoTower
+from models.sides import TwoSided
+from models.two_tower import ModelConfig
 from preprocessing import dataset, folders, netflix_preprocess
 from preprocessing.dataset import FILES, DataError, RatingsFile, read_meta, read_movies, read_users
 
@@ -100,10 +101,10 @@ def test_every_flipped_byte_of_a_data_set_is_found_or_harmless(tiny_data, tmp_pa
 
 
 def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
-    model = TwoTower(ModelConfig(3, 2, 1.0, 5.0, 3.0, embedding_dim=2, num_heads=1, hidden_dim=2, user_dim=2,
-                                 pooled_dim=2))
+    model = TwoSided(ModelConfig(3, 2, 4, 1.0, 5.0, 3.0, embedding_dim=2, num_heads=1, hidden_dim=2, user_dim=2,
+                                 pooled_dim=2), both=True)
     path = tmp_path / "best.pt"
-    save_checkpoint(path, {"fingerprint": "a" * 64, "config": model.config_dict(), "settings": {}, "epoch": 1,
+    save_checkpoint(path, {"fingerprint": "a" * 64, **model.description(), "settings": {}, "epoch": 1,
                            "train_s": 1.0, "refit": False, "model": model.state_dict()})
     data, whole, found = path.read_bytes(), load_checkpoint(path, "a" * 64), 0
     for place in range(0, len(data), 5):
@@ -249,17 +250,18 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(capsys, copies)
     checkpoint = torch.load(run_dir / "best.pt", weights_only=True)
     config = checkpoint["config"] | {"num_users": 2**40}
     table = torch.zeros(1, config["user_dim"]).expand(2**40, -1)  # one row that says it is 2^40
-    model = checkpoint["model"] | {"user_embedding": table}
+    model = checkpoint["model"] | {"user_side.user_embedding": table}
     for broken in ({"config": config, "model": model}, {"model": model},
-                   {"model": checkpoint["model"] | {"movie_tower.year": torch.zeros(1, dtype=torch.float64)}},
+                   {"model": checkpoint["model"] | {"user_side.movie_tower.year": torch.zeros(1, dtype=torch.float64)}},
                    {"model": {}}, {"model": []}, {"epoch": "last"}, {"fingerprint": 3}):
         save_checkpoint(run_dir / "best.pt", checkpoint | broken)
         code = rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)])
         assert "best.pt" in sentence_of(capsys, code)
 
 
-@pytest.mark.parametrize("change", [{"optimizers": []}, {"optimizers": [{}, {}]}, {"user_rows": {"mean": "x"}},
-                                    {"metrics": [{"epoch": 1}]}, {"user_rows": {"other": torch.zeros(1)}}])
+@pytest.mark.parametrize("change", [{"engines": []}, {"engines": [{}]}, {"engines": "x"},
+                                    {"engines": [{"optimizers": [{}, {}], "user_rows": {}}]},
+                                    {"metrics": [{"epoch": 1}]}])
 def test_a_last_pt_without_a_usable_state_is_refused(train, capsys, copies, change):
     data_dir, run_dir = copies
     save_checkpoint(run_dir / "last.pt", torch.load(run_dir / "last.pt", weights_only=True) | change)

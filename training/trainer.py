@@ -167,7 +167,8 @@ def predict_errors(model: TwoSided, context: RatingTensors, part: RatingTensors,
 def scorer(model: TwoSided, context: RatingTensors, stars_step: float,
            day: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function from user_idx int64 (B,) to scores of all movies (B, M) on a day, for `evaluate_ranking`."""
-    films, movie_vectors = model.eval().films(), model.movie_vectors(day)
+    films = model.eval().films()
+    movie_vectors = model.movie_vectors(day, films)
 
     @torch.no_grad()
     def score(users: torch.Tensor) -> torch.Tensor:

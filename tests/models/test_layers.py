@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.layers import gather_rows, gram, paired_dot, ridge_solve
+from models.layers import gather_rows, gram, gram_padded, paired_dot, ridge_solve, ridge_solve_rows
 
 HEADS, DIM = 2, 3
 COUNT = torch.tensor([4, 0, 1, 6])  # a user without ratings among them
@@ -9,24 +9,42 @@ ROW = torch.arange(len(COUNT)).repeat_interleave(COUNT)
 
 
 @pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     films = torch.randn(len(ROW), HEADS, DIM, dtype=torch.float64)
     residual = torch.randn(len(ROW), HEADS, dtype=torch.float64)
+    prior = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
     penalty = torch.rand(len(COUNT), HEADS, DIM, dtype=torch.float64) + 0.1
-    return tuple(tensor.requires_grad_() for tensor in (films, residual, penalty))
+    return tuple(tensor.requires_grad_() for tensor in (films, residual, prior, penalty))
 
 
 def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
-    films, residual, penalty = inputs
-    solution, unexplained = ridge_solve(films, residual, penalty, ROW, COUNT)
+    films, residual, prior, penalty = inputs
+    solution, unexplained = ridge_solve(*inputs, ROW, COUNT)
     for user in range(len(COUNT)):
         for head in range(HEADS):
             v, r = films[user == ROW, head], residual[user == ROW, head]
-            expected = torch.linalg.solve(v.T @ v + torch.diag(penalty[user, head]), v.T @ r)
+            above_prior = r - v @ prior[user, head]
+            system = v.T @ v + torch.diag(penalty[user, head])
+            expected = prior[user, head] + torch.linalg.solve(system, v.T @ above_prior)
             torch.testing.assert_close(solution[user, head], expected)
             torch.testing.assert_close(unexplained[user == ROW, head], r - v @ expected)
-    assert (solution[1] == 0).all()  # no ratings, nothing learned
+    torch.testing.assert_close(solution[1], prior[1])  # no ratings, nothing learned
+
+
+@torch.no_grad()
+def test_solving_from_rows_of_a_table_equals_solving_from_their_copies():
+    torch.manual_seed(0)
+    count = torch.tensor([4, 0, 1, 6, 30, 2, 2, 2, 5, 1, 9])  # more users than are gathered at once
+    row = torch.arange(len(count)).repeat_interleave(count)
+    table, index = torch.randn(7, HEADS, DIM, dtype=torch.float64), torch.randint(7, (len(row),))
+    residual = torch.randn(len(row), HEADS, dtype=torch.float64)
+    prior, penalty = torch.randn(2, len(count), HEADS, DIM, dtype=torch.float64).abs().unbind()
+    with_room = torch.nn.functional.pad(table, (0, 1))
+    solution, unexplained = ridge_solve_rows(with_room, index, residual, prior, penalty, row, count)
+    expected, left = ridge_solve(table[index], residual, prior, penalty, row, count)
+    torch.testing.assert_close(solution, expected)
+    torch.testing.assert_close(unexplained, left)
 
 
 def test_ridge_solve_gradients_equal_finite_differences(inputs):
@@ -34,12 +52,13 @@ def test_ridge_solve_gradients_equal_finite_differences(inputs):
 
 
 def test_ridge_solve_gradients_equal_plain_autograd(inputs):
-    def plain(films, residual, penalty):
+    def plain(films, residual, prior, penalty):
         solutions = []
         for user in range(len(COUNT)):
             v, r = films[user == ROW].transpose(0, 1), residual[user == ROW].T.unsqueeze(-1)
+            unexplained = r - v @ prior[user].unsqueeze(-1)
             system = v.transpose(1, 2) @ v + torch.diag_embed(penalty[user])
-            solutions.append(torch.linalg.solve(system, v.transpose(1, 2) @ r).squeeze(-1))
+            solutions.append(prior[user] + torch.linalg.solve(system, v.transpose(1, 2) @ unexplained).squeeze(-1))
         return torch.stack(solutions)
 
     weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
@@ -51,12 +70,10 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs):
 
 @pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1]])
 def test_padded_gram_equals_gram_by_user(sizes):
-    from models import layers
-
     count = torch.tensor(sizes)
     row = torch.arange(len(count)).repeat_interleave(count)
     films = torch.randn(len(row), HEADS, DIM, dtype=torch.float64)
-    torch.testing.assert_close(layers.gram_padded(films, row, count), gram(films, row, count))
+    torch.testing.assert_close(gram_padded(films, row, count), gram(films, row, count))
 
 
 def test_paired_dot_and_gather_rows_have_the_gradients_of_plain_indexing():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.recommender import Filters, best
+from models.recommender import Filters, best_of
 from preprocessing.dataset import DataError
 
 
@@ -118,4 +118,4 @@ def test_best_equals_a_stable_sort_with_ties_at_every_cut():
         allowed = torch.rand(30, generator=generator) < 0.6
         expected = sorted((i for i in range(30) if allowed[i]), key=lambda i: (-scores[i].item(), i))
         for top_n in (1, 3, 29, 100):
-            assert best(scores, allowed, top_n).tolist() == expected[:top_n]
+            assert best_of(scores, allowed, top_n).tolist() == expected[:top_n]

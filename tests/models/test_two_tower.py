@@ -67,6 +67,15 @@ def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
         torch.testing.assert_close(together[user], alone[0])
 
 
+def test_vectors_without_gradients_equal_those_with(model):
+    """They take another way: user by user, in one pass."""
+    context = CONTEXT._replace(row=ROW * 2)  # users 1 and 3 have no ratings
+    arguments = (model.films(), torch.randn(5, 4), context, LAST)
+    with torch.no_grad():
+        quick = model.user_vectors(*arguments)
+    torch.testing.assert_close(quick, model.user_vectors(*arguments).detach())
+
+
 @torch.no_grad()
 def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(model):
     films, embedding = model.films(), torch.zeros(1, 4)
@@ -76,7 +85,6 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
     model.mood.weight.zero_()  # not a part of the solved history
     whole = model.user_vectors(films, embedding, context, LAST)
     prior = model.user_tower.regression(embedding, context, films, context.movie_idx,
-                                        model.user_tower.pooled[context.movie_idx],
                                         model.drift(context.movie_idx, context.day))[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
     torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])

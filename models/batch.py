@@ -1,0 +1,304 @@
+"""Everybody at once: the lists of all users of a data set as one parquet file, and all vectors as arrays.
+
+    rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (predicted, float32), in this order
+    rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
+
+A row group of the ratings is one piece of work: a thread solves its users' vectors, multiplies them by all movie
+vectors and keeps the best. Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on
+after its last part, and the output appears whole, in one step.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from models.recommender import Recommender, best_of
+from preprocessing.dataset import DataError, Ratings
+
+GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
+USERS_PER_BLOCK = 256  # users whose scores of all movies are in memory at once, in each thread
+GROUP_SIZE = 12  # columns whose maximum decides whether they are looked at
+
+
+def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> int:
+    """Write the list of every user of the data set to a parquet file; return the number of users.
+
+    What an interrupted call has finished is kept beside `out`, and the next call with the same arguments goes on.
+
+    Args:
+        recommender: of the run.
+        out: the file to write; it must not exist.
+        top_n: films a user; fewer where he has rated all others.
+        checkpoint: the file the recommender was loaded from: what was begun with another one is not mixed with it.
+
+    Raises:
+        DataError: `out` exists or cannot be written, another run is writing it, or what lies beside it was begun with
+            other arguments.
+    """
+    if out.exists():
+        raise DataError(f"{out} exists already; remove it, or name another file with --out")
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.mkdir(exist_ok=True)
+        with _locked(partial, out):
+            num_users = len(recommender.users.user_id)
+            _check_plan(partial, {"data_set": recommender.meta["fingerprint"], "run": _digest(checkpoint),
+                                  "top_n": top_n, "groups_per_part": GROUPS_PER_PART})
+            parts = _write_parts(recommender, partial, top_n)
+            _join(parts, partial / "whole", out)
+            shutil.rmtree(partial)
+            return num_users
+    except OSError as error:
+        raise DataError(f"{error.filename or out} cannot be written ({error.strerror or error}); the same command goes "
+                        "on from what is done") from None
+
+
+def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table:
+    """Return the lists of some users of the data set that follow each other, from all their ratings (R)."""
+    movie_vectors = recommender.movie_vectors.T  # (P, M)
+    hidden = (~recommender.recommendable).nonzero().squeeze(1)
+    memory = torch.empty(USERS_PER_BLOCK, movie_vectors.shape[1])
+    tables = []
+    for own in _by_users(recommender, ratings):
+        first, num_users = int(own.user_idx[0]), int(own.user_idx[-1] - own.user_idx[0]) + 1
+        scores = torch.mm(recommender.vectors_of(own), movie_vectors, out=memory[:num_users])  # (B, M)
+        seen = (own.user_idx.astype(np.int64) - first) * scores.shape[1] + own.movie_idx
+        scores.view(-1).index_fill_(0, torch.from_numpy(seen), -torch.inf)
+        scores.index_fill_(1, hidden, -torch.inf)
+        best, movie_idx = best_of_rows(scores, top_n)
+        listed = best > -torch.inf  # (B, N)
+        user, place = listed.nonzero(as_tuple=True)
+        tables.append(pa.table({
+            "user_id": recommender.users.user_id[first + user.numpy()],
+            "rank": place.numpy().astype(np.int32) + 1,
+            "movie_id": recommender.movies.movie_id[movie_idx[listed].numpy()],
+            "stars": recommender.model.stars(best[listed]).numpy(),
+        }))
+    return pa.concat_tables(tables)
+
+
+def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
+    """Return the vectors of users of the data set that follow each other, float (B, P), from all their ratings (R)."""
+    return torch.cat([recommender.vectors_of(own) for own in _by_users(recommender, ratings)])
+
+
+def best_of_rows(scores: torch.Tensor, top_n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the highest scores of each row of (B, M), best first, and their places, both (B, N), N = min(top_n, M).
+
+    Equal scores keep their order, as in `best_of`.
+    """
+    kept = min(top_n, scores.shape[1])
+    best, places = _some_best(scores, min(kept + 1, scores.shape[1]))
+    # Any of equal scores may have been taken. Rows with a tie at the border are done again, the others put in order.
+    tied = (best[:, kept - 1] == best[:, kept]) & (best[:, kept] > -torch.inf) if best.shape[1] > kept else None
+    places = places[:, :kept].sort(dim=1).values
+    best, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    places = places.gather(1, order)
+    for row in [] if tied is None else tied.nonzero().squeeze(1).tolist():
+        places[row] = best_of(scores[row], scores[row] > -torch.inf, kept)
+        best[row] = scores[row, places[row]]
+    return best, places
+
+
+def _some_best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the highest scores of each row, best first, and their places, both (B, count), any of equal scores.
+
+    The columns are dealt to groups of 12. Only the groups with the highest maxima can hold what is looked for: no
+    score outside of them is above any of these `count` maxima. That takes half the time of topk over all columns.
+    """
+    num_groups = scores.shape[1] // GROUP_SIZE
+    if num_groups < 4 * count:
+        return scores.topk(count)
+    grouped = num_groups * GROUP_SIZE
+    highest = scores[:, :grouped].unflatten(1, (GROUP_SIZE, num_groups)).amax(1)  # (B, groups)
+    groups = highest.topk(count, sorted=False).indices
+    members = (groups.unsqueeze(2) + torch.arange(0, grouped, num_groups)).flatten(1)
+    rest = torch.arange(grouped, scores.shape[1]).expand(len(scores), -1)
+    candidates = torch.cat([members, rest], 1)
+    best, order = scores.gather(1, candidates).topk(count)
+    return best, candidates.gather(1, order)
+
+
+def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
+    """Write the vectors of all users and of all movies with training ratings; return how many of each.
+
+    The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score;
+    the ids are in user_ids.npy (U,) and movie_ids.npy (M,). The folder appears whole, in one step.
+
+    Raises:
+        DataError: the folder exists or cannot be written.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} exists already; remove it, or name another folder with --export_vectors")
+    partial = folder.with_name(f".{folder.name}.partial")
+    users, size = recommender.users, recommender.movie_vectors.shape[1]
+    try:
+        partial.mkdir(exist_ok=True)
+        with _locked(partial, folder):
+            known = recommender.recommendable
+            np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
+            np.save(partial / "movie_vectors.npy", recommender.movie_vectors[known].contiguous().numpy())
+            np.save(partial / "user_ids.npy", users.user_id)
+            num_users = len(users.user_id)
+            vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32, (num_users, size))
+            with tqdm(total=num_users, desc="vectors", unit=" users", unit_scale=True) as bar:
+                for block, solved in _by_groups(recommender, vectors_of):
+                    vectors[block.start:block.stop] = solved.numpy()
+                    bar.update(len(block))
+            vectors.flush()
+            for path in partial.iterdir():
+                _sync(path)
+            partial.rename(folder)
+            _sync(folder.absolute().parent)
+            return num_users, int(known.sum())
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be written ({error.strerror or error})") from None
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+def _write_parts(recommender: Recommender, partial: Path, top_n: int) -> list[Path]:
+    """Write the parts that are not there yet; return all of them, in order."""
+    num_groups = len(recommender.ratings.group_starts) - 1
+    starts = range(0, num_groups, GROUPS_PER_PART)
+    parts = [partial / f"{start:06d}.parquet" for start in starts]
+    done = next((k for k, part in enumerate(parts) if not part.exists()), len(parts))
+    first_group = starts[done] if done < len(parts) else num_groups
+    first_user = int(np.searchsorted(recommender.users.offset, recommender.ratings.group_starts[first_group]))
+    num_users = len(recommender.users.user_id)
+    waiting: list[pa.Table] = []
+    with tqdm(total=num_users, initial=first_user, desc="recommend", unit=" users", unit_scale=True) as bar:
+        try:
+            lists = _by_groups(recommender, lists_of, top_n, first_group=first_group)
+            for group, (users, table) in enumerate(lists, first_group):
+                waiting.append(table)
+                if len(waiting) == GROUPS_PER_PART or group == num_groups - 1:
+                    _write_whole(pa.concat_tables(waiting), parts[group // GROUPS_PER_PART])
+                    waiting = []
+                bar.update(len(users))
+        except KeyboardInterrupt:
+            kept = sum(part.exists() for part in parts)
+            bar.write(f"interrupted: {kept} of {len(parts)} parts are kept; the same command goes on from there",
+                      file=sys.stderr)
+            raise
+    return parts
+
+
+def _by_groups(recommender: Recommender, work: Callable, *args: object,
+               first_group: int = 0) -> Iterator[tuple[range, Any]]:
+    """Yield (range of user_idx, what `work` makes of their ratings) for each row group of the ratings, in order.
+
+    As many threads work as torch may use, each on a row group of its own: within every single operation, as torch
+    divides them, they would wait for each other most of the time.
+    """
+    num_threads = torch.get_num_threads()
+    waiting: deque[tuple[range, Future]] = deque()
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for group in range(first_group, len(recommender.ratings.group_starts) - 1):
+            ratings = recommender.ratings.read_group(group)
+            users = range(int(ratings.user_idx[0]), int(ratings.user_idx[-1]) + 1)
+            waiting.append((users, pool.submit(work, recommender, ratings, *args)))
+            if len(waiting) > num_threads:
+                users, future = waiting.popleft()
+                yield users, future.result()
+        for users, future in waiting:
+            yield users, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)
+
+
+def _by_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
+    """Yield the ratings of a block of users at a time, of whole users that follow each other."""
+    first, last = int(ratings.user_idx[0]), int(ratings.user_idx[-1])
+    start_of = recommender.users.offset[first:last + 2] - recommender.users.offset[first]
+    for low in range(0, last + 1 - first, USERS_PER_BLOCK):
+        high = min(low + USERS_PER_BLOCK, last + 1 - first)
+        yield ratings.part(slice(start_of[low], start_of[high]))
+
+
+def _check_plan(partial: Path, plan: dict) -> None:
+    """Write down what the parts are made from; raise DataError if parts of something else lie there."""
+    path = partial / "plan.json"
+    if not path.exists():
+        temporary = partial / "plan"
+        temporary.write_text(json.dumps(plan), encoding="utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+        return
+    try:
+        begun = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        begun = {}
+    changed = next((name for name, value in plan.items() if begun.get(name) != value), None)
+    if changed is not None:
+        raise DataError(f"{partial} was begun with another {changed}; go on with the same, or remove that folder to "
+                        "start anew")
+
+
+def _write_whole(table: pa.Table, path: Path) -> None:
+    """Write a part so that it is there whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    _sync(temporary)
+    temporary.rename(path)
+
+
+def _join(parts: list[Path], whole: Path, out: Path) -> None:
+    """Copy the parts into one file, a row group each, and put it in its place."""
+    schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(whole, schema, compression="zstd", write_page_checksum=True) as writer:
+        for part in parts:
+            try:
+                table = pq.ParquetFile(part, page_checksum_verification=True).read()
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{part} is damaged ({error}); remove it and give the same command again") from None
+            writer.write_table(table, row_group_size=max(len(table), 1))
+    _sync(whole)
+    whole.rename(out)
+    _sync(out.absolute().parent)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, out: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the lock vanishes with the process."""
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"another run is writing {out}; wait for it, or name another place") from None
+    finally:
+        os.close(lock)
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""A run is loaded quickly: nothing heavy is imported for one list, and nothing that a checkpoint fills is drawn."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint, model_of, save_checkpoint
+from models.two_tower import TwoTower
+from preprocessing.dataset import DataError, read_meta
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_list_imports_nothing_heavy_beyond_torch(data_dir, run_dir):
+    program = ("import sys, torch; before = set(sys.modules); import rec; "
+               f"code = rec.main(['--data_dir', {str(data_dir)!r}, '--run_dir', {str(run_dir)!r}]); "
+               "loaded = {name.split('.')[0] for name in set(sys.modules) - before}; "
+               "sys.exit(code or str(sorted(loaded & {'pandas', 'matplotlib', 'sympy', 'scipy', 'sklearn'})))")
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.stderr.strip() == "[]", result.stderr
+
+
+def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_dir, run_dir):
+    checkpoint = load_checkpoint(run_dir / "best.pt", read_meta(data_dir)["fingerprint"])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    model = model_of(checkpoint)
+    assert set(model.state_dict()) == set(checkpoint["model"])
+    assert all(torch.equal(value, checkpoint["model"][name]) for name, value in model.state_dict().items())
+    drawn = torch.get_rng_state()
+    torch.set_rng_state(before)
+    TwoTower(model.config)
+    assert not torch.equal(torch.get_rng_state(), drawn)  # as a new model does
+
+
+def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):
+    fingerprint = read_meta(data_dir)["fingerprint"]
+    checkpoint = dict(load_checkpoint(run_dir / "best.pt", fingerprint))
+    save_checkpoint(tmp_path / "best.pt", checkpoint | {"config": checkpoint["config"] | {"unheard_of": 1}})
+    with pytest.raises(DataError, match=r"best\.pt is no checkpoint of this version; run: python main\.py"):
+        load_checkpoint(tmp_path / "best.pt", fingerprint)
