@@ -119,18 +119,18 @@ class RankingPeer:
     is_default: bool = True
 
 
-FACTORS = (16, 32, 64, 128)
+FACTORS = (8, 16, 32, 64, 128)
 PEERS = {
     "popularity": RankingPeer(fit_popularity, "popularity", "scipy", {"signal": SIGNALS}, is_random=False),
     "ease": RankingPeer(fit_ease, "EASE", "scipy", {
         "signal": SIGNALS, "penalty": (10, 30, 100, 200, 300, 500, 1000, 3000)}, is_random=False),
     "als": RankingPeer(fit_als, "implicit ALS", "implicit", {
-        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.01, 0.1, 1, 10), "alpha": (1, 3, 10, 30)}),
+        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.01, 0.1, 1, 10, 100), "alpha": (1, 3, 10, 30)}),
     "bpr": RankingPeer(fit_bpr, "implicit BPR", "implicit", {
-        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.001, 0.01, 0.1),
-        "learning_rate": (0.01, 0.03, 0.1), "iterations": (50, 100, 200)}),
+        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.001, 0.01, 0.03, 0.1),
+        "learning_rate": (0.003, 0.01, 0.03), "iterations": (50, 100, 200)}),
     "lightfm": RankingPeer(fit_lightfm, "LightFM WARP", "lightfm", {
-        "signal": SIGNALS, "no_components": FACTORS, "learning_rate": (0.02, 0.05), "user_alpha": (0, 1e-6, 1e-5),
+        "signal": SIGNALS, "no_components": FACTORS, "learning_rate": (0.01, 0.02, 0.05), "user_alpha": (0, 1e-6, 1e-5),
         "item_alpha": (0, 1e-6, 1e-5), "epochs": (10, 30, 100)}),
     "svd": RankingPeer(fit_svd, "Surprise SVD", "surprise"),
     "svdpp": RankingPeer(fit_svdpp, "Surprise SVD++", "surprise"),
