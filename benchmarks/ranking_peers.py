@@ -127,8 +127,8 @@ PEERS = {
     "als": RankingPeer(fit_als, "implicit ALS", "implicit", {
         "signal": SIGNALS, "factors": FACTORS, "regularization": (0.01, 0.1, 1, 10, 100), "alpha": (1, 3, 10, 30)}),
     "bpr": RankingPeer(fit_bpr, "implicit BPR", "implicit", {
-        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.001, 0.01, 0.03, 0.1),
-        "learning_rate": (0.003, 0.01, 0.03), "iterations": (50, 100, 200)}),
+        "signal": SIGNALS, "factors": FACTORS, "regularization": (0.001, 0.01, 0.1),
+        "learning_rate": (0.001, 0.003, 0.01), "iterations": (50, 100, 200)}),
     "lightfm": RankingPeer(fit_lightfm, "LightFM WARP", "lightfm", {
         "signal": SIGNALS, "no_components": FACTORS, "learning_rate": (0.01, 0.02, 0.05), "user_alpha": (0, 1e-6, 1e-5),
         "item_alpha": (0, 1e-6, 1e-5), "epochs": (10, 30, 100)}),
