@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,9 +46,13 @@ MEASURES = ("rmse", "mae", "ndcg@10", "recall@10", "fit_s", "wall_s")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
-    args = parse_args(argv)
+    return exit_code(compare, parse_args(argv))
+
+
+def exit_code(work: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Do the work; say in a sentence what stopped it, and return the exit code."""
     try:
-        compare(args)
+        work(args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,37 +69,41 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, MODELS, "all whose packages are installed, but libmf")
+    parser.add_argument("--refit", action="store_true", help="the towers as by main.py --refit")
+    return checked(parser, parser.parse_args(argv), MODELS)
+
+
+def add_flags(parser: argparse.ArgumentParser, models: tuple[str, ...], default: str) -> None:
+    """Add the flags that comparisons share."""
     parser.add_argument("--data_dir", type=Path, nargs="+", default=[Path("data/processed")], metavar="DIR",
                         help="processed data sets, such as one per split; averaged over (default: data/processed)")
-    parser.add_argument("--models", metavar="NAMES", help=f"comma separated, of: {', '.join(MODELS)} "
-                        "(default: all whose packages are installed, but libmf)")
+    parser.add_argument("--models", metavar="NAMES",
+                        help=f"comma separated, of: {', '.join(models)} (default: {default})")
     parser.add_argument("--seeds", type=int, default=1, metavar="N",
                         help="how many: runs per data set with seeds 0 to N-1 (default: 1)")
-    parser.add_argument("--refit", action="store_true", help="the towers as by main.py --refit")
     parser.add_argument("--num_threads", type=int, default=os.cpu_count(), metavar="N",
                         help="CPU threads of what can use many (default: one per core)")
-    args = parser.parse_args(argv)
-    for name in ("seeds", "num_threads"):
+
+
+def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, models: tuple[str, ...],
+            counts: tuple[str, ...] = ("seeds", "num_threads")) -> argparse.Namespace:
+    """Return the flags with --models as a list; exit with code 2 where one is out of range."""
+    for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.models is not None:
         args.models = list(dict.fromkeys(args.models.split(",")))
         for name in args.models:
-            if name not in MODELS:
-                parser.error(f"--models has no model {name!r}; choose of {', '.join(MODELS)}")
+            if name not in models:
+                parser.error(f"--models has no model {name!r}; choose of {', '.join(models)}")
     return args
 
 
 def compare(args: argparse.Namespace) -> None:
     """Run everything; print the table and the line of JSON."""
     torch.set_num_threads(args.num_threads)
-    missing = {package for package in PACKAGES if not importable(package)}
-    models = args.models or [name for name in MODELS if name == "two_tower"
-                             or (PEERS[name].is_default and PEERS[name].package not in missing)]
-    for name in models:
-        if name != "two_tower" and PEERS[name].package in missing:
-            raise DataError(f"{name} needs {PACKAGES[PEERS[name].package]}, which cannot be imported; run: pip install "
-                            "-r requirements-bench.txt, or leave it out of --models")
+    models = choose_models(args.models, MODELS, PEERS, PACKAGES)
     data_sets = {data_dir: check(data_dir) for data_dir in args.data_dir}
     runs = [(data_dir, name, seed) for data_dir in data_sets for name in models
             for seed in range(args.seeds if name == "two_tower" or PEERS[name].is_random else 1)]
@@ -120,6 +129,23 @@ def compare(args: argparse.Namespace) -> None:
                       "refit": args.refit, "num_threads": args.num_threads}))
 
 
+def choose_models(named: list[str] | None, models: tuple[str, ...], peers: dict, packages: dict[str, str]) -> list[str]:
+    """Return the models to run: those named, else the default ones whose packages can be imported.
+
+    Raises:
+        DataError: a named one's package is missing.
+    """
+    missing = {package for package in packages if not importable(package)}
+    if named is None:
+        return [name for name in models if name not in peers
+                or (peers[name].is_default and peers[name].package not in missing)]
+    for name in named:
+        if name in peers and peers[name].package in missing:
+            raise DataError(f"{name} needs {packages[peers[name].package]}, which cannot be imported; run: pip install "
+                            "-r requirements-bench.txt, or leave it out of --models")
+    return named
+
+
 def check(data_dir: Path) -> DataSet:
     """Read a data set with all that is known before its test as the training part."""
     data = load_dataset(data_dir, with_validation=True)
@@ -130,14 +156,19 @@ def check(data_dir: Path) -> DataSet:
 
 
 def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool) -> dict[str, float]:
-    """Run main.py with default flags into a temporary folder; return what it wrote about the test."""
+    """Train the towers in a temporary folder; return what was written about the test."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--data_dir", str(data_dir), "--run_dir", folder, "--seed", str(seed), "--num_threads",
-                 str(num_threads), *(["--refit"] if refit else [])]
-        with contextlib.redirect_stdout(io.StringIO()):
-            train_command.run(train_command.parse_args(flags), ALONE)
-        written = json.loads((Path(folder) / "test_metrics.json").read_text(encoding="utf-8"))
+        written = train_towers(data_dir, Path(folder), seed, num_threads, refit)
     return {**written["two_tower"], "fit_s": written["train_s"]}
+
+
+def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False) -> dict:
+    """Run main.py with default flags, quietly; return its test_metrics.json."""
+    flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--seed", str(seed), "--num_threads",
+             str(num_threads), *(["--refit"] if refit else [])]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_command.run(train_command.parse_args(flags), ALONE)
+    return json.loads((run_dir / "test_metrics.json").read_text(encoding="utf-8"))
 
 
 def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
@@ -152,10 +183,10 @@ def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
                                        stars_step=step)
 
 
-def summarize(rows: list[dict]) -> dict[str, float | int | None]:
+def summarize(rows: list[dict], names: tuple[str, ...] = MEASURES) -> dict[str, float | int | None]:
     """Return mean and standard deviation of each measure over runs; None where a run has none or is not finite."""
     result: dict[str, float | int | None] = {"runs": len(rows)}
-    for name in MEASURES:
+    for name in names:
         values = [row[name] for row in rows]
         known = all(value is not None and math.isfinite(value) for value in values)
         result[name] = statistics.fmean(values) if known else None
@@ -176,9 +207,9 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
         print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
 
 
-def format_cell(mean: float | None, deviation: float | None) -> str:
+def format_cell(mean: float | None, deviation: float | None, digits: int = 4) -> str:
     """Return a mean with its deviation as text."""
-    return "-" if mean is None else f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+    return "-" if mean is None else f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from training.batches import RatingTensors
+from training.batches import RatingTensors, batch_of
 
 RELEVANT_STARS = 4  # a test movie with so many stars or more is one that the user likes
+RARE_RATINGS = 5  # a movie with fewer training ratings is rare
 
 
 @dataclass
@@ -36,62 +37,118 @@ class RatingErrors:
         return self.absolute / self.count if self.count else float("nan")
 
 
-def ndcg_and_recall(ranked: torch.Tensor, relevant: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def ndcg_and_recall(hits: torch.Tensor, num_relevant: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Score ranked lists with binary relevance.
 
     NDCG@k = sum over hits at rank i of 1 / log2(i + 1), over the same sum for a list that begins with all relevant
     movies (Jarvelin and Kekalainen 2002); Recall@k = hits / number of relevant movies.
 
     Args:
-        ranked: int64 (B, k), movies best first; -1 where a list is shorter.
-        relevant: for each of the B users, the movies that count as hits, at least one.
+        hits: bool (B, k), whether the movie at each place of a list is relevant, best place first.
+        num_relevant: int64 (B,), relevant movies of each of the B users, listed or not; at least one.
 
     Returns:
         NDCG@k and Recall@k per user, float64 (B,) each.
     """
-    k = ranked.shape[1]
-    discount = 1 / torch.arange(2, k + 2, dtype=torch.float64).log2()
-    hits = torch.stack([torch.isin(row, movies) for row, movies in zip(ranked.cpu(), relevant, strict=True)])
-    sizes = torch.tensor([len(movies) for movies in relevant])
-    ideal = discount.cumsum(0)[sizes.clamp(max=k) - 1]
-    return (hits * discount).sum(1) / ideal, hits.sum(1).double() / sizes
+    k = hits.shape[1]
+    discount = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=hits.device).log2()
+    ideal = discount.cumsum(0)[num_relevant.clamp(max=k) - 1]
+    return (hits * discount).sum(1) / ideal, hits.sum(1).double() / num_relevant
+
+
+def reciprocal_rank(scores: torch.Tensor, row: torch.Tensor, movie_idx: torch.Tensor) -> torch.Tensor:
+    """Return 1 / rank of the best relevant movie among all candidates, 0 where none is one; float64 (B,).
+
+    Args:
+        scores: float (B, M), -inf where a movie is no candidate. Of equal scores the lower movie_idx comes first.
+        row, movie_idx: int64 (R,), the relevant movies as pairs of row and movie.
+    """
+    num_movies, found = scores.shape[1], scores[row, movie_idx]
+    best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, found, "amax")  # (B,)
+    place = movie_idx.where(found == best[row], num_movies)
+    place = place.new_full((len(scores),), num_movies).scatter_reduce(0, row, place, "amin").unsqueeze(1)  # (B, 1)
+    ahead = scores > best.unsqueeze(1)
+    ahead |= (scores == best.unsqueeze(1)) & (torch.arange(num_movies, device=scores.device) < place)
+    return (1 / (1 + ahead.sum(1, dtype=torch.int32).double())).masked_fill(best == -torch.inf, 0)
+
+
+def top_movies(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the k best movies of each row, int64 (B, k), -1 where a list is shorter.
+
+    Of equal scores the lower movie_idx comes first, and a score of -inf is no candidate.
+    """
+    size = min(k, scores.shape[1])
+    best, ranked = scores.topk(min(k + 1, scores.shape[1]))  # one more: it shows a tie across the end of the list
+    tied = (best[:, 1:] == best[:, :-1]).any(1)  # topk leaves the order of equal scores open
+    ranked[tied, :size] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :size]
+    ranked = ranked[:, :size].masked_fill(best[:, :size] == -torch.inf, -1)
+    return torch.nn.functional.pad(ranked, (0, k - size), value=-1)
 
 
 def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: list[RatingTensors],
-                     test: RatingTensors, recommendable: torch.Tensor, k: int = 10, stars_step: float = 1,
-                     max_users: int = 20_000, batch_size: int = 256) -> dict[str, float]:
-    """Rank all movies that a user has not seen and measure the top k against his test ratings.
+                     test: RatingTensors, recommendable: torch.Tensor, k: int = 10, long_k: int = 50,
+                     num_ratings: torch.Tensor | None = None, stars_step: float = 1, max_users: int = 20_000,
+                     batch_size: int = 256) -> dict[str, float]:
+    """Rank all movies that a user has not seen and measure the list against his test ratings.
+
+    Measured are the users who like a test movie; what is averaged counts each of them once.
 
     Args:
-        score_users: maps user_idx int64 (B,) to scores (B, M).
+        score_users: maps user_idx int64 (B,) to scores float (B, M), which are then overwritten.
         seen: parts of the data whose movies are left out of the user's list.
         test: the held-out ratings; of them those of RELEVANT_STARS and more are to be found.
         recommendable: bool (M,), the movies that may be in a list.
+        long_k: length of the list that the second recall is of, at least k.
+        num_ratings: (M,), training ratings of the movies; where given, the lists' popularity is measured.
         max_users: with more users than this, a fixed sample of them is measured.
 
     Returns:
-        "ndcg@k", "recall@k" and "coverage@k" (the share of recommendable movies in any list), nan without users.
+        "ndcg@k", "recall@k", "recall@long_k"; "mrr", the mean of 1 / rank of the first hit among all candidates;
+        "coverage@k", the share of recommendable movies in any list; with num_ratings also, over all places of all
+        lists of k, "median_popularity@k", their movies' training ratings, and "rare@k", the share of movies with fewer
+        than RARE_RATINGS. Of equal scores the lower movie_idx comes first. All nan without users.
     """
+    measures: dict[str, list[torch.Tensor]] = {name: [] for name in (f"ndcg@{k}", f"recall@{k}", f"recall@{long_k}",
+                                                                     "mrr")}
+    popularity = ("median_popularity", "rare") if num_ratings is not None else ()
     liked = test.stars.float() * stars_step >= RELEVANT_STARS
     users = torch.unique(test.user_idx()[liked]).cpu()
     if len(users) > max_users:
         users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:max_users]].sort().values
     if not len(users):
-        return dict.fromkeys((f"ndcg@{k}", f"recall@{k}", f"coverage@{k}"), float("nan"))
-    ndcg, recall, listed = [], [], torch.zeros(len(recommendable), dtype=torch.bool)
-    for batch in users.split(batch_size):
-        scores = score_users(batch.to(recommendable.device)).masked_fill(~recommendable, -torch.inf)
-        relevant = []
-        for row, user in enumerate(batch.tolist()):
-            for part in seen:
-                scores[row, part.movie_idx[part.offset[user]:part.offset[user + 1]].long()] = -torch.inf
-            of_user = slice(test.offset[user], test.offset[user + 1])
-            relevant.append(test.movie_idx[of_user][liked[of_user]].long().cpu())
-        best, ranked = scores.topk(min(k, scores.shape[1]))
-        ranked = ranked.masked_fill(best == -torch.inf, -1).cpu()
-        ranked = torch.nn.functional.pad(ranked, (0, k - ranked.shape[1]), value=-1)
-        for values, new in zip((ndcg, recall), ndcg_and_recall(ranked, relevant), strict=True):
-            values.append(new)
-        listed[ranked[ranked >= 0]] = True
-    return {f"ndcg@{k}": float(torch.cat(ndcg).mean()), f"recall@{k}": float(torch.cat(recall).mean()),
-            f"coverage@{k}": float(listed.sum() / recommendable.sum())}
+        return dict.fromkeys((*measures, f"coverage@{k}", *(f"{name}@{k}" for name in popularity)), float("nan"))
+    device, counts = recommendable.device, torch.zeros(len(recommendable), dtype=torch.int64)
+    left_out = (~recommendable).nonzero().squeeze(1)
+    for block in users.split(batch_size):
+        scores = score_users(block.to(device))
+        scores[:, left_out] = -torch.inf
+        for part in seen:
+            known = batch_of(part, block.to(part.offset.device))
+            scores[known.row.to(device), known.movie_idx.to(device)] = -torch.inf
+        held_out = batch_of(test, block.to(test.offset.device), stars_step)
+        to_find = held_out.stars >= RELEVANT_STARS
+        row, movie_idx = held_out.row[to_find].to(device), held_out.movie_idx[to_find].to(device)
+        relevant = torch.zeros(scores.shape, dtype=torch.bool, device=device)
+        relevant[row, movie_idx] = True
+        ranked = top_movies(scores, long_k)
+        hits = relevant.gather(1, ranked.clamp(min=0)) & (ranked >= 0)
+        num_relevant = torch.bincount(row, minlength=len(block))
+        for name, values in zip(measures, (*ndcg_and_recall(hits[:, :k], num_relevant),
+                                           ndcg_and_recall(hits, num_relevant)[1],
+                                           reciprocal_rank(scores, row, movie_idx)), strict=True):
+            measures[name].append(values)
+        listed = ranked[:, :k]
+        counts += torch.bincount(listed[listed >= 0].cpu(), minlength=len(counts))
+    results = {name: float(torch.cat(values).mean()) for name, values in measures.items()}
+    results[f"coverage@{k}"] = float((counts > 0).sum() / recommendable.sum())
+    if num_ratings is not None:
+        of_places = num_ratings.cpu().repeat_interleave(counts)
+        results[f"median_popularity@{k}"] = median(of_places)
+        results[f"rare@{k}"] = float((of_places < RARE_RATINGS).double().mean())
+    return results
+
+
+def median(values: torch.Tensor) -> float:
+    """Return the median of numbers (N,), between two middle ones their mean; nan of none."""
+    ordered = values.double().sort().values
+    return float((ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2) if len(values) else float("nan")
