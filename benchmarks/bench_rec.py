@@ -117,7 +117,8 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     config = ModelConfig(meta["num_users"], meta["num_movies"], meta["num_days"], low, high, (low + high) / 2)
     model = TwoSided(config, both=False)
     count = torch.tensor(movies.num_train_ratings).double()
-    model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, torch.randn(len(count)).double() * count)
+    total = torch.randn(len(count)).double() * count
+    model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, total)
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
         "refit": False, "model": model.state_dict()})

@@ -91,7 +91,7 @@ class Films:
     vectors: torch.Tensor  # float (N, H, D)
     bias: torch.Tensor  # float (N, H)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
-    constant: float = CONSTANT  # what the user's bias multiplies
+    constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
 
     @cached_property
     def extended(self) -> torch.Tensor:
@@ -304,7 +304,7 @@ class TwoTower(nn.Module):
         films = self.movie_tower(movie_idx) if films is None else films
         drift = self._drift(Target(movie_idx, movie_idx, torch.full_like(movie_idx, day)))
         bias = films.bias + self.offset + drift.unsqueeze(1)
-        return torch.cat([films.extended, bias.unsqueeze(-1)], -1).flatten(1)
+        return torch.cat([with_constant(films.vectors), bias.unsqueeze(-1)], -1).flatten(1)
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""

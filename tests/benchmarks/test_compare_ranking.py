@@ -155,12 +155,12 @@ def test_towers_rating_order_equals_a_run_of_main(data_dir, tmp_path, small_towe
 
 
 def test_a_further_order_of_the_towers_is_a_row_where_the_model_has_it(data_dir, small_towers, monkeypatch, capsys):
-    def opposite(model, known, stars_step):
-        score_users = compare_ranking.scorer(model, known, stars_step)
+    def opposite(model, known, stars_step, day):
+        score_users = compare_ranking.scorer(model, known, stars_step, day)
         return lambda users: -score_users(users)
 
     monkeypatch.setitem(compare_ranking.TOWER_ORDERS, "relevance", opposite)
-    monkeypatch.setitem(compare_ranking.TOWER_ORDERS, "absent", lambda model, known, step: None)
+    monkeypatch.setitem(compare_ranking.TOWER_ORDERS, "absent", lambda *arguments: None)
     assert compare_ranking.main(["--data_dir", str(data_dir), "--models", "two_tower", "--num_threads", "1"]) == 0
     results = last_line(capsys.readouterr().out)["results"]
     assert list(results) == ["two_tower_rating", "two_tower_relevance"]
