@@ -166,6 +166,7 @@ def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, ref
     """Run main.py with default flags, quietly; return its test_metrics.json."""
     flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--seed", str(seed), "--num_threads",
              str(num_threads), *(["--refit"] if refit else [])]
+    run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         train_command.run(train_command.parse_args(flags), ALONE)
     return json.loads((run_dir / "test_metrics.json").read_text(encoding="utf-8"))
