@@ -14,6 +14,7 @@ from models.layers import gather_rows
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured
+MOST_DAYS = 2**20  # a multiple of every window, beyond what a data set spans
 
 
 class FilmDrift(nn.Module):
@@ -25,8 +26,8 @@ class FilmDrift(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
 
     def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the scores of movies on days: both int64 (R,) -> float (R,)."""
-        period = (day // self.days).clamp(0, PERIODS - 1)
+        """Return what is added to the scores of movies on days of the data set: both int64 (R,) -> float (R,)."""
+        period = day // self.days
         return gather_rows(self.table.view(-1), movie_idx * PERIODS + period)
 
 
@@ -47,22 +48,25 @@ class UserMood(nn.Module):
         """Return what is added to the scores of questions, float (T,).
 
         Args:
-            row, day: int64 (R,), user and day of the context ratings.
+            row, day: int64 (R,), user and day of the context ratings; ratings of a user and a day should be adjacent.
             residual: float (R,), what of them the user's vector leaves unexplained, in units of score.
             target_row, target_day: int64 (T,), user and day of the questions.
             num_users: B.
         """
+        if not len(row):
+            return residual.new_zeros(len(target_row)) * self.weight.sum()
         last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
                                                         "amax")
-        age, target_age = last[row] - day, last[target_row] - target_day
-        mood = residual.new_zeros(len(target_row))
+        # A day of a user's in one number, later days first; what is adjacent is summed before the rest is sorted.
+        key, group = torch.unique_consecutive(row * MOST_DAYS + last[row] - day, return_inverse=True)
+        asked, question = torch.unique_consecutive(target_row * MOST_DAYS + last[target_row] - target_day,
+                                                   return_inverse=True)
+        total = residual.new_zeros(2, len(key)).index_add_(1, group, torch.stack([residual, torch.ones_like(residual)]))
+        mood = residual.new_zeros(len(asked))
         for number, window in enumerate(WINDOWS):
-            stride = 1 + 2**20 // window
-            key, target_key = row * stride + age // window, target_row * stride + target_age // window
-            distinct, group = torch.unique(torch.cat([key, target_key]), return_inverse=True)
-            group, target_group = group.split([len(key), len(target_key)])
-            total = residual.new_zeros(len(distinct)).index_add_(0, group, residual)
-            count = residual.new_zeros(len(distinct)).index_add_(0, group, torch.ones_like(residual))
-            mean = total / (count + self.log_shrink[number].exp())
-            mood = mood + self.weight[number] * mean[target_group]
-        return mood
+            distinct, group = torch.unique(torch.cat([key, asked]) // window, return_inverse=True)
+            group, asked_group = group.split([len(key), len(asked)])
+            residuals, count = total.new_zeros(2, len(distinct)).index_add_(1, group, total)
+            mean = residuals / (count + self.log_shrink[number].exp())
+            mood = mood + self.weight[number] * mean[asked_group]
+        return mood.index_select(0, question)

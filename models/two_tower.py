@@ -270,7 +270,8 @@ class TwoTower(nn.Module):
         films = self.movie_tower(distinct)
         seen, predicted = films.vectors, films.vectors
         if noise is not None:
-            seen, predicted = (films.vectors * factor[distinct].view_as(films.vectors) for factor in noise)
+            seen, predicted = (films.vectors * factor.index_select(0, distinct).view_as(films.vectors)
+                               for factor in noise)
         users, unexplained = self.user_tower(embedding, context, Films(seen, films.bias, films.mean, films.constant),
                                              column, self._drift(context))
         score = paired_dot(users, with_constant(predicted, films.constant), target.row, target_column)

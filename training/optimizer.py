@@ -27,10 +27,9 @@ def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> li
     drifts = [model.drift.table] if model.drift else []
     table_ids = {id(table) for table in tables + drifts}
     layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
-    fused = model.offset.is_cuda
     groups = [{"params": tables}, *({"params": [drift], "weight_decay": drift_decay} for drift in drifts)]
-    optimizers = [torch.optim.SGD(groups, lr * TABLE_RATE, momentum=0.9, nesterov=True, fused=fused),
-                  torch.optim.Adam(layers, lr * SHARED_RATE, BETAS, EPSILON, fused=fused)]
+    optimizers = [torch.optim.SGD(groups, lr * TABLE_RATE, momentum=0.9, nesterov=True, fused=True),
+                  torch.optim.Adam(layers, lr * SHARED_RATE, BETAS, EPSILON, fused=True)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
