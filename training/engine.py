@@ -93,7 +93,11 @@ class Engine:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         sums, row_grads = zip(*(self._backward(piece, seed, noise) for piece in pieces(batch)), strict=True)
-        self.ranks.sum_(*(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None))
+        if self.ranks.size > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is None:  # this rank's users did not touch it
+                    parameter.grad = torch.zeros_like(parameter)
+            self.ranks.sum_(*(parameter.grad for parameter in self.model.parameters()))
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
