@@ -10,7 +10,9 @@ The model is untrained: its speed does not depend on its weights. The files are 
     load_ms       from `import torch` to a recommender that is ready, in a new process, imports included
     process       python rec.py --user_id ID beside python -c "import torch", in turn
     all_users     everybody's ten into a parquet file, seen movies excluded, on all cores; beside it the bare matrix
-                  products of the same shapes on as many threads, half of them before and half of them after
+                  products of the same shapes on as many threads, half of them before and half of them after: those
+                  of the scores (all_users_over_matmul), and also those of the users' normal equations
+                  (all_users_over_all_products)
 Medians. The last line is JSON.
 """
 
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -69,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             run_dir = make_run(folder / "run_some", data_dir)
         result |= measure(run_all_users, data_dir, run_dir, folder / "recs.parquet")
         print(f"{result['users']:,} users in {result['all_users_s']:.1f} s, the products {result['matmul_s']:.1f} s, "
-              f"ratio {result['all_users_over_matmul']:.2f}; peak {result['peak_rss_mib']:,} MiB")
+              f"ratio {result['all_users_over_matmul']:.2f} (with the users' normal equations "
+              f"{result['all_users_over_all_products']:.2f}); peak {result['peak_rss_mib']:,} MiB")
         print(json.dumps(result))
     return 0
 
@@ -114,9 +118,11 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     model = TwoTower(ModelConfig(meta["num_users"], meta["num_movies"], low, high, (low + high) / 2))
     count = torch.tensor(movies.num_train_ratings).double()
     model.movie_tower.set_statistics(torch.tensor(movies.year), count, torch.randn(len(count)).double() * count)
+    with torch.no_grad():
+        films = asdict(model.eval().films())
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], "config": model.config_dict(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict()})
+        "refit": False, "model": model.state_dict(), "films": films})
     return folder
 
 
@@ -170,13 +176,16 @@ def run_all_users(data_dir: Path, run_dir: Path, out: Path) -> dict:
     recommender = Recommender.load(run_dir, data_dir)
     num_users = len(recommender.users.user_id)
     matmul_s = bare_products(recommender, num_users // 2)
+    normal_s = bare_normal_equations(recommender)
     start = time.perf_counter()
     batch.recommend_all(recommender, out, TOP_N, run_dir / "best.pt")
     all_users_s = time.perf_counter() - start
     peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     matmul_s += bare_products(recommender, num_users - num_users // 2)
     return {"users": num_users, "all_users_s": round(all_users_s, 2), "matmul_s": round(matmul_s, 2),
-            "all_users_over_matmul": round(all_users_s / matmul_s, 3), "peak_rss_mib": round(peak_rss_mib)}
+            "normal_equations_s": round(normal_s, 2), "all_users_over_matmul": round(all_users_s / matmul_s, 3),
+            "all_users_over_all_products": round(all_users_s / (matmul_s + normal_s), 3),
+            "peak_rss_mib": round(peak_rss_mib)}
 
 
 def bare_products(recommender: Recommender, num_users: int) -> float:
@@ -190,6 +199,24 @@ def bare_products(recommender: Recommender, num_users: int) -> float:
         for begin in range(thread * batch.USERS_PER_BLOCK, num_users, num_threads * batch.USERS_PER_BLOCK):
             size = min(num_users - begin, batch.USERS_PER_BLOCK)
             torch.mm(vectors[:size], movie_vectors, out=memory[thread, :size])
+
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        start = time.perf_counter()
+        list(pool.map(products, range(num_threads)))
+        return time.perf_counter() - start
+
+
+def bare_normal_equations(recommender: Recommender) -> float:
+    """Seconds for the other matrix products that the lists need: V'V of each user's film vectors, per head."""
+    config, num_threads = recommender.model.config, torch.get_num_threads()
+    sizes = np.diff(recommender.users.offset).tolist()
+    vectors = torch.randn(max(sizes), config.num_heads, config.head_dim + 1).transpose(0, 1)
+
+    def products(thread: int) -> None:
+        memory = torch.empty(config.num_heads, config.head_dim + 1, config.head_dim + 1)
+        for size in sizes[thread::num_threads]:
+            own = vectors[:, :size]
+            torch.bmm(own.transpose(1, 2), own, out=memory)
 
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         start = time.perf_counter()

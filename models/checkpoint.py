@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), settings (flags of the run), epoch,
-    train_s (seconds of training), refit (whether validation ratings were trained on), model (state dict);
+    train_s (seconds of training), refit (whether validation ratings were trained on), model (state dict), films
+    (what the movie tower makes of the whole catalogue, so that a single query need not: Films as a dict);
     last.pt also: optimizers, user_rows, metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed, and read with `weights_only=True`: it cannot run code.
 """

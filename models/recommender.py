@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import load_checkpoint, model_of
-from models.two_tower import TwoTower
+from models.two_tower import Films, TwoTower
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users
 
@@ -56,10 +56,11 @@ class Recommendation:
 class Recommender:
     """A trained model with its data set."""
 
-    def __init__(self, model: TwoTower, meta: dict, users: Users, movies: Movies, ratings: RatingsFile) -> None:
+    def __init__(self, model: TwoTower, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,
+                 films: Films | None = None) -> None:
         self.model, self.meta, self.users, self.movies, self.ratings = model, meta, users, movies, ratings
         with torch.no_grad():
-            self._films = model.films()
+            self._films = model.films() if films is None else films
             # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
             self.movie_vectors = model.movie_vectors(self._films).T.contiguous().T  # (M, P)
         # A movie without a single training rating has no vector that could be trusted.
@@ -77,8 +78,9 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir))
+        checkpoint = load_checkpoint(run_dir / "best.pt", meta["fingerprint"])
+        return cls(model_of(checkpoint), meta, dataset.read_users(data_dir), dataset.read_movies(data_dir),
+                   RatingsFile(data_dir), Films(**checkpoint["films"]) if "films" in checkpoint else None)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""

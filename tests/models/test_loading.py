@@ -36,6 +36,14 @@ def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_di
     assert not torch.equal(torch.get_rng_state(), drawn)  # as a new model does
 
 
+@torch.no_grad()
+def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
+    checkpoint = load_checkpoint(run_dir / "best.pt", read_meta(data_dir)["fingerprint"])
+    films = model_of(checkpoint).films()
+    for name, value in checkpoint["films"].items():
+        torch.testing.assert_close(value, getattr(films, name))
+
+
 def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):
     fingerprint = read_meta(data_dir)["fingerprint"]
     checkpoint = dict(load_checkpoint(run_dir / "best.pt", fingerprint))
