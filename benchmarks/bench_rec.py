@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +35,7 @@ import numpy as np
 import torch
 
 from models import batch
-from models.checkpoint import save_checkpoint
+from models.checkpoint import model_entries, save_checkpoint
 from models.recommender import Recommender
 from models.two_tower import ModelConfig, TwoTower
 from preprocessing import dataset
@@ -118,11 +117,8 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     model = TwoTower(ModelConfig(meta["num_users"], meta["num_movies"], low, high, (low + high) / 2))
     count = torch.tensor(movies.num_train_ratings).double()
     model.movie_tower.set_statistics(torch.tensor(movies.year), count, torch.randn(len(count)).double() * count)
-    with torch.no_grad():
-        films = asdict(model.eval().films())
-    save_checkpoint(folder / "best.pt", {
-        "fingerprint": meta["fingerprint"], "config": model.config_dict(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict(), "films": films})
+    save_checkpoint(folder / "best.pt", {"fingerprint": meta["fingerprint"], "settings": {}, "epoch": 0, "train_s": 0.0,
+                                         "refit": False, **model_entries(model)})
     return folder
 
 

@@ -2,8 +2,8 @@
 
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), settings (flags of the run), epoch,
-    train_s (seconds of training), refit (whether validation ratings were trained on), model (state dict), films
-    (what the movie tower makes of the whole catalogue, so that a single query need not: Films as a dict);
+    train_s (seconds of training), refit (whether validation ratings were trained on), model (state dict), and what
+    would else be computed for a single query: films (Films as a dict) and movie_vectors, float (P, M);
     last.pt also: optimizers, user_rows, metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed, and read with `weights_only=True`: it cannot run code.
 """
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from models.two_tower import ModelConfig, TwoTower
 from preprocessing.dataset import DataError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -54,6 +54,14 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
         raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
                         f"{fingerprint[:12]}); name the right one with --data_dir, or run: {train} --overwrite")
     return checkpoint
+
+
+def model_entries(model: TwoTower) -> dict:
+    """Return a checkpoint's entries that describe a model; puts it into evaluation mode."""
+    with torch.no_grad():
+        films = model.eval().films()
+    return {"config": model.config_dict(), "model": model.state_dict(), "films": vars(films),
+            "movie_vectors": films.rows.flatten(1).T.contiguous()}
 
 
 def model_of(checkpoint: dict) -> TwoTower:

@@ -57,12 +57,13 @@ class Recommender:
     """A trained model with its data set."""
 
     def __init__(self, model: TwoTower, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,
-                 films: Films | None = None) -> None:
+                 films: Films | None = None, movie_vectors: torch.Tensor | None = None) -> None:
         self.model, self.meta, self.users, self.movies, self.ratings = model, meta, users, movies, ratings
         with torch.no_grad():
             self._films = model.films() if films is None else films
-            # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
-            self.movie_vectors = model.movie_vectors(self._films).T.contiguous().T  # (M, P)
+        # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
+        by_coordinate = self._films.rows.flatten(1).T.contiguous() if movie_vectors is None else movie_vectors
+        self.movie_vectors = by_coordinate.T  # (M, P)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
         self._hidden = torch.zeros(len(self.recommendable)).masked_fill_(~self.recommendable, -torch.inf)
@@ -80,7 +81,7 @@ class Recommender:
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
         checkpoint = load_checkpoint(run_dir / "best.pt", meta["fingerprint"])
         return cls(model_of(checkpoint), meta, dataset.read_users(data_dir), dataset.read_movies(data_dir),
-                   RatingsFile(data_dir), Films(**checkpoint["films"]) if "films" in checkpoint else None)
+                   RatingsFile(data_dir), Films(**checkpoint["films"]), checkpoint["movie_vectors"])
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""

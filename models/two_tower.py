@@ -17,7 +17,6 @@ Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D c
 """
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
 
 import torch
 from torch import nn
@@ -63,16 +62,7 @@ class Films:
     vectors: torch.Tensor  # float (N, H, D)
     bias: torch.Tensor  # float (N, H)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
-
-    @cached_property
-    def extended(self) -> torch.Tensor:
-        """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
-        return with_constant(self.vectors)
-
-    @cached_property
-    def with_room(self) -> torch.Tensor:
-        """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
-        return nn.functional.pad(self.extended, (0, 1))
+    rows: torch.Tensor | None = None  # of the whole catalogue: `movie_vectors`, float (M, H, D + 2)
 
 
 class MovieTower(nn.Module):
@@ -154,9 +144,10 @@ class UserTower(nn.Module):
             column, movie_idx: int64 (R,), the place among the films of each context rating's film, and which it is.
         """
         prior, residual, penalty, count = self.regression(embedding, row, stars, films, column, movie_idx)
-        if torch.is_grad_enabled() or residual.device.type != "cpu":
-            return ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, row, count)
-        return ridge_solve_rows(films.with_room, column, residual, prior, penalty, count)
+        if films.rows is not None and residual.device.type == "cpu" and not torch.is_grad_enabled():
+            return ridge_solve_rows(films.rows, column, residual, prior, penalty, count)
+        vectors = gather_rows(with_constant(films.vectors), column)  # (R, H, D + 1)
+        return ridge_solve(vectors, residual, prior, penalty, row, count)
 
     def regression(self, embedding: torch.Tensor, row: torch.Tensor, stars: torch.Tensor, films: Films,
                    column: torch.Tensor, movie_idx: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -239,18 +230,15 @@ class TwoTower(nn.Module):
         size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
         return score + self.offset, size
 
-    def movie_vectors(self, films: Films | None = None) -> torch.Tensor:
-        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's.
-
-        `films` is the result of `films()`, where it is at hand.
-        """
-        films = self.films() if films is None else films
-        bias = (films.bias + self.offset).unsqueeze(-1)
-        return torch.cat([films.extended, bias], -1).flatten(1)
+    def movie_vectors(self) -> torch.Tensor:
+        """Return q_m of all movies, float (M, H (D + 2)): per head its coordinates, the user's bias, the movie's."""
+        return self.films().rows.flatten(1)
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""
-        return self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
+        films = self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
+        rows = torch.cat([with_constant(films.vectors), (films.bias + self.offset).unsqueeze(-1)], -1)
+        return Films(rows[..., :-2], films.bias, films.mean, rows)
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, row: torch.Tensor, movie_idx: torch.Tensor,
                      stars: torch.Tensor) -> torch.Tensor:
@@ -280,10 +268,10 @@ class TwoTower(nn.Module):
         """
         row = torch.zeros_like(movie_idx)
         prior, residual, penalty, count = self.user_tower.regression(embedding, row, stars, films, movie_idx, movie_idx)
-        context = films.extended[movie_idx]  # (R, H, D + 1)
+        context = with_constant(films.vectors[movie_idx])  # (R, H, D + 1)
         residual = residual - (context * prior).sum(-1)  # what the prior leaves unexplained
         system = gram(context, row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
-        targets = films.extended[target_idx].permute(1, 2, 0)  # (H, D + 1, T)
+        targets = with_constant(films.vectors[target_idx]).permute(1, 2, 0)  # (H, D + 1, T)
         weight = torch.einsum("rhd,hdt->trh", context, torch.linalg.solve(system, targets))
         return (weight * residual).mean(-1)
 

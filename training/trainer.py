@@ -12,11 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
+from models.checkpoint import model_entries
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, DataSet, RatingTensors, batch_of, uniform
@@ -105,11 +106,9 @@ class Trainer:
 
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
-        with torch.no_grad():
-            films = asdict(self.model.eval().films())
-        return {"fingerprint": fingerprint, "config": self.model.config_dict(), "settings": vars(self.settings),
+        return {"fingerprint": fingerprint, "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict(), "films": films}
+                **model_entries(self.model)}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

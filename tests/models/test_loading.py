@@ -39,9 +39,12 @@ def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_di
 @torch.no_grad()
 def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
     checkpoint = load_checkpoint(run_dir / "best.pt", read_meta(data_dir)["fingerprint"])
-    films = model_of(checkpoint).films()
+    model = model_of(checkpoint)
+    films = model.films()
+    assert set(checkpoint["films"]) == set(vars(films))
     for name, value in checkpoint["films"].items():
         torch.testing.assert_close(value, getattr(films, name))
+    torch.testing.assert_close(checkpoint["movie_vectors"].T, model.movie_vectors())
 
 
 def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):
