@@ -5,7 +5,6 @@ to plain autograd in float64. R ratings of B users, H heads of D coordinates.
 """
 
 import torch
-from torch.nn import functional
 
 USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
 
@@ -49,16 +48,17 @@ def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.T
     """
     num_users, (_, heads, dim) = len(count), table.shape
     product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
-    pieces = [piece.tolist() for piece in count.split(USERS_IN_CACHE)]
+    every_size = count.tolist()
+    pieces = [every_size[first:first + USERS_IN_CACHE] for first in range(0, num_users, USERS_IN_CACHE)]
     buffer = table.new_empty(max(map(sum, pieces)), heads, dim)
     start, outputs = 0, iter(product.unbind())
     for sizes in pieces:
         stop = start + sum(sizes)
         rows = torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
         rows[..., -1] = residual[start:stop]
-        by_head = rows.transpose(0, 1)  # (H, R of the piece, D + 1)
-        for left, right in zip(by_head.transpose(1, 2).split(sizes, 2), by_head.split(sizes, 1), strict=True):
-            torch.bmm(left, right, out=next(outputs))
+        by_head = rows.transpose(0, 1).split_with_sizes(sizes, 1)  # of each user (H, R, D + 1)
+        for own in by_head:
+            torch.bmm(own.transpose(1, 2), own, out=next(outputs))
         start = stop
     return solve_normal_equations(product, prior, penalty)[0]
 
@@ -74,8 +74,8 @@ def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, co
         count: int64 (B,): the ratings of each user.
     """
     start, half = count.cumsum(0) - count, table.shape[1] // 2
-    weighted = functional.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
-    return weighted[:, :half] + functional.embedding_bag(index, table, start, mode="sum")[:, half:]
+    weighted = torch.embedding_bag(table, index, start, per_sample_weights=weight)[0]
+    return weighted[:, :half] + torch.embedding_bag(table, index, start)[0][:, half:]
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,7 @@ class Recommender:
         movie_idx = np.searchsorted(self.movies.movie_id, list(ratings))
         return History(torch.from_numpy(movie_idx.astype(np.int64)), torch.tensor(list(ratings.values())).float())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def vector_of(self, history: History) -> torch.Tensor:
         """Return the vector of a person, float (P,)."""
         movie_idx = history.movie_idx
@@ -133,7 +133,7 @@ class Recommender:
         return self.model.user_vectors(self._films, self.model.user_embedding[first:last + 1], row,
                                        torch.from_numpy(ratings.movie_idx.astype(np.int64)), stars)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def recommend(self, history: History, top_n: int = 10) -> list[Recommendation]:
         """Return the unseen movies with the highest predicted stars, best first; fewer than top_n if there are no more.
 

@@ -160,26 +160,27 @@ class UserTower(nn.Module):
         config = self.config
         num_users = len(embedding)
         count = torch.bincount(row, minlength=num_users)
+        size = count.to(stars.dtype)
         above_mean = stars - config.stars_mean  # (R,)
         surprise = above_mean - films.mean[column]
 
         def sum_by_user(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(num_users, *values.shape[1:]).index_add_(0, row, values)
 
-        mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
-        spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
+        mean = sum_by_user(surprise) / (size + MEAN_SHRINK)
+        spread = (sum_by_user(surprise.square()) / (size + 1)).sqrt()
         if torch.is_grad_enabled():
             by_residual, by_presence = gather_rows(self.pooled, movie_idx).split(config.pooled_dim, 1)
             pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
         else:
             pooled = pool_rows(self.pooled, movie_idx, surprise - mean[row], count)
-        features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
-        x = torch.cat([embedding, pooled * (count + 1).rsqrt().unsqueeze(1), features], 1)
+        features = torch.stack([(size + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
+        x = torch.cat([embedding, pooled * (size + 1).rsqrt().unsqueeze(1), features], 1)
         hidden = torch.relu(self.hidden(x))
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
 
         residual = (above_mean / config.slope).unsqueeze(1) - gather_rows(films.bias, column)
-        penalty = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
+        penalty = self.log_base.exp() + self.log_per_rating.exp() * size.view(-1, 1, 1)
         return prior, residual, penalty, count
 
 
