@@ -50,7 +50,7 @@ def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.T
     product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
     every_size = count.tolist()
     pieces = [every_size[first:first + USERS_IN_CACHE] for first in range(0, num_users, USERS_IN_CACHE)]
-    buffer = table.new_empty(max(map(sum, pieces)), heads, dim)
+    buffer = table.new_empty(max(map(sum, pieces), default=0), heads, dim)
     start, outputs = 0, iter(product.unbind())
     for sizes in pieces:
         stop = start + sum(sizes)

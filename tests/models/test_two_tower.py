@@ -90,6 +90,13 @@ def test_a_user_without_any_rating_gets_a_finite_vector(model):
     assert torch.isfinite(vector).all()
 
 
+@torch.no_grad()
+def test_of_no_users_there_are_no_vectors(model):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    vectors = model.user_vectors(model.films(), torch.zeros(0, 4), nothing, nothing, torch.zeros(0))
+    assert vectors.shape == (0, model.movie_vectors().shape[1])
+
+
 def test_a_movie_without_training_ratings_has_no_embedding(model):
     assert (model.movie_tower.embedding[0] == 0).all()
     assert (model.movie_tower.embedding[1:] != 0).all()
