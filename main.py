@@ -173,9 +173,12 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
     if args.resume:
         checkpoint = load_checkpoint(last, fingerprint, device)
         for name in FIXED:
-            if checkpoint["config"][name] != getattr(args, name):
-                raise DataError(f"{last} was trained with --{name} {checkpoint['config'][name]}, not "
-                                f"{getattr(args, name)}; resume with the same, or start anew in another --run_dir")
+            before, now = checkpoint["config"][name], getattr(args, name)
+            if before != now:
+                if name == "without":
+                    before, now = ",".join(before) or "nothing", ",".join(now) or "nothing"
+                raise DataError(f"{last} was trained with --{name} {before}, not {now}; resume with the same, or start "
+                                "anew in another --run_dir")
         both = model.movie_side is not None
         if checkpoint["both"] != both:
             sides = {True: "both", False: "user"}

@@ -101,6 +101,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
              "--include_seen": args.include_seen or None}
     given = [flag for flag, value in modes.items() if value is not None]
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
+                 "--min_ratings": None if args.min_ratings == 1 else args.min_ratings,
                  "--title": args.title or None, "--json": args.json or None}
     given += [flag for flag, value in narrowing.items() if value is not None and given[:1] in EVERYBODY]
     if given[:1] in EVERYBODY and len(given) > 1:
