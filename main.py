@@ -12,7 +12,9 @@ Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --ru
 import argparse
 import contextlib
 import math
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,8 +33,38 @@ FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resume
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
+    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted, 143 asked to end."""
     args = parse_args(argv)
+    try:
+        with sigterm_interrupts():
+            return work(args)
+    except KeyboardInterrupt as stop:
+        next_step = "no epoch was finished, nothing was written"
+        if (args.run_dir / "last.pt").exists():
+            next_step = f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
+        print(f"\ninterrupted; {next_step}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: what a job's scheduler sends before it kills."""
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does."""
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Do what the flags ask for; return 0, or 1 after a sentence on what failed."""
     ranks = distributed.start()
     try:
         with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
@@ -46,12 +78,6 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         print("error: out of memory", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        next_step = "no epoch was finished, nothing was written"
-        if (args.run_dir / "last.pt").exists():
-            next_step = f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
-        print(f"\ninterrupted; {next_step}", file=sys.stderr)
-        return 130
     return 0
 
 

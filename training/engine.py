@@ -93,16 +93,22 @@ class Engine:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         sums, row_grads = zip(*(self._backward(piece, seed, noise) for piece in pieces(batch)), strict=True)
-        if self.ranks.size > 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is None:  # this rank's users did not touch it
-                    parameter.grad = torch.zeros_like(parameter)
-            self.ranks.sum_(*(parameter.grad for parameter in self.model.parameters()))
+        self.ranks.sum_(*self.shared_gradients())
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
         return torch.stack(sums).sum(0)
+
+    def shared_gradients(self) -> list[torch.Tensor]:
+        """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
+
+        Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
+        """
+        for parameter in self.model.parameters():
+            if parameter.grad is None:  # this rank's users did not touch it
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.model.parameters()]
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers."""

@@ -15,9 +15,30 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2"]
 
 
-def torchrun(num_processes: int, *flags: str) -> subprocess.CompletedProcess:
+# main.py, but for one rank, which is killed before it shares the gradients of a step.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import main
+from training import distributed
+from training.engine import Engine
+left, shared = {step}, Engine.shared_gradients
+
+def shared_gradients(engine):
+    global left
+    left -= 1
+    if left == 0 and os.environ["RANK"] == "{rank}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return shared(engine)
+
+Engine.shared_gradients = shared_gradients
+distributed.leave(main.main())
+"""
+
+
+def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           f"--nproc_per_node={num_processes}", str(ROOT / "main.py"), *FLAGS, *flags],
+                           f"--nproc_per_node={num_processes}", str(script), *FLAGS, *flags],
                           capture_output=True, text=True, timeout=120)
 
 
@@ -62,6 +83,23 @@ def test_a_run_of_two_resumes_as_one(data_dir, tmp_path):
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
     assert torchrun(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), "--epochs", "2").returncode == 0
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), *FLAGS, "--resume"]) == 0
+    assert_same_run(load(tmp_path / "whole"), load(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_rank_is_killed_the_other_ends_with_one_sentence_and_the_run_goes_on(rank, data_dir, tmp_path):
+    flags = ["--data_dir", str(data_dir), "--batch_size", "64"]  # 7 steps an epoch
+    assert main.main([*flags, "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(root=str(ROOT), step=10, rank=rank))
+    result = torchrun(2, *flags, "--run_dir", str(tmp_path / "cut"), script=script)
+    assert result.returncode != 0
+    # Either it finds its partner gone, or torchrun has noticed first and asks it to end.
+    partner_gone = f"error: rank {1 - rank} stops because another process of the run has ended; the last checkpoint is"
+    assert result.stderr.count(partner_gone) + result.stderr.count("\ninterrupted; go on with: python main.py") == 1
+    assert "main.py\", line" not in result.stderr  # no traceback of ours; torchrun prints one of its own
+    assert load(tmp_path / "cut")["epoch"] == 1
+    assert main.main([*flags, "--run_dir", str(tmp_path / "cut"), *FLAGS, "--resume"]) == 0
     assert_same_run(load(tmp_path / "whole"), load(tmp_path / "cut"))
 
 

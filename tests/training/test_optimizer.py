@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -35,3 +37,24 @@ def test_rate_warms_up_and_falls_to_nearly_zero():
                                                              (480_189, 3, 3)])
 def test_fewer_epochs_are_planned_for_more_users(num_users, most, expected):
     assert planned_epochs(num_users, most) == expected
+
+
+@pytest.mark.parametrize(("step", "num_steps", "expected"), [
+    (0, 100, 1 / 6),  # the first of 5 + 1 steps of warm-up
+    (4, 100, 5 / 6 * 0.5 * (1 + math.cos(0.04 * math.pi))),
+    (50, 100, 0.5),
+    (75, 100, 0.5 - 2**0.5 / 4),
+    (99, 100, 0.5 * (1 + math.cos(0.99 * math.pi))),
+    (0, 1, 1 / 1.05),  # a run of a single step learns
+])
+def test_rate_follows_a_line_and_then_half_a_cosine(step, num_steps, expected):
+    assert schedule(step, num_steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20, 1000])
+def test_rate_is_positive_at_every_step_and_falls_after_the_warm_up(num_steps):
+    factors = [schedule(step, num_steps) for step in range(num_steps)]
+    peak = factors.index(max(factors))
+    assert min(factors) > 0 and max(factors) <= 1
+    assert peak <= 0.05 * num_steps + 1
+    assert all(left > right for left, right in zip(factors[peak:-1], factors[peak + 1:]))

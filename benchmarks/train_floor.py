@@ -1,0 +1,246 @@
+"""How far training is from what the machine could do at best; used by bench_train.py --floor.
+
+A stage can take no less time than its bytes take at the rate at which the machine copies memory, nor less than its
+floating-point operations take at the rate of a large matrix product. Both rates are measured in the same run, and so is
+each stage, by a clock around the functions that it consists of.
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+
+from models import two_tower
+from training import engine as engine_module
+from training.batches import Batch, batch_of
+from training.engine import Engine
+
+COPY_BYTES = 2**29  # far beyond the caches
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
+REPEATS = 5  # of which the fastest counts
+SAMPLE_STEPS = 20  # whose shapes are averaged
+WARM_UP_STEPS = 3
+REST = "noise, drift, mood, loss"
+
+
+@dataclass
+class StepShape:
+    """How large a step is, on average."""
+
+    users: float  # B
+    ratings: float  # R
+    context: float  # C, of them known
+    targets: float  # T, of them asked for
+    films: float  # N, distinct movies
+
+
+def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float]]:
+    """Return for each stage the (bytes, floating-point operations) of a step that no way of computing it goes without.
+
+    A number has 4 bytes. What a stage reads or writes once per rating counts once per rating, even where a cache serves
+    it: so a stage that is served by caches can be faster than this. What is made and used up within a stage counts
+    nothing. With H heads of D coordinates, D' = D + 1 with the one of the bias, K = H D, F hidden units, E of a user's
+    embedding, P pooled, per step of B users, C context and T target ratings, R = C + T, and N films:
+
+        batch assembly   reads 5 bytes a rating as stored, writes user, film, stars and day: 5 R + 16 R bytes
+        film tower       reads and writes N vectors: 8 N K bytes; 2 N F (K + 5) + 2 N F (K + H) operations
+        user tower       reads a row of 2 P and 4 numbers a context rating: 4 C (2 P + 4) bytes; 3 C P to pool them, and
+                         2 B F (E + P + 3) + 2 B F H D'
+        ridge solve      reads a film's row and residual, writes what is left: 4 C H (D' + 2) bytes; half of a symmetric
+                         product C H (D' + 1) (D' + 2), Cholesky B H D'^3 / 3, two triangles 2 B H D'^2, and the
+                         residuals 2 C H D'
+        gather-dot       reads a film's row, writes a score: 4 T H (D' + 1) bytes; 2 T H D' operations
+        backward         reads a film's row, adds to its gradient: 3 (4 T H D') + 3 (4 C H D') bytes; adds to the pooled
+                         rows: 2 (4 C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 C P, and
+                         twice the towers' own layers
+        optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
+                         parameter; Adam 28 bytes per parameter of the shared layers and of B user rows
+        the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss
+    """
+    config = engine.model.config
+    heads, dim, hidden, pooled = config.num_heads, config.head_dim + 1, config.hidden_dim, config.pooled_dim
+    width, user_dim = config.embedding_dim, config.user_dim
+    users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
+    film_layers = 2 * films * hidden * (width + 5 + width + heads)
+    user_layers = 2 * users * hidden * (user_dim + pooled + 3 + heads * dim)
+    tables, layers = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+                      for optimizer in engine.optimizers)
+    shared = layers + users * user_dim
+    return {
+        "batch assembly": (21 * shape.ratings, 0),
+        "film tower": (8 * films * width, film_layers),
+        "user tower": (4 * context * (2 * pooled + 4), 3 * context * pooled + user_layers),
+        "ridge solve": (4 * context * heads * (dim + 2),
+                        context * heads * ((dim + 1) * (dim + 2) + 2 * dim)
+                        + users * heads * (dim**3 / 3 + 2 * dim**2)),
+        "gather-dot": (4 * targets * heads * (dim + 1), 2 * targets * heads * dim),
+        "backward": (12 * shape.ratings * heads * dim + 16 * context * pooled,
+                     heads * dim * (4 * targets + 6 * context + 2 * users * dim) + 3 * context * pooled
+                     + 2 * (film_layers + user_layers)),
+        "optimizers": (16 * tables + 4 * films * (width + heads + 2 * pooled) + 28 * shared, 6 * tables + 12 * shared),
+        REST: (16 * films * width + 16 * shape.ratings + 8 * targets * heads,
+               2 * films * width + 10 * targets * heads),
+    }
+
+
+def report(engine: Engine, seconds: float) -> dict:
+    """Measure the machine and the stages of some steps; print a table, return its figures."""
+    device = engine.model.offset.device
+    copy_rate, product_rate = measure_copy(device), measure_product(device)
+    stage_s, step_s = measure_stages(engine, seconds)
+    shape = shape_of_steps(engine)
+    print(f"\nthe machine copies {copy_rate / 1e9:.1f} GB/s (read and written) and multiplies at "
+          f"{product_rate / 1e9:,.0f} GFLOP/s in float32; a step has {shape.users:.0f} users, {shape.ratings:,.0f} "
+          f"ratings and {shape.films:,.0f} movies")
+    print(f"{'stage':<26}{'ms a step':>10}{'bytes/rating':>14}{'flop/rating':>13}{'at least ms':>13}"
+          f"{'achieved/possible':>19}")
+    stages, least_sum_s = {}, 0.0
+    for stage, (num_bytes, operations) in least_work(engine, shape).items():
+        least_s = max(num_bytes / copy_rate, operations / product_rate)
+        least_sum_s += least_s
+        stages[stage] = {"ms": round(1000 * stage_s[stage], 3), "least_ms": round(1000 * least_s, 3),
+                         "bytes_per_rating": round(num_bytes / shape.ratings, 1),
+                         "flop_per_rating": round(operations / shape.ratings, 1)}
+        print(f"{stage:<26}{1000 * stage_s[stage]:>10.2f}{num_bytes / shape.ratings:>14,.0f}"
+              f"{operations / shape.ratings:>13,.0f}{1000 * least_s:>13.2f}{least_s / stage_s[stage]:>19.1%}")
+    print(f"{'a step':<26}{1000 * step_s:>10.2f}{'':>27}{1000 * least_sum_s:>13.2f}{least_sum_s / step_s:>19.1%}")
+    return {"copy_gb_per_s": round(copy_rate / 1e9, 2), "product_gflop_per_s": round(product_rate / 1e9, 1),
+            "step_ms": round(1000 * step_s, 3), "least_step_ms": round(1000 * least_sum_s, 3), "stages": stages}
+
+
+def measure_copy(device: torch.device) -> float:
+    """Return bytes per second, read and written, of a copy far beyond the caches."""
+    source, target = (torch.ones(COPY_BYTES // 4, device=device) for _ in range(2))
+    return 2 * COPY_BYTES / fastest(lambda: target.copy_(source), device)
+
+
+def measure_product(device: torch.device) -> float:
+    """Return floating-point operations per second of a large product in float32."""
+    size = PRODUCT_SIZE[device.type]
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    return 2 * size**3 / fastest(lambda: left @ right, device)
+
+
+def fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of the fastest of some calls."""
+    times = []
+    for _ in range(REPEATS):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def shape_of_steps(engine: Engine) -> StepShape:
+    """Return the mean shape of some steps' batches."""
+    config, share = engine.model.config, engine.settings.context_share
+    ratings = films = users = 0
+    for number in range(SAMPLE_STEPS):
+        chance = torch.Generator().manual_seed(number)
+        chosen = torch.randperm(config.num_users, generator=chance)[:engine.batch_size]
+        batch = batch_of(engine.ratings, chosen.to(engine.ratings.offset.device))
+        users, ratings = users + len(chosen), ratings + len(batch.row)
+        films += len(batch.movie_idx.unique()) if batch.row.device.type == "cpu" else config.num_movies
+    users, ratings, films = users / SAMPLE_STEPS, ratings / SAMPLE_STEPS, films / SAMPLE_STEPS
+    return StepShape(users, ratings, share * ratings, (1 - share) * ratings, films)
+
+
+def measure_stages(engine: Engine, seconds: float) -> tuple[dict[str, float], float]:
+    """Return each stage's own seconds per step, and those of the whole step, over steps of so many seconds."""
+    device, clocks = engine.model.offset.device, StageClocks(engine.model.offset.device)
+
+    with contextlib.suppress(Enough):
+        run_epochs(engine, Clock(0, device))
+    clock = Clock(seconds, device, warm_up=0)
+    with contextlib.ExitStack() as patches, contextlib.suppress(Enough):
+        for stage, owner, name in places_of(engine):
+            patches.enter_context(mock.patch.object(owner, name, clocks.around(stage, getattr(owner, name))))
+        run_epochs(engine, clock)
+    own = {stage: spent / clock.steps for stage, spent in clocks.seconds.items()}
+    step_s = clock.elapsed_s / clock.steps
+    return own | {REST: step_s - sum(own.values())}, step_s
+
+
+def places_of(engine: Engine) -> list[tuple[str, object, str]]:
+    """Return (stage, owner, name) of the functions that make up a stage; one that is called by another counts apart."""
+    return [("batch assembly", engine_module, "batch_of"), ("batch assembly", engine_module, "uniform"),
+            ("batch assembly", Batch, "part"), ("film tower", engine.model.movie_tower, "forward"),
+            ("user tower", engine.model.user_tower, "forward"), ("ridge solve", two_tower, "ridge_solve"),
+            ("gather-dot", two_tower, "paired_dot"), ("backward", torch.Tensor, "backward"),
+            *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]
+
+
+class Enough(Exception):
+    """The time is over."""
+
+
+class Clock:
+    """Counts steps in the place of a progress bar, and raises Enough when their time, after a warm-up, is over."""
+
+    disable = True  # as of a bar that is not shown
+
+    def __init__(self, seconds: float, device: torch.device, warm_up: int = WARM_UP_STEPS) -> None:
+        self.seconds, self.device, self.steps = seconds, device, -warm_up
+        self.ratings, self.elapsed_s, self.start = 0, 0.0, time.perf_counter()
+
+    def update(self, num_ratings: int) -> None:
+        """Count a step."""
+        self.steps += 1
+        if self.steps == 0:
+            synchronize(self.device)
+            self.start = time.perf_counter()
+        elif self.steps > 0:
+            self.ratings += num_ratings
+            if time.perf_counter() - self.start >= self.seconds:
+                synchronize(self.device)
+                self.elapsed_s = time.perf_counter() - self.start
+                raise Enough
+
+
+def run_epochs(engine: Engine, clock: Clock) -> None:
+    """Train until the clock ends it."""
+    for epoch in itertools.count(1):
+        engine.run_epoch(epoch, 10**6, clock)
+
+
+class StageClocks:
+    """Adds up the time that stages take, each without what it calls of others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, Counter()
+        self.open = threading.local()  # stages that have begun, by thread
+
+    def around(self, stage: str, function: Callable) -> Callable:
+        """Return the function with a clock around it."""
+        def timed(*args: object, **options: object) -> object:
+            with self._running(stage):
+                return function(*args, **options)
+        return timed
+
+    @contextlib.contextmanager
+    def _running(self, stage: str) -> Iterator[None]:
+        stages = self.open.__dict__.setdefault("stages", [])
+        synchronize(self.device)
+        start = time.perf_counter()
+        stages.append(stage)
+        yield
+        synchronize(self.device)
+        elapsed_s = time.perf_counter() - start
+        stages.pop()
+        self.seconds[stage] += elapsed_s
+        if stages:
+            self.seconds[stages[-1]] -= elapsed_s
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what the device still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,166 @@
+"""Steps on a planted data set: a user with one rating, one who has rated nearly everything, a movie without ratings."""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from models.two_tower import ModelConfig, TwoTower
+from preprocessing.dataset import DataError
+from training import engine as engine_module
+from training.batches import RatingTensors, batch_of
+from training.distributed import ALONE
+from training.engine import Engine, Settings, pieces
+from training.optimizer import schedule
+
+NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
+COUNTS = [1, MOST, 0, 40, 7, 300, 2]  # ratings of each user
+LIGHT, HEAVY = 0, 1
+UNRATED = NUM_MOVIES - 1  # a movie
+
+
+def planted_ratings(counts: list[int] = COUNTS) -> RatingTensors:
+    """Return ratings of users with so many each, of all movies but one."""
+    chance = torch.Generator().manual_seed(0)
+    movie_idx = torch.cat([torch.randperm(UNRATED, generator=chance)[:count].sort().values for count in counts])
+    days = torch.cat([torch.randint(2000, (count,), generator=chance).sort().values for count in counts])
+    stars = torch.randint(1, 6, movie_idx.shape, generator=chance)
+    return RatingTensors(torch.tensor([0, *itertools.accumulate(counts)]), movie_idx.short(), stars.byte(),
+                         days.short())
+
+
+def engine_of(ratings: RatingTensors, batch_size: int = 128, **changes: object) -> Engine:
+    """Return an engine of a small model for these ratings."""
+    torch.manual_seed(0)
+    num_users = len(ratings.offset) - 1
+    stars, movie_idx = ratings.stars.double(), ratings.movie_idx.long()
+    config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, 2, 8, user_dim=4, pooled_dim=4)
+    model = TwoTower(config)
+    model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
+                                     torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES))
+    return Engine(model, ratings, (0, num_users), Settings(**changes), 0.01, batch_size, 0, 1, ALONE)
+
+
+class Steps(tqdm):
+    """A bar that is not shown and remembers the ratings of each step."""
+
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+        self.sizes: list[int] = []
+
+    def update(self, n: float = 1) -> None:
+        self.sizes.append(int(n))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, len(COUNTS), 480_189])
+def test_any_batch_size_takes_every_rating_once_an_epoch(batch_size):
+    engine, steps = engine_of(planted_ratings(), batch_size), Steps()
+    loss, squared, count = engine.run_epoch(1, 2, steps).tolist()
+    assert len(steps.sizes) == math.ceil(len(COUNTS) / batch_size)
+    assert sorted(steps.sizes) == sorted(COUNTS) if batch_size == 1 else sum(steps.sizes) == sum(COUNTS)
+    # What is context and what is target depends on who rated what, and not on who shares his step.
+    assert count == engine_of(planted_ratings()).run_epoch(1, 2, Steps())[2]
+    assert 0 < squared < loss < math.inf
+    assert all(torch.isfinite(value).all() for value in engine.model.state_dict().values())
+
+
+def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vectors():
+    engine = engine_of(planted_ratings(), batch_size=2)
+    model, before = engine.model, engine.model.user_embedding.clone()
+    for epoch in (1, 2):
+        engine.run_epoch(epoch, 2, Steps())
+    rated = model.movie_tower.num_ratings > 0
+    assert torch.equal((model.movie_tower.embedding != 0).any(2).any(1), rated)
+    assert torch.equal((model.drift.table != 0).any(1), rated)
+    moved = (model.user_embedding != before).any(1)
+    assert moved[HEAVY] and not moved[COUNTS.index(0)]
+    vectors = model.eval().movie_vectors(0, (~rated).nonzero().squeeze(1))
+    assert UNRATED in (~rated).nonzero() and torch.isfinite(vectors).all() and (vectors != 0).any(1).all()
+
+
+def test_the_vectors_of_the_lightest_and_the_heaviest_user_are_made_of_their_ratings():
+    ratings = planted_ratings()
+    engine = engine_of(ratings)
+    engine.run_epoch(1, 2, Steps())
+    model = engine.model.eval()
+    users = torch.tensor([LIGHT, HEAVY, COUNTS.index(0)])
+    known = batch_of(ratings, users).context()
+    with torch.no_grad():
+        films, nobody = model.films(), torch.zeros(3, 4)
+        vectors = model.user_vectors(films, nobody, known, 1999)
+        changed = model.user_vectors(films, nobody, known._replace(stars=6 - known.stars), 1999)
+    assert torch.isfinite(vectors).all()
+    assert ((vectors != changed).any(1) | (known.stars[0] == 3)).tolist() == [True, True, bool(known.stars[0] == 3)]
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("most", [1, 60, 400])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float64):
+    ratings = planted_ratings([1, 90, 0, 40, 7, 30, 300, 2, 0])
+    batch = batch_of(ratings, torch.arange(9))
+    batch.stars = batch.stars.double()
+    noise = tuple(1 + 0.4 * torch.randn(NUM_MOVIES, 8) for _ in range(2))
+    whole, split = (engine_of(ratings) for _ in range(2))
+    for engine in (whole, split):  # so that every parameter has a gradient
+        engine.model.user_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+        engine.model.movie_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
+        engine.model.mood.weight.data.fill_(0.1)
+    sums = whole.step(batch, 5, noise, 1.0)
+    assert len(list(pieces(batch, most))) > 1
+    monkeypatch.setattr(engine_module, "pieces", functools.partial(pieces, most=most))
+    torch.testing.assert_close(split.step(batch, 5, noise, 1.0), sums, rtol=1e-12, atol=0)
+    gradients = {name: parameter.grad for name, parameter in whole.model.named_parameters()}
+    assert all(gradients[name].abs().sum() > 0 for name in gradients)
+    for name, parameter in split.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12, msg=name)
+    torch.testing.assert_close(split.model.user_embedding, whole.model.user_embedding, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("most", [1, 40, 97, 300, 470, 10_000])
+def test_pieces_are_whole_users_and_no_larger_than_allowed(most):
+    counts = [1, 90, 0, 40, 7, 30, 300, 2, 0]
+    batch = batch_of(planted_ratings(counts), torch.arange(9))
+    parts = list(pieces(batch, most))
+    assert torch.equal(torch.cat([part.users for part in parts]), batch.users)
+    for name in ("movie_idx", "stars", "day"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    for part in parts:
+        assert torch.bincount(part.row, minlength=len(part.users)).tolist() == [counts[user] for user in part.users]
+        assert len(part.row) <= most or sum(counts[user] > 0 for user in part.users) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_spoilt_row_stops_the_step_that_meets_it(value):
+    """The sentence names the step, which is not the first, and its rate."""
+    ratings, steps = planted_ratings(), Steps()
+    engine_of(ratings, batch_size=1).run_epoch(3, 9, steps)
+    step_of = {size: step for step, size in enumerate(steps.sizes)}
+    late = max(40, 300, key=step_of.get)  # of the users with so many ratings, the one that comes later
+    engine, steps = engine_of(ratings, batch_size=1, lr=0.004), Steps()
+    engine.model.user_embedding[COUNTS.index(late)] = value
+    with pytest.raises(DataError) as error:
+        engine.run_epoch(3, 9, steps)
+    epoch, number, rate, base = re.search(r"in epoch (\d+), step (\d+), at rate (\S+); .*--lr than (\S+)$",
+                                        str(error.value)).groups()
+    assert len(steps.sizes) == step_of[late] > 0
+    assert (int(epoch), int(number), float(base)) == (3, step_of[late] + 1, 0.004)
+    assert float(rate) == pytest.approx(0.004 * schedule(2 * 7 + step_of[late], 9 * 7), rel=1e-2)
+
+
+def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
+    engine = engine_of(planted_ratings())
+    engine.run_epoch(1, 2, Steps())
+    sizes = sorted(gradient.numel() for gradient in engine.shared_gradients())
+    assert sizes == sorted(parameter.numel() for parameter in engine.model.parameters())
+    assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients()]
