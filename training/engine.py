@@ -116,9 +116,12 @@ class Engine:
                 "user_rows": self.user_rows.state}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a saved state."""
+        """Take over a saved state, but not its rates: these are of the flags."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            kept = [{name: group[name] for name in ("base_lr", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, values in zip(optimizer.param_groups, kept, strict=True):
+                group.update(values)
         for name, value in state["user_rows"].items():
             self.user_rows.state[name].copy_(value)
 

@@ -164,3 +164,17 @@ def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
     sizes = sorted(gradient.numel() for gradient in engine.shared_gradients())
     assert sizes == sorted(parameter.numel() for parameter in engine.model.parameters())
     assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients()]
+
+
+def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
+    ratings = planted_ratings([3, 5, 2])
+    before, after = engine_of(ratings), engine_of(ratings, lr=0.0005, drift_prior=7.0)
+    before.step(batch_of(ratings, torch.arange(3)), 1, None, 1.0)
+    rates = [[(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups]
+             for optimizer in after.optimizers]
+    after.load_state_dict(before.state_dict())
+    for optimizer, expected, saved in zip(after.optimizers, rates, before.optimizers, strict=True):
+        assert [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups] == expected
+        for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
+            assert all(torch.equal(old[name], new[name]) for name in old)
+    assert rates[0][0][0] == pytest.approx(0.0005)
