@@ -185,8 +185,8 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
             raise DataError(f"{last} was trained with --sides {sides[checkpoint['both']]}, not {sides[both]}; "
                             "resume with the same, or start anew in another --run_dir")
         if bool(checkpoint["config"].get("relevance_dim", 0)) != bool(args.relevance_weight):
-            raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by relevance; "
-                            "resume with the same --relevance_weight, or start anew in another --run_dir")
+            raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by "
+                            "relevance; resume with the same --relevance_weight, or start anew in another --run_dir")
         model.load_state_dict(checkpoint["model"])
         try:
             trainer.load_state_dict(checkpoint)

@@ -43,13 +43,14 @@ from benchmarks.ranking_peers import PACKAGES, PEERS, choose_settings, evaluate
 from models.checkpoint import load_checkpoint, model_of
 from training.batches import DataSet, load_dataset
 from training.metrics import median
+from training.relevance import relevance_scorer
 from training.trainer import scorer
 
 MODELS = (*PEERS, "two_tower")
 MEASURES = ("ndcg@10", "recall@10", "recall@50", "mrr", "coverage@10", "median_popularity@10", "rare@10", "fit_s")
 COLUMNS = ("NDCG@10", "RECALL@10", "RECALL@50", "MRR", "COVERAGE@10", "MEDIAN", "RARE", "FIT S")
-# What the towers' vectors can be ordered by: (model, known ratings, stars_step, day) -> scorer, or None without that output.
-TOWER_ORDERS = {"rating": scorer}
+# What the towers' vectors can be ordered by: (model, known ratings, stars_step, day) -> scorer, or None without it.
+TOWER_ORDERS = {"rating": scorer, "relevance": relevance_scorer}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,7 +120,8 @@ def run_towers(data_dir: Path, data: DataSet, seed: int, num_threads: int) -> di
     with tempfile.TemporaryDirectory() as folder:
         written = train_towers(data_dir, Path(folder), seed, num_threads)
         model = model_of(load_checkpoint(Path(folder) / "best.pt", data.meta["fingerprint"]))
-        orders = {order: make(model, data.train, data.meta["stars_step"], data.last_day) for order, make in TOWER_ORDERS.items()}
+        orders = {order: make(model, data.train, data.meta["stars_step"], data.last_day)
+                  for order, make in TOWER_ORDERS.items()}
         return {f"two_tower_{order}": {**evaluate(score_users, data, [data.train], data.test),
                                        "fit_s": written["train_s"]}
                 for order, score_users in orders.items() if score_users is not None}

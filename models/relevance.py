@@ -5,13 +5,13 @@
 
 The taste t_u is pooled from a user's context ratings with tables of its own, |C|^-1/2 sum over j in C of
 (residual_j g_j + c_j) (Koren 2008, equation 15); f_m is a film vector and b_m the film's popularity. They are trained
-by the multinomial likelihood of the films that a user likes among all that he has not seen (Liang et al. 2018, "Variational
-autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches the towers of
-the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings, for in training no film is
-new and no user has already seen what he wanted to.
+by the multinomial likelihood of the films that a user likes among all that he has not seen (Liang et al. 2018,
+"Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches
+the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
+unseen after all training ratings is another choice than what is left after some of them.
 
-Letters: B users, R context ratings, T targets, M movies, N movies of a sample, E coordinates of a taste, K of a rating's
-vectors.
+Letters: B users, R context ratings, T targets, M movies, N movies of a sample, E coordinates of a taste, K of a
+rating's vectors.
 """
 
 import torch
@@ -83,9 +83,9 @@ class Relevance(nn.Module):
             context: what is known of the users, not to be recommended to them.
             row, movie_idx, stars: int64, int64 and float (T,), the targets.
             num_users: B.
-            chance, chosen: a sample of movies in place of all, bool (M,), and each movie's chance to be in it,
-                float (M,). Each counts for the 1 / chance movies that it stands for, as a candidate (the logQ correction
-                of Yi et al. 2019) and as a target.
+            chance, chosen: float and bool (M,), each movie's chance to be in a sample that takes the place of all
+                movies, and whether it is. It counts for the 1 / chance movies that it stands for, as a candidate (the
+                logQ correction of Yi et al. 2019) and as a target.
         """
         weight = self.liking(stars) * torch.bincount(row, minlength=num_users)[row].rsqrt()
         tastes = self.tastes(context, num_users)

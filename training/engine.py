@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from models.relevance import Relevance
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform
@@ -49,7 +48,7 @@ class Engine:
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
                  penalty: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
-                 relevance: Relevance | None = None) -> None:
+                 relevance: RelevanceLoss | None = None) -> None:
         """Make an engine.
 
         Args:
@@ -67,11 +66,10 @@ class Engine:
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
-        self.parameters, self.relevance_loss = list(model.parameters()), None
+        self.parameters, self.relevance = list(model.parameters()), relevance
         if relevance is not None:
-            self.optimizers.append(relevance_optimizer(relevance, settings.lr))
-            self.parameters += relevance.parameters()
-            self.relevance_loss = RelevanceLoss(relevance, model.movie_tower.num_ratings)
+            self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
+            self.parameters += relevance.relevance.parameters()
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
         """Take the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
@@ -151,8 +149,8 @@ class Engine:
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * size
         loss.backward()
-        if self.relevance_loss is not None:
-            relevance = settings.relevance_weight * self.relevance_loss(context, target, seed, number)
+        if self.relevance is not None:
+            relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         return torch.stack([2 * loss.detach().double(), squared.detach().double(),

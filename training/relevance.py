@@ -16,28 +16,54 @@ from training.distributed import ALONE, Ranks
 from training.metrics import RELEVANT_STARS
 
 SAMPLE = 4096  # movies
-STACKING_CELLS = 2**22  # users times movies that the weights of an epoch are fitted to
-STACKING_STEPS = 4  # of Newton's method in an epoch; the next goes on from where it ends
+EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
+STACKING_CELLS = 2**21  # users times movies that the weights of an epoch are fitted to
+STACKING_STEPS = 2  # of Newton's method in an epoch; the next goes on from where it ends
 STACKING_PRIOR = 1.0  # precision of the weights' Gaussian prior, whose mean is how they begin
 BLOCK_CELLS = 2**20  # users times movies whose scores are in memory at once
 
 
 class RelevanceLoss:
-    """The loss of a step's batch, or of a piece of it."""
+    """The loss of a step's batch, or of a piece of it.
 
-    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor) -> None:
-        self.relevance, self.chance = relevance, None
+    Its targets are what the test part is of the data set: where that is what users rated last, what a user rated after
+    a random moment, the context being what he had rated before; else those of the rating's step.
+    """
+
+    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, by_time: bool) -> None:
+        """Make the loss; `num_ratings`, float (M,), are the movies' training ratings."""
+        self.relevance, self.by_time, self.chance = relevance, by_time, None
         if int((num_ratings > 0).sum()) > SAMPLE:
             self.chance = sampling_chances(num_ratings, SAMPLE)
             self.movies = torch.arange(len(num_ratings), device=num_ratings.device)
 
-    def __call__(self, context: Batch, target: Batch, seed: int, step: int) -> torch.Tensor:
-        """Return the loss of a step, a number of its epoch's, whose seed is given; a scalar, the sum over users."""
+    def __call__(self, batch: Batch, in_context: torch.Tensor, seed: int, step: int) -> torch.Tensor:
+        """Return the loss of a batch; a scalar, the sum over users.
+
+        Args:
+            in_context: bool (R,), the context of the rating's step.
+            seed, step: of the epoch, and the number of the step in it.
+        """
+        if self.by_time:
+            in_context = before_a_moment(batch, seed)
+        context, target = batch.part(in_context), batch.part(~in_context)
         chosen = None
         if self.chance is not None:
             chosen = uniform(seed, torch.full_like(self.movies, step), self.movies) < self.chance
         return self.relevance.loss(context.context(), target.row, target.movie_idx, target.stars, len(target.users),
                                    self.chance, chosen)
+
+
+def before_a_moment(batch: Batch, seed: int) -> torch.Tensor:
+    """Return which ratings their users had given before a moment that is random for each, bool (R,).
+
+    It is the time of one of his ratings, in the order of the batch at least EARLIEST_CUT up. Of the ratings of that
+    day, whose order is not known, each is drawn to one side or the other.
+    """
+    count = torch.bincount(batch.row, minlength=len(batch.users))
+    place = ((EARLIEST_CUT + (1 - EARLIEST_CUT) * uniform(seed, batch.users)) * count).long().minimum(count - 1)
+    day = batch.day[(count.cumsum(0) - count + place).clamp(min=0)[batch.row]]
+    return (batch.day < day) | ((batch.day == day) & (uniform(seed, batch.users[batch.row], batch.movie_idx) < 0.5))
 
 
 @torch.no_grad()

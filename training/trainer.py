@@ -21,7 +21,7 @@ from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.metrics import RatingErrors
 from training.optimizer import TABLE_RATE, default_penalty, planned_epochs
-from training.relevance import fit_weights
+from training.relevance import RelevanceLoss, fit_weights
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
@@ -64,8 +64,12 @@ class Trainer:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
             penalty = default_penalty(data.num_users, num_rated, self.num_ratings)
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
+        relevance = None
+        if model.relevance is not None:
+            relevance = RelevanceLoss(model.relevance, model.user_side.movie_tower.num_ratings,
+                                      data.meta["split"]["method"] in ("latest", "probe"))
         self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings, penalty,
-                               settings.batch_size, settings.seed, self.stars_step, ranks, model.relevance)]
+                               settings.batch_size, settings.seed, self.stars_step, ranks, relevance)]
         if model.movie_side is not None:
             ratings, owned = by_movie(data, ranks)
             self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalty,
