@@ -29,6 +29,7 @@ from training.distributed import ALONE, Ranks
 from training.engine import Settings
 from training.trainer import Trainer
 
+RELEVANCE_DIM = 64  # coordinates of tastes
 FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
 
 
@@ -108,6 +109,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "in the loss, per rating (default: half the number of users and movies per rating)")
     add("drift_prior", float, settings.drift_prior, "weight of the drifts' squares in the loss, per film and period")
     add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
+    add("relevance_weight", float, settings.relevance_weight, "weight of the loss of the order by relevance, which has "
+        "parameters of its own; 0: leave that order out")
     parser.add_argument("--sides", choices=("auto", "user", "both"), default="auto", help="both: also movies solved "
                         "from their ratings (default: auto, both where there are at most 4 users per movie)")
     parser.add_argument("--without", type=parse_parts, default=(), metavar="PARTS",
@@ -131,7 +134,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--lr must be above 0, not {args.lr}")
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
-    for name in ("film_noise", "penalty", "film_prior", "drift_prior"):
+    for name in ("film_noise", "penalty", "film_prior", "drift_prior", "relevance_weight"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
     if not 0 <= args.seed < 2**40:
@@ -210,6 +213,9 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
             sides = {True: "both", False: "user"}
             raise DataError(f"{last} was trained with --sides {sides[checkpoint['both']]}, not {sides[both]}; "
                             "resume with the same, or start anew in another --run_dir")
+        if bool(checkpoint["config"].get("relevance_dim", 0)) != bool(args.relevance_weight):
+            raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by "
+                            "relevance; resume with the same --relevance_weight, or start anew in another --run_dir")
         model.load_state_dict(checkpoint["model"])
         try:
             trainer.load_state_dict(checkpoint)
@@ -237,6 +243,8 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     data = load_dataset(args.data_dir, ranks, with_validation=True)
     chosen = load_checkpoint(best, data.meta["fingerprint"])
     trainer = build_trainer(args, data, device, ranks)
+    if trainer.model.relevance is not None:  # its weights have been chosen by validation too
+        trainer.model.relevance.weights.copy_(chosen["model"]["relevance.weights"])
     for metrics in trainer.epochs():
         if ranks.is_main:
             print(f"refit {metrics.epoch:>3}  train {metrics.train_rmse:.4f}                       "
@@ -270,10 +278,13 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
     config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, args.embedding_dim,
-                         args.num_heads, args.hidden_dim, dropout=args.dropout, without=args.without)
+                         args.num_heads, args.hidden_dim, relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0,
+                         dropout=args.dropout, without=args.without)
     both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
     model = TwoSided(config, both)
     model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    if model.relevance is not None:
+        model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
     if both:
         count, total = count_and_total(data.train.user_idx(), data.num_users)
         model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)

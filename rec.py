@@ -65,6 +65,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help="parquet file that --all_users writes")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     add("--map", type=Path, metavar="FILE", help="draw the film vectors: map.png, .pdf or .svg")
+    add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
+        "likely to be watched and liked next")
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
     add("--year_from", type=int, metavar="YEAR", help="only movies of this year or later")
     add("--year_to", type=int, metavar="YEAR", help="only movies of this year or earlier")
@@ -97,7 +99,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--all_users and --out FILE.parquet go together")
     modes = {"--all_users": args.all_users or None, "--export_vectors": args.export_vectors,
              "--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
-             "--ratings_file": args.ratings_file, "--explain": args.explain or None,
+             "--ratings_file": args.ratings_file, "--rank_by": args.rank_by, "--explain": args.explain or None,
              "--include_seen": args.include_seen or None}
     given = [flag for flag, value in modes.items() if value is not None]
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
@@ -157,13 +159,15 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
         show(args, recommender, rows, "popular", "popular movies, most ratings first; stars are their mean",
              args.user_id)
         return
-    rows = recommender.recommend(history, args.top_n, filters)
+    rank_by = args.rank_by or "rating"
+    rows = recommender.recommend(history, args.top_n, filters, rank_by)
     if args.explain:
         recommender.explain(history, rows)
     kind, who = ("new", "somebody new") if history.user_id is None else ("user", f"user {history.user_id}")
     chosen = kind == "user" and args.user_id is None
     show(args, recommender, rows, kind, f"{who}, {count(len(history.movie_idx), 'movie')} rated"
-         f"{' (chosen by the seed; see --user_id)' if chosen else ''}", history.user_id)
+         f"{'; most relevant first' if rank_by == 'relevance' else ''}"
+         f"{' (chosen by the seed; see --user_id)' if chosen else ''}", history.user_id, rank_by)
 
 
 def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:
@@ -181,10 +185,10 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
 
 
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,
-         user_id: int | None = None) -> None:
+         user_id: int | None = None, ranked_by: str | None = None) -> None:
     """Print a list."""
     if args.json:
-        print(as_json(kind, rows, user_id, args.similar_to))
+        print(as_json(kind, rows, user_id, args.similar_to, ranked_by))
         return
     print(heading)
     if rows:

@@ -43,13 +43,14 @@ from benchmarks.ranking_peers import PACKAGES, PEERS, choose_settings, evaluate
 from models.checkpoint import load_checkpoint, model_of
 from training.batches import DataSet, load_dataset
 from training.metrics import median
+from training.relevance import relevance_scorer
 from training.trainer import scorer
 
 MODELS = (*PEERS, "two_tower")
 MEASURES = ("ndcg@10", "recall@10", "recall@50", "mrr", "coverage@10", "median_popularity@10", "rare@10", "fit_s")
 COLUMNS = ("NDCG@10", "RECALL@10", "RECALL@50", "MRR", "COVERAGE@10", "MEDIAN", "RARE", "FIT S")
 # What the towers' vectors can be ordered by: (model, known ratings, stars_step, day) -> scorer, or None without it.
-TOWER_ORDERS = {"rating": scorer}
+TOWER_ORDERS = {"rating": scorer, "relevance": relevance_scorer}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -138,7 +138,7 @@ def _check_content(checkpoint: dict, num_bytes: int) -> None:
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)
     sizes = (users * user_dim, (movies + users * both) * (embedding_dim + pooled_dim),
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
-    if min(sizes) < 1 or sum(sizes) > num_bytes:
+    if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
     for name, expected in _empty_model(config, both).state_dict().items():
         tensor = checkpoint["model"][name]

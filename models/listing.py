@@ -11,10 +11,11 @@ REASON_WIDTH = 40  # columns of a title in a reason
 
 
 def as_json(kind: str, recommendations: list[Recommendation], user_id: int | None = None,
-            movie_id: int | None = None) -> str:
+            movie_id: int | None = None, ranked_by: str | None = None) -> str:
     """Return one object on one line, in ASCII: the same keys whatever the list; what does not apply is null."""
     rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
-    return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "recommendations": rows})
+    return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "ranked_by": ranked_by,
+                           "recommendations": rows})
 
 
 def as_json_object(value: dict) -> str:

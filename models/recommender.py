@@ -188,14 +188,23 @@ class Recommender:
 
 
     @torch.no_grad()
-    def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
-        """Return the movies with the highest predicted stars, best first; fewer than top_n if there are no more.
+    def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
+                  rank_by: str = "rating") -> list[Recommendation]:
+        """Return the best movies, best first; fewer than top_n if there are no more.
 
         Equal scores keep the order of movie_id. The prediction for a movie that the person has seen
         (`filters.include_seen`) knows the stars he gave.
+
+        Args:
+            rank_by: "rating", the highest predicted stars, or "relevance", what he will like to watch next.
+
+        Raises:
+            DataError: relevance is asked for, and the run was trained without.
         """
-        scores = self.movie_vectors @ self.vector_of(history)  # (M,)
-        order = best_of(scores, self._allowed(filters, history), top_n)
+        vector = self.vector_of(history)
+        scores = self.movie_vectors @ vector  # (M,)
+        by = scores if rank_by == "rating" else self._relevance(history, vector)
+        order = best_of(by, self._allowed(filters, history), top_n)
         given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
         stars = self.model.stars(scores[order]).tolist()
         return [self._line(rank, movie, stars=predicted, rated=given.get(movie))
@@ -242,6 +251,18 @@ class Recommender:
                 Reason(int(self.movies.movie_id[movie]), self.movies.title[movie], stars, value)
                 for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
                                                effect[best].tolist(), strict=True) if value > 0]
+
+    def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
+        """Return the relevance of all movies to a person, float (M,), from his vector of the rating, float (K,)."""
+        if self.model.relevance is None:
+            raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
+                            "--run_dir DIR")
+        return self._relevance_vectors @ self.model.relevance.user_vectors(_context(history), vector.unsqueeze(0))[0]
+
+    @cached_property
+    def _relevance_vectors(self) -> torch.Tensor:
+        """The movies' vectors of relevance, float (M, E + 1 + K); made when first asked for."""
+        return self.model.relevance.movie_vectors(self.movie_vectors)
 
     @cached_property
     def _ids_of_title(self) -> dict[str, list[int]]:

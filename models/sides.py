@@ -18,13 +18,14 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
+from models.relevance import Relevance
 from models.two_tower import Context, Films, ModelConfig, Target, TwoTower
 
 USERS_PER_MOVIE = 4  # the movie side pays where there are no more
 
 
 class TwoSided(nn.Module):
-    """The user side, and the movie side where there is one."""
+    """The user side, the movie side where there is one, and relevance where it was trained."""
 
     def __init__(self, config: ModelConfig, both: bool) -> None:
         super().__init__()
@@ -36,6 +37,8 @@ class TwoSided(nn.Module):
                                                without=(*config.without, "year", "drift", "mood")))
             width = config.num_heads * (config.head_dim + 2)
             self.register_buffer("solved", torch.zeros(config.num_movies, width))
+        # Last, so that the towers begin the same with it and without.
+        self.relevance = Relevance(config) if config.relevance_dim else None
 
     @property
     def device(self) -> torch.device:

@@ -48,6 +48,7 @@ class ModelConfig:
     hidden_dim: int = 128
     user_dim: int = 16  # user embedding
     pooled_dim: int = 32
+    relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
     dropout: float = 0.0  # of hidden units
     without: tuple[str, ...] = ()  # of PARTS, left out to see what they are worth
 

@@ -22,7 +22,7 @@ def test_a_run_leaves_all_its_files(run_dir):
 
 def test_test_metrics_name_every_model_and_measure(run_dir):
     results = json.loads((run_dir / "test_metrics.json").read_text())
-    for model in ("two_tower", "bias", "global_mean", "popularity"):
+    for model in ("two_tower", "relevance", "bias", "global_mean", "popularity"):
         assert set(results[model]) == {"rmse", "mae", "ndcg@10", "recall@10"}
     with open(run_dir / "metrics.csv") as file:
         val_rmse = [float(row["val_rmse"]) for row in csv.DictReader(file)]

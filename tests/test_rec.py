@@ -13,6 +13,7 @@ import torch
 import main
 import rec
 from models.recommender import Recommender
+from models.two_tower import Context
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import RatingsFile, read_movies, read_users
 
@@ -32,7 +33,8 @@ def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp
              ("--user_id", "999999999", "--fallback", "popular"): "popular"}
     for flags, kind in modes.items():
         result = json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "7", *flags))
-        assert list(result) == ["kind", "user_id", "movie_id", "recommendations"] and result["kind"] == kind
+        assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "recommendations"]
+        assert result["kind"] == kind and result["ranked_by"] == ("rating" if kind in ("user", "new") else None)
         assert result["movie_id"] == (int(movie_id) if kind == "similar" else None)
         assert [row["rank"] for row in result["recommendations"]] == list(range(1, 8))
         for row in result["recommendations"]:
@@ -283,3 +285,42 @@ def test_a_date_takes_later_ratings_away(data_dir, run_dir):
     known = older.history_of(history.user_id)
     assert 0 < len(known.day) < len(history.day) and int(known.day.max()) == middle
     assert Recommender.load(run_dir, data_dir, datetime.date(2999, 1, 1)).day == newest.day
+
+
+def test_relevance_orders_the_same_movies_by_an_inner_product_and_shows_their_stars(capsys, data_dir, run_dir):
+    by_rating, by_relevance = (json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "1000", *flags))
+                               for flags in ((), ("--rank_by", "relevance", "--explain")))
+    assert (by_rating["ranked_by"], by_relevance["ranked_by"]) == ("rating", "relevance")
+    stars = {row["movie_id"]: row["stars"] for row in by_rating["recommendations"]}
+    same = {row["movie_id"]: row["stars"] for row in by_relevance["recommendations"]}
+    assert same == pytest.approx(stars, abs=2e-4)
+    order = [row["movie_id"] for row in by_relevance["recommendations"]]
+    assert order != list(stars) and all(row["because"] is not None for row in by_relevance["recommendations"])
+    recommender = Recommender.load(run_dir, data_dir)
+    history = recommender.history_of(recommender.any_user_id())
+    context = Context(torch.zeros_like(history.movie_idx), history.movie_idx, history.stars, history.day)
+    with torch.no_grad():
+        user = recommender.model.relevance.user_vectors(context, recommender.vector_of(history).unsqueeze(0))[0]
+        movies = recommender.model.relevance.movie_vectors(recommender.movie_vectors)
+    scores = dict(zip(recommender.movies.movie_id.tolist(), (movies @ user).tolist(), strict=True))
+    assert order == sorted(order, key=lambda movie_id: -scores[movie_id])
+
+
+def test_relevance_says_so_for_somebody_new_too(capsys, data_dir, run_dir):
+    movie_id = rated_movies(data_dir)[0]
+    table = recommend(capsys, data_dir, run_dir, "--rank_by", "relevance", "--rate", f"{movie_id}:5")
+    assert table.startswith("somebody new, 1 movie rated; most relevant first\n")
+
+
+@pytest.mark.parametrize("flags", [["--similar_to", "1"], ["--map", "map.png"], ["--all_users", "--out", "a.parquet"],
+                                   ["--export_vectors", "vectors"]])
+def test_an_order_by_relevance_is_for_one_person(flags, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        rec.main([*flags, "--rank_by", "relevance"])
+    assert exit_info.value.code == 2 and "does not go with --rank_by" in capsys.readouterr().err
+
+
+def test_a_run_without_relevance_says_how_to_train_one(capsys, data_dir, train, tmp_path):
+    assert train(data_dir, tmp_path / "run", "--epochs", "1", "--relevance_weight", "0") == 0
+    assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "run"), "--rank_by", "relevance"]) == 1
+    assert "no order by relevance; train one: python main.py --relevance_weight 1" in capsys.readouterr().err

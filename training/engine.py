@@ -18,7 +18,8 @@ from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform
 from training.distributed import Ranks
-from training.optimizer import RowAdam, build_optimizers, schedule, set_rate
+from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, schedule, set_rate
+from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
@@ -36,6 +37,7 @@ class Settings:
     film_prior: float = 9.0  # on |q_m|^2 per film, the precision of a Gaussian prior
     drift_prior: float = 200.0  # on the squares of the films' drifts, per film and period
     film_noise: float = 0.4  # standard deviation of the random factors on film coordinates
+    relevance_weight: float = 1.0  # of the loss of relevance
     seed: int = 0
     user_dropout: float = 0.5  # share of users whose embedding is left out in a step; no flag
     context_share: float = 0.5  # of a user's ratings in a step; no flag
@@ -45,7 +47,8 @@ class Engine:
     """What trains one side: the model, its training ratings, its optimizers."""
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
-                 penalty: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks) -> None:
+                 penalty: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
+                 relevance: RelevanceLoss | None = None) -> None:
         """Make an engine.
 
         Args:
@@ -55,6 +58,7 @@ class Engine:
             batch_size: users a step, over all ranks.
             seed: of this side.
             stars_step: stars of one unit of `ratings.stars`.
+            relevance: is trained in the same steps, without an effect on the model.
         """
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
         self.settings, self.penalty, self.batch_size, self.seed = settings, penalty, batch_size, seed
@@ -62,6 +66,10 @@ class Engine:
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
+        self.parameters, self.relevance = list(model.parameters()), relevance
+        if relevance is not None:
+            self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
+            self.parameters += relevance.relevance.parameters()
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
         """Take the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
@@ -74,7 +82,7 @@ class Engine:
         for step, (batch, noise) in enumerate(self._batches(epoch)):
             factor = schedule((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
             try:
-                step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor)
+                step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor, step)
             except torch.linalg.LinAlgError:  # a history cannot be solved from film vectors that are not finite
                 step_sums = sums + math.nan
             if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
@@ -88,11 +96,12 @@ class Engine:
         return sums
 
     def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
-             factor: float) -> torch.Tensor:
-        """Take one step at the base rates times a factor; return its sums as `run_epoch` does, of this rank."""
+             factor: float, number: int = 0) -> torch.Tensor:
+        """Take the step of a number in its epoch at the base rates times a factor; return its sums as `run_epoch` does,
+        of this rank."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        sums, row_grads = zip(*(self._backward(piece, seed, noise) for piece in pieces(batch)), strict=True)
+        sums, row_grads = zip(*(self._backward(piece, seed, noise, number) for piece in pieces(batch)), strict=True)
         self.ranks.sum_(*self.shared_gradients())
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
@@ -105,10 +114,10 @@ class Engine:
 
         Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
         """
-        for parameter in self.model.parameters():
+        for parameter in self.parameters:
             if parameter.grad is None:  # this rank's users did not touch it
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.model.parameters()]
+        return [parameter.grad for parameter in self.parameters]
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers."""
@@ -141,8 +150,8 @@ class Engine:
             factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
             yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
 
-    def _backward(self, batch: Batch, seed: int,
-                  noise: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _backward(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
+                  number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a batch's gradients; return its sums, float64 (3,), and the gradient of the user rows (B, E)."""
         model, settings = self.model, self.settings
         in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < settings.context_share
@@ -153,6 +162,10 @@ class Engine:
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * size
         loss.backward()
+        if self.relevance is not None:
+            relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
+            relevance.backward()
+            loss = loss + 0 * relevance.detach()  # is not finite where that is not
         return torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)]), rows.grad
 

@@ -1,8 +1,9 @@
-"""How parameters move: three kinds of parameter, three rules, one schedule.
+"""How parameters move: each kind of parameter by a rule of its own, all on one schedule.
 
     film tables      SGD with Nesterov momentum: a film moves in proportion to its ratings, where Adam would move a
                      rare film's row as far as a popular one's
     shared layers    Adam
+    relevance        Adam, its film tables too
     user table       Adam by rows: a user is in one step per epoch, so only that step's rows are read and written
 """
 
@@ -10,6 +11,7 @@ import math
 
 import torch
 
+from models.relevance import Relevance
 from models.two_tower import TwoTower
 
 TABLE_RATE, SHARED_RATE, USER_RATE = 1.0, 10.0, 20.0  # multiples of the base rate
@@ -34,6 +36,14 @@ def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> li
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return optimizers
+
+
+def relevance_optimizer(relevance: Relevance, lr: float) -> torch.optim.Optimizer:
+    """Return the optimizer of relevance; `lr` is the base rate, which `set_rate` scales."""
+    optimizer = torch.optim.Adam(relevance.parameters(), lr * SHARED_RATE, BETAS, EPSILON, fused=True)
+    for group in optimizer.param_groups:
+        group["base_lr"] = group["lr"]
+    return optimizer
 
 
 def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -12,11 +12,12 @@ from preprocessing.dataset import DataError
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.metrics import RatingErrors, evaluate_ranking
+from training.relevance import relevance_scorer
 from training.trainer import EpochMetrics, predict_errors, scorer
 
 COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
 ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",
-        "two_tower": "two towers"}
+        "two_tower": "two towers", "relevance": "by relevance"}
 
 
 def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
@@ -97,6 +98,8 @@ def test_results(model: TwoSided, data: DataSet) -> dict[str, dict[str, float | 
     popularity = torch.tensor(data.movies.num_train_ratings).float()
     seen, recommendable = [data.train, data.validation], popularity > 0
 
+    by_relevance = relevance_scorer(model, train, step, data.last_day)
+
     def ranking(score_users: object, where: torch.device | str = "cpu") -> dict[str, float]:
         return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step)
 
@@ -107,15 +110,16 @@ def test_results(model: TwoSided, data: DataSet) -> dict[str, dict[str, float | 
                  **ranking(lambda users: biases.movie.expand(len(users), -1).clone())},
         "two_tower": {**_ratings(predict_errors(model, train, data.test.to(device), step)),
                       **ranking(scorer(model, train, step, data.last_day), device)},
+        **({} if by_relevance is None else {"relevance": ranking(by_relevance, device)}),
     }.items()}
 
 
 def format_table(results: dict[str, dict[str, float | None]]) -> str:
     """Return the results as a table of text."""
     lines = [f"{'':<18}" + "".join(f"{column.upper():>11}" for column in COLUMNS)]
-    for name, title in ROWS.items():
+    for name in results:
         cells = ("-" if value is None or math.isnan(value) else f"{value:.4f}" for value in results[name].values())
-        lines.append(f"{title:<18}" + "".join(f"{cell:>11}" for cell in cells))
+        lines.append(f"{ROWS[name]:<18}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 

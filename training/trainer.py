@@ -21,6 +21,7 @@ from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.metrics import RatingErrors
 from training.optimizer import TABLE_RATE, default_penalty, planned_epochs
+from training.relevance import RelevanceLoss, fit_weights
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
@@ -50,10 +51,12 @@ class Trainer:
         self.model, self.settings, self.ranks = model, settings, ranks
         self.num_ratings = data.meta["split"]["num_train"]
         self.stars_step = data.meta["stars_step"]
+        self.last_day = data.last_day
         self.train, self.validation = data.train.to(device), data.validation.to(device)
         with_validation = self.validation.offset.diff().nonzero().squeeze(1)
         num_with = torch.tensor(float(len(with_validation)), device=device)
         ranks.sum_(num_with)
+        self.has_validation = bool(num_with > 0)
         share = VALIDATION_USERS / max(float(num_with), 1.0)
         self.val_users = with_validation[uniform(0, with_validation) < share]
         penalty = settings.penalty
@@ -61,8 +64,12 @@ class Trainer:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
             penalty = default_penalty(data.num_users, num_rated, self.num_ratings)
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
+        relevance = None
+        if model.relevance is not None:
+            relevance = RelevanceLoss(model.relevance, model.user_side.movie_tower.num_ratings,
+                                      data.meta["split"]["method"] in ("latest", "probe"))
         self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings, penalty,
-                               settings.batch_size, settings.seed, self.stars_step, ranks)]
+                               settings.batch_size, settings.seed, self.stars_step, ranks, relevance)]
         if model.movie_side is not None:
             ratings, owned = by_movie(data, ranks)
             self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalty,
@@ -122,6 +129,9 @@ class Trainer:
             movies = self.engines[1]
             self.model.solved = solve(movies.model, movies.ratings, self.stars_step, movies.owned)
             self.ranks.sum_(self.model.solved)
+        if self.model.relevance is not None and self.has_validation:
+            fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
+                        self.ranks)
         elapsed_s = time.perf_counter() - start
         loss, squared, count = sums.tolist()
         errors = predict_errors(self.model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)

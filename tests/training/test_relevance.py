@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import torch
+
+from main import build_trainer, parse_args
+from models.checkpoint import load_checkpoint, model_of
+from training import relevance as training_relevance
+from training.batches import Batch, batch_of, load_dataset
+from training.distributed import ALONE
+from training.metrics import evaluate_ranking
+from training.relevance import before_a_moment, fit_weights, relevance_scorer
+from training.trainer import scorer
+
+
+def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "last.pt", weights_only=True)["model"]
+
+
+def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir, tmp_path):
+    for weight in ("0", "1"):
+        assert train(data_dir, tmp_path / weight, "--epochs", "2", "--sides", "both", "--relevance_weight", weight) == 0
+    without, with_it = weights_of(tmp_path / "0"), weights_of(tmp_path / "1")
+    assert {name for name in with_it if name not in without} == {
+        f"relevance.{name}" for name in ("history", "film", "popularity", "film_mean", "weights")}
+    assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
+    assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
+
+
+def test_a_run_without_relevance_has_no_scores_of_it_and_is_not_resumed_with_it(train, data_dir, tmp_path, capsys):
+    assert train(data_dir, tmp_path / "run", "--epochs", "1", "--relevance_weight", "0") == 0
+    data = load_dataset(data_dir)
+    model = model_of(load_checkpoint(tmp_path / "run" / "best.pt", data.meta["fingerprint"]))
+    assert relevance_scorer(model, data.train, 1, data.last_day) is None
+    assert train(data_dir, tmp_path / "run", "--epochs", "2", "--resume") == 1
+    assert "trained without an order by relevance; resume with the same --relevance_weight" in capsys.readouterr().err
+
+
+def test_relevance_orders_better_than_popularity_and_than_stars(data_dir, run_dir):
+    data = load_dataset(data_dir, with_validation=True)
+    model = model_of(load_checkpoint(run_dir / "best.pt", data.meta["fingerprint"]))
+    number = torch.tensor(data.movies.num_train_ratings)
+    ndcg = [evaluate_ranking(score, [data.train], data.test, number > 0)["ndcg@10"] for score in (
+        relevance_scorer(model, data.train, 1, data.last_day), scorer(model, data.train, 1, data.last_day),
+        lambda users: number.float().repeat(len(users), 1))]
+    assert ndcg[0] > max(ndcg[1:])
+
+
+def test_weights_maximise_the_likelihood_of_what_validation_users_liked(data_dir, run_dir):
+    data = load_dataset(data_dir)
+    model = model_of(load_checkpoint(run_dir / "best.pt", data.meta["fingerprint"]))
+    users = data.validation.offset.diff().nonzero().squeeze(1)
+    for _ in range(5):
+        fit_weights(model, data.train, data.validation, users, 1, data.last_day)
+    known, asked = batch_of(data.train, users), batch_of(data.validation, users)
+    asked = asked.part(asked.stars >= 4)
+
+    def objective(weights: list[float]) -> float:
+        model.relevance.weights.copy_(torch.tensor(weights))
+        score = relevance_scorer(model, data.train, 1, data.last_day)(users).double()
+        score[known.row, known.movie_idx] = -torch.inf
+        score[:, torch.tensor(data.movies.num_train_ratings) == 0] = -torch.inf
+        prior = sum((weight - start)**2 for weight, start in zip(weights, (1, 1, 0), strict=True)) / 2
+        return float(score.log_softmax(1)[asked.row, asked.movie_idx].sum()) - prior
+
+    fitted = model.relevance.weights.tolist()
+    best = objective(fitted)
+    for place in range(3):
+        for change in (-0.03, 0.03):
+            other = list(fitted)
+            other[place] += change
+            assert objective(other) < best
+
+
+def test_context_lies_before_the_targets_in_time():
+    day = torch.tensor([1, 1, 4, 4, 4, 9, 2, 2, 2, 2, 7])
+    row = torch.tensor([0] * 6 + [1] * 4 + [3])  # user 2 of the batch has no ratings
+    batch = Batch(torch.tensor([5, 6, 7, 8]), row, torch.arange(11), torch.full((11,), 3.0), day)
+    both = 0
+    for seed in range(50):
+        before = before_a_moment(batch, seed)
+        for user in (0, 1, 3):
+            known, asked = day[(row == user) & before], day[(row == user) & ~before]
+            if len(known) and len(asked):
+                assert known.max() <= asked.min()
+                both += 1
+        assert not before[row == 0][5] or before[row == 0].all()
+    assert both > 50
+
+
+def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, monkeypatch):
+    """More movies than a sample holds, as on all of Netflix."""
+    monkeypatch.setattr(training_relevance, "SAMPLE", 40)
+    args = parse_args(["--data_dir", str(data_dir), "--embedding_dim", "8", "--num_heads", "2"])
+    data = load_dataset(data_dir)
+    loss = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance
+    parameters, users = list(loss.relevance.parameters()), torch.arange(30)
+    whole, *parts = (batch_of(data.train, chosen) for chosen in (users, users[:11], users[11:]))
+    gradients = [torch.autograd.grad(loss(batch, None, 3, 5), parameters) for batch in (whole, *parts)]
+    for own, *others in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, sum(others), rtol=1e-4, atol=1e-6)
+    another = torch.autograd.grad(loss(whole, None, 3, 6), parameters)  # the next step has another sample
+    assert not torch.equal(another[1] == 0, gradients[0][1] == 0)
