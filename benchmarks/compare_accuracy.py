@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -162,10 +162,11 @@ def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool) -> dict
     return {**written["two_tower"], "fit_s": written["train_s"]}
 
 
-def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False) -> dict:
-    """Run main.py with default flags, quietly; return its test_metrics.json."""
+def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False,
+                 flags: Sequence[str] = ()) -> dict:
+    """Run main.py with default flags but those given, quietly; return its test_metrics.json."""
     flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--seed", str(seed), "--num_threads",
-             str(num_threads), *(["--refit"] if refit else [])]
+             str(num_threads), *(["--refit"] if refit else []), *flags]
     with contextlib.redirect_stdout(io.StringIO()):
         train_command.run(train_command.parse_args(flags), ALONE)
     return json.loads((run_dir / "test_metrics.json").read_text(encoding="utf-8"))
@@ -207,9 +208,11 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
         print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
 
 
-def format_cell(mean: float | None, deviation: float | None, digits: int = 4) -> str:
-    """Return a mean with its deviation as text."""
-    return "-" if mean is None else f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+def format_cell(mean: float | None, deviation: float | None, digits: int = 4, sign: bool = False) -> str:
+    """Return a mean, if wanted with its sign also where it is positive, with its deviation as text."""
+    if mean is None:
+        return "-"
+    return f"{mean:{'+' if sign else ''}.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 if __name__ == "__main__":
