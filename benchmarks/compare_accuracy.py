@@ -174,14 +174,21 @@ def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, ref
 
 def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
     """Measure a fitted peer on the test part, as main.py does the towers; what it cannot do is None."""
-    errors, step = RatingErrors(), data.meta["stars_step"]
-    errors.add(fitted.predict(data.test).clamp(*data.meta["stars_range"]), data.test.stars.float() * step)
+    errors = test_errors(fitted, data)
     measures = {"rmse": errors.rmse, "mae": errors.mae, "ndcg@10": None, "recall@10": None, "fit_s": fitted.fit_s}
     if fitted.no_ranking:
         return measures | {"no_ranking": fitted.no_ranking}
     recommendable = torch.tensor(data.movies.num_train_ratings) > 0
     return measures | evaluate_ranking(fitted.score_users, [data.train, data.validation], data.test, recommendable,
-                                       stars_step=step)
+                                       stars_step=data.meta["stars_step"])
+
+
+def test_errors(fitted: Fitted, data: DataSet) -> RatingErrors:
+    """Sum a fitted peer's errors over the test part, its predictions cut to the scale."""
+    errors = RatingErrors()
+    predicted = fitted.predict(data.test).clamp(*data.meta["stars_range"])
+    errors.add(predicted, data.test.stars.float() * data.meta["stars_step"])
+    return errors
 
 
 def summarize(rows: list[dict], names: tuple[str, ...] = MEASURES) -> dict[str, float | int | None]:
