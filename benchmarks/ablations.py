@@ -21,7 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
-from benchmarks.compare_accuracy import exit_code, format_cell, summarize, train_towers
+from benchmarks.compare_accuracy import (
+    add_cpu_time,
+    check_cpu_time,
+    clock,
+    exit_code,
+    format_cell,
+    summarize,
+    train_towers,
+)
 from models.sides import wants_both
 from models.two_tower import ModelConfig
 from preprocessing import dataset
@@ -51,7 +59,9 @@ ROWS = {  # the flags that leave a part out
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
-    return exit_code(ablate, parse_args(argv))
+    args = parse_args(argv)
+    with clock(args.cpu_time):
+        return exit_code(ablate, args)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -64,11 +74,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "(default: all, movie_side where the default has one)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N",
                         help="how many: runs with seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    add_cpu_time(parser)
     args = parser.parse_args(argv)
-    for name in ("seeds", "num_threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {args.seeds}")
+    check_cpu_time(parser, args)
     if args.rows is not None:
         args.rows = list(dict.fromkeys(args.rows.split(",")))
         for name in args.rows:
@@ -98,14 +108,15 @@ def ablate(args: argparse.Namespace) -> None:
     results = {name: summarize(values, ("rmse", "change", "ratings_per_s", "epochs"))
                for name, values in measured.items()}
     print(f"{args.data_dir}; split {meta['split']['method']}; {meta['split']['num_test']:,} test ratings, {args.seeds} "
-          f"seed(s), {args.num_threads} thread(s)")
+          f"seed(s), {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
     print(f"{'WITHOUT':<16}{'TEST RMSE':>18}{'CHANGE':>20}{'RATINGS/S':>13}{'EPOCHS':>8}")
     for name, row in results.items():
         change = "-" if name == DEFAULT else format_cell(row["change"], row["change_std"], sign=True)
         print(f"{'(' + DEFAULT + ')' if name == DEFAULT else name:<16}{format_cell(row['rmse'], row['rmse_std']):>18}"
               f"{change:>20}{row['ratings_per_s']:>13,.0f}{row['epochs']:>8.1f}")
     print(json.dumps({"results": results, "flags": {name: ROWS.get(name, []) for name in rows},
-                      "data_dir": str(args.data_dir), "seeds": args.seeds, "num_threads": args.num_threads}))
+                      "data_dir": str(args.data_dir), "seeds": args.seeds, "num_threads": args.num_threads,
+                      "cpu_time": args.cpu_time}))
 
 
 def choose_rows(named: list[str] | None, data_dir: Path, meta: dict) -> list[str]:

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -127,6 +128,27 @@ def compare(args: argparse.Namespace) -> None:
     print_table(results, args, list(data_sets.values()))
     print(json.dumps({"results": results, "data_dirs": [str(path) for path in data_sets], "seeds": args.seeds,
                       "refit": args.refit, "num_threads": args.num_threads}))
+
+
+def add_cpu_time(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of programs that can count processor seconds."""
+    parser.add_argument("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    parser.add_argument("--cpu_time", action="store_true", help="count processor seconds instead of elapsed ones: what "
+                        "one thread would take on an idle machine, for one that others use too")
+
+
+def check_cpu_time(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with code 2 where processor seconds of many threads are asked for, or no thread."""
+    if args.num_threads < 1:
+        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
+    if args.cpu_time and args.num_threads > 1:
+        parser.error("--cpu_time adds up the seconds of all threads, so it needs --num_threads 1, not "
+                     f"{args.num_threads}")
+
+
+def clock(cpu_time: bool) -> contextlib.AbstractContextManager:
+    """Let the trainer and the peers take their seconds from the processor, within a with block, if wanted."""
+    return mock.patch("time.perf_counter", time.process_time) if cpu_time else contextlib.nullcontext()
 
 
 def choose_models(named: list[str] | None, models: tuple[str, ...], peers: dict, packages: dict[str, str]) -> list[str]:

@@ -19,9 +19,7 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -29,7 +27,15 @@ import torch
 from tqdm import tqdm
 
 import main as train_command
-from benchmarks.compare_accuracy import check, choose_models, exit_code, test_errors
+from benchmarks.compare_accuracy import (
+    add_cpu_time,
+    check,
+    check_cpu_time,
+    choose_models,
+    clock,
+    exit_code,
+    test_errors,
+)
 from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
@@ -54,8 +60,7 @@ LABEL_GAP = 0.05  # least distance of two labels, in heights of the axes
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
     args = parse_args(argv)
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    with mock.patch("time.perf_counter", clock):  # what the trainer and the peers take their seconds from
+    with clock(args.cpu_time):
         return exit_code(draw_curves, args)
 
 
@@ -72,18 +77,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=parse_rounds, nargs="+", default=[], metavar="NAME=N,N",
                         help="how many rounds a peer is fitted with, instead of those of ROUNDS")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: %(default)s)")
-    parser.add_argument("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
-    parser.add_argument("--cpu_time", action="store_true",
-                        help="count processor seconds instead of elapsed ones: what one thread would take on an idle "
-                        "machine, for one that others use too")
+    add_cpu_time(parser)
     args = parser.parse_args(argv)
-    if args.cpu_time and args.num_threads > 1:
-        parser.error(f"--cpu_time adds up the seconds of all threads, so it needs --num_threads 1, not "
-                     f"{args.num_threads}")
+    check_cpu_time(parser, args)
     if not 0 <= args.seed < 2**32:  # NumPy's range, which peers share
         parser.error(f"--seed must be a whole number from 0 to 2^32 - 1, not {args.seed}")
-    if args.num_threads < 1:
-        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
     if args.out.suffix != ".png":
         parser.error(f"--out {args.out} must end with .png")
     if args.models is not None:
@@ -123,8 +121,8 @@ def draw_curves(args: argparse.Namespace) -> None:
             curves.setdefault(name, []).append(point)
             bar.write(f"{name}, {number} rounds: RMSE {point['rmse']:.4f}, {fitted.fit_s:.1f} s", file=sys.stderr)
     bias = test_errors(fit_bias(data, args.seed, args.num_threads), data).rmse
-    protocol = (f"{data.meta['name']} data, split {data.meta['split']['method']}, {len(data.test):,} test ratings, seed "
-                f"{args.seed}, {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
+    protocol = (f"{data.meta['name']} data, split {data.meta['split']['method']}, {len(data.test):,} test ratings, "
+                f"seed {args.seed}, {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
     print(f"{args.data_dir}: {protocol}")
     print(f"{'':<24}{'ROUNDS':>8}{'SECONDS':>10}{'RMSE':>9}")
     print(f"{PEERS['bias'].title:<24}{'':>18}{bias:>9.4f}")
@@ -167,7 +165,7 @@ def time_to_svdpp(curves: dict[str, list[dict]]) -> float | None:
 
 
 def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: int, protocol: str) -> None:
-    """Draw the curves, 900 pixels wide, with a name and the last RMSE at the end of each."""
+    """Draw the curves, 900 pixels wide, with the name and the last RMSE at the end of each, the towers' the chosen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -187,19 +185,22 @@ def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: int, pr
     axes.set(xscale="log", ylim=(lowest - 0.1 * height, highest + 0.3 * height),
              xlabel="seconds of fitting (logarithmic)", ylabel="RMSE on the test part (stars)",
              title=f"RMSE on the TEST part by seconds of fitting; nothing is chosen by it\n{protocol}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    label_ends(axes, curves, bias)
+    label_ends(axes, curves | {"two_tower": [best]}, bias)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
 def label_ends(axes: object, curves: dict[str, list[dict]], bias: float) -> None:
-    """Write name and last RMSE of each curve to the right of the axes, no two above each other, and lead to its end."""
+    """Write name and last RMSE of each curve to the right of the axes, in lines of their own, and lead to its end."""
     low, high = axes.get_ylim()
     ends = [(bias, None, f"{PEERS['bias'].title} {bias:.4f}", "0.4")]
     for name, points in curves.items():
-        ends.append((points[-1]["rmse"], points[-1]["seconds"], f"{TITLES[name]} {points[-1]['rmse']:.4f}",
-                     STYLES[name][0]))
+        last, text = points[-1], TITLES[name]
+        if name in ROUNDS and last["rounds"] != ROUNDS[name][1][-1]:
+            text += f", {last['rounds']} rounds"
+        ends.append((last["rmse"], last["seconds"], f"{text} {last['rmse']:.4f}", STYLES[name][0]))
     places = spread([(rmse - low) / (high - low) for rmse, *_ in ends], LABEL_GAP)
     for (rmse, seconds, text, colour), place in zip(ends, places, strict=True):
         if seconds is not None:
