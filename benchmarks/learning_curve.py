@@ -1,7 +1,7 @@
 """Draw the RMSE on the test part against seconds of fitting, for the towers and for the peers beside them.
 
     python benchmarks/learning_curve.py --data_dir data/processed --out benchmarks/learning_curve.png
-    python benchmarks/learning_curve.py --data_dir data/ml1m --models svd,svdpp --rounds svdpp=5,20
+    python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --cpu_time
 
     two towers   main.py with default flags, measured after every epoch; only the training of the epochs is counted,
                  not validation or this measurement; the star is the epoch that validation chooses
@@ -10,7 +10,7 @@
 
 All run one after the other with --num_threads threads. Peers are fitted on training and validation ratings, the towers
 on training ratings; all know both when they are asked. The picture is of the test part and chooses nothing: settings
-and the number of epochs come from validation. Prints a row per point; the last line is JSON with the same, and
+and the number of epochs come from validation; first points far above the biases lie outside it. Prints a row per point; the last line is JSON with the same, and
 time_to_svdpp: seconds until the towers' curve first is at or below the RMSE of SVD++ with its full rounds, over the
 seconds of that fit; null where either is missing. Needs requirements-bench.txt.
 """
@@ -121,9 +121,9 @@ def draw_curves(args: argparse.Namespace) -> None:
             curves.setdefault(name, []).append(point)
             bar.write(f"{name}, {number} rounds: RMSE {point['rmse']:.4f}, {fitted.fit_s:.1f} s", file=sys.stderr)
     bias = test_errors(fit_bias(data, args.seed, args.num_threads), data).rmse
-    protocol = (f"{data.meta['name']} data, split {data.meta['split']['method']}, {len(data.test):,} test ratings, "
-                f"seed {args.seed}, {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
-    print(f"{args.data_dir}: {protocol}")
+    protocol = (f"{args.data_dir.resolve().name}, split {data.meta['split']['method']}, {len(data.test):,} test "
+                f"ratings, seed {args.seed}, {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
+    print(protocol)
     print(f"{'':<24}{'ROUNDS':>8}{'SECONDS':>10}{'RMSE':>9}")
     print(f"{PEERS['bias'].title:<24}{'':>18}{bias:>9.4f}")
     for name, points in curves.items():
