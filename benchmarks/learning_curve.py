@@ -10,9 +10,11 @@
 
 All run one after the other with --num_threads threads. Peers are fitted on training and validation ratings, the towers
 on training ratings; all know both when they are asked. The picture is of the test part and chooses nothing: settings
-and the number of epochs come from validation; first points far above the biases lie outside it. Prints a row per point; the last line is JSON with the same, and
-time_to_svdpp: seconds until the towers' curve first is at or below the RMSE of SVD++ with its full rounds, over the
-seconds of that fit; null where either is missing. Needs requirements-bench.txt.
+and the number of epochs come from validation. Early points far above the bias model lie outside the picture.
+
+Prints a row per point; the last line is JSON with the same, and time_to_svdpp: seconds until the towers' curve first is
+at or below the RMSE of SVD++ with its full rounds, over the seconds of that fit; null where either is missing. Needs
+requirements-bench.txt.
 """
 
 import argparse
