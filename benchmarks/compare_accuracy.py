@@ -25,8 +25,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -129,6 +130,27 @@ def compare(args: argparse.Namespace) -> None:
                       "refit": args.refit, "num_threads": args.num_threads}))
 
 
+def add_cpu_time(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of programs that can count processor seconds."""
+    parser.add_argument("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
+    parser.add_argument("--cpu_time", action="store_true", help="count processor seconds instead of elapsed ones: what "
+                        "one thread would take on an idle machine, for one that others use too")
+
+
+def check_cpu_time(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with code 2 where processor seconds of many threads are asked for, or no thread."""
+    if args.num_threads < 1:
+        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
+    if args.cpu_time and args.num_threads > 1:
+        parser.error("--cpu_time adds up the seconds of all threads, so it needs --num_threads 1, not "
+                     f"{args.num_threads}")
+
+
+def clock(cpu_time: bool) -> contextlib.AbstractContextManager:
+    """Let the trainer and the peers take their seconds from the processor, within a with block, if wanted."""
+    return mock.patch("time.perf_counter", time.process_time) if cpu_time else contextlib.nullcontext()
+
+
 def choose_models(named: list[str] | None, models: tuple[str, ...], peers: dict, packages: dict[str, str]) -> list[str]:
     """Return the models to run: those named, else the default ones whose packages can be imported.
 
@@ -162,10 +184,11 @@ def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool) -> dict
     return {**written["two_tower"], "fit_s": written["train_s"]}
 
 
-def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False) -> dict:
-    """Run main.py with default flags, quietly; return its test_metrics.json."""
+def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False,
+                 flags: Sequence[str] = ()) -> dict:
+    """Run main.py with default flags but those given, quietly; return its test_metrics.json."""
     flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--seed", str(seed), "--num_threads",
-             str(num_threads), *(["--refit"] if refit else [])]
+             str(num_threads), *(["--refit"] if refit else []), *flags]
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         train_command.run(train_command.parse_args(flags), ALONE)
@@ -174,14 +197,21 @@ def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, ref
 
 def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
     """Measure a fitted peer on the test part, as main.py does the towers; what it cannot do is None."""
-    errors, step = RatingErrors(), data.meta["stars_step"]
-    errors.add(fitted.predict(data.test).clamp(*data.meta["stars_range"]), data.test.stars.float() * step)
+    errors = test_errors(fitted, data)
     measures = {"rmse": errors.rmse, "mae": errors.mae, "ndcg@10": None, "recall@10": None, "fit_s": fitted.fit_s}
     if fitted.no_ranking:
         return measures | {"no_ranking": fitted.no_ranking}
     recommendable = torch.tensor(data.movies.num_train_ratings) > 0
     return measures | evaluate_ranking(fitted.score_users, [data.train, data.validation], data.test, recommendable,
-                                       stars_step=step)
+                                       stars_step=data.meta["stars_step"])
+
+
+def test_errors(fitted: Fitted, data: DataSet) -> RatingErrors:
+    """Sum a fitted peer's errors over the test part, its predictions cut to the scale."""
+    errors = RatingErrors()
+    predicted = fitted.predict(data.test).clamp(*data.meta["stars_range"])
+    errors.add(predicted, data.test.stars.float() * data.meta["stars_step"])
+    return errors
 
 
 def summarize(rows: list[dict], names: tuple[str, ...] = MEASURES) -> dict[str, float | int | None]:
@@ -208,9 +238,11 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
         print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
 
 
-def format_cell(mean: float | None, deviation: float | None, digits: int = 4) -> str:
-    """Return a mean with its deviation as text."""
-    return "-" if mean is None else f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+def format_cell(mean: float | None, deviation: float | None, digits: int = 4, sign: bool = False) -> str:
+    """Return a mean, if wanted with its sign also where it is positive, with its deviation as text."""
+    if mean is None:
+        return "-"
+    return f"{mean:{'+' if sign else ''}.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 if __name__ == "__main__":

@@ -108,16 +108,17 @@ def _from_biases(fit_s: float, user_bias: torch.Tensor, movie_bias: torch.Tensor
 # --- Surprise ---------------------------------------------------------------------------------------------------
 
 
-def fit_svd(data: DataSet, seed: int, num_threads: int) -> Fitted:
+def fit_svd(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20) -> Fitted:
     from surprise import SVD
 
-    return from_surprise(*_fit_surprise(SVD(random_state=seed), data, seed), data)
+    return from_surprise(*_fit_surprise(SVD(n_epochs=n_epochs, random_state=seed), data, seed), data)
 
 
-def fit_svdpp(data: DataSet, seed: int, num_threads: int) -> Fitted:
+def fit_svdpp(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20) -> Fitted:
     from surprise import SVDpp
 
-    return from_surprise(*_fit_surprise(SVDpp(random_state=seed, cache_ratings=True), data, seed), data)
+    algorithm = SVDpp(n_epochs=n_epochs, random_state=seed, cache_ratings=True)
+    return from_surprise(*_fit_surprise(algorithm, data, seed), data)
 
 
 def fit_knn_baseline(data: DataSet, seed: int, num_threads: int) -> Fitted:
@@ -170,14 +171,14 @@ def from_surprise(algorithm: object, fit_s: float, data: DataSet) -> Fitted:
 # --- alternating least squares and LIBMF ------------------------------------------------------------------------
 
 
-def fit_als(data: DataSet, seed: int, num_threads: int) -> Fitted:
+def fit_als(data: DataSet, seed: int, num_threads: int, niter: int = 10) -> Fitted:
     from cmfrec import CMF
     from scipy.sparse import coo_matrix
 
     user_idx, movie_idx, stars = _columns(data)
     ratings = coo_matrix((stars, (user_idx, movie_idx)), shape=(data.num_users, data.num_movies))
     model = CMF(k=40, lambda_=0.08, scale_lam=True, add_implicit_features=True, precompute_for_predictions=False,
-                random_state=seed, nthreads=num_threads)
+                random_state=seed, nthreads=num_threads, niter=niter)
     start = time.perf_counter()
     model.fit(ratings)
     fit_s = time.perf_counter() - start
@@ -189,7 +190,7 @@ def fit_als(data: DataSet, seed: int, num_threads: int) -> Fitted:
     return Fitted(fit_s, user_bias + float(model.glob_mean_), movie_bias, user, movie)
 
 
-def fit_libmf(data: DataSet, seed: int, num_threads: int) -> Fitted:
+def fit_libmf(data: DataSet, seed: int, num_threads: int, nr_iters: int = 100) -> Fitted:
     importable("libmf.mf")  # quietly
     from libmf import mf
 
@@ -198,7 +199,7 @@ def fit_libmf(data: DataSet, seed: int, num_threads: int) -> Fitted:
     user_label, movie_label = generator.permutation(data.num_users), generator.permutation(data.num_movies)
     triples = np.stack([user_label[user_idx], movie_label[movie_idx], stars], 1).astype(np.float32)
     triples = triples[generator.permutation(len(triples))]
-    model = mf.MF(k=128, nr_iters=100, lambda_p1=0.0, lambda_q1=0.0, lambda_p2=0.05, lambda_q2=0.05,
+    model = mf.MF(k=128, nr_iters=nr_iters, lambda_p1=0.0, lambda_q1=0.0, lambda_p2=0.05, lambda_q2=0.05,
                   nr_threads=num_threads, quiet=True)
     start = time.perf_counter()
     model.fit(triples)
@@ -297,9 +298,9 @@ def fit_myfm_time(data: DataSet, seed: int, num_threads: int) -> Fitted:
 
 @dataclass(frozen=True)
 class Peer:
-    """A model to fit: from what is known and a seed."""
+    """A model to fit: from what is known, a seed and a number of threads; how long, by an argument of its own."""
 
-    fit: Callable[[DataSet, int, int], Fitted]
+    fit: Callable[..., Fitted]
     title: str
     package: str = ""
     is_random: bool = True

@@ -1,0 +1,147 @@
+"""Train the towers with each part left out, one at a time: what a part is worth on a data set.
+
+    python benchmarks/ablations.py --data_dir data/processed --seeds 3
+    python benchmarks/ablations.py --data_dir data/processed --seeds 3 --rows dates,heads
+
+Runs main.py with its default flags, then with the flags of a row beside them (see ROWS), each with the seeds 0 to N-1.
+RMSE is of the test part, at the epoch that validation chose. The change is that of a row against the default with the
+same seed, its mean and the deviation of these paired differences, a sample's, null for a single seed; above zero the
+part helps. Ratings/s are training ratings times epochs, over the seconds of training. The last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.compare_accuracy import (
+    add_cpu_time,
+    check_cpu_time,
+    clock,
+    exit_code,
+    format_cell,
+    summarize,
+    train_towers,
+)
+from models.sides import wants_both
+from models.two_tower import ModelConfig
+from preprocessing import dataset
+from preprocessing.dataset import DataError
+from training.report import read_metrics
+
+DEFAULT = "default"
+HEAD_DIM = ModelConfig.embedding_dim // ModelConfig.num_heads
+ROWS = {  # the flags that leave a part out
+    "user_embedding": ["--without", "user_embedding"],
+    "pooled_history": ["--without", "pooled_history"],
+    "solved_history": ["--without", "solved_history"],
+    "history": ["--without", "pooled_history,solved_history"],
+    "user_features": ["--without", "user_features"],
+    "year": ["--without", "year"],
+    "movie_features": ["--without", "movie_features"],
+    "biases": ["--without", "biases"],
+    "drift": ["--without", "drift"],
+    "mood": ["--without", "mood"],
+    "dates": ["--without", "drift,mood"],
+    "penalty": ["--penalty", "0", "--film_prior", "0"],
+    "film_noise": ["--film_noise", "0"],
+    "heads": ["--num_heads", "1", "--embedding_dim", str(HEAD_DIM)],
+    "movie_side": ["--sides", "user"],
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted."""
+    args = parse_args(argv)
+    with clock(args.cpu_time):
+        return exit_code(ablate, args)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the flags."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
+                        help="processed data set (default: %(default)s)")
+    parser.add_argument("--rows", metavar="NAMES", help=f"comma separated, of: {', '.join(ROWS)} "
+                        "(default: all, movie_side where the default has one)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N",
+                        help="how many: runs with seeds 0 to N-1 (default: %(default)s)")
+    add_cpu_time(parser)
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error(f"--seeds must be at least 1, not {args.seeds}")
+    check_cpu_time(parser, args)
+    if args.rows is not None:
+        args.rows = list(dict.fromkeys(args.rows.split(",")))
+        for name in args.rows:
+            if name not in ROWS:
+                parser.error(f"--rows has no row {name!r}; choose of {', '.join(ROWS)}")
+    return args
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Train everything; print the table and the line of JSON."""
+    torch.set_num_threads(args.num_threads)
+    meta = dataset.read_meta(args.data_dir)
+    for part in ("train", "test"):
+        if not meta["split"][f"num_{part}"]:
+            raise DataError(f"{args.data_dir} has no {part} ratings; preprocess it with another --split")
+    rows = choose_rows(args.rows, args.data_dir, meta)
+    runs = [(name, seed) for seed in range(args.seeds) for name in rows]
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+    with tqdm(runs, unit=" runs", disable=None) as bar:
+        for name, seed in bar:
+            bar.set_description(f"{name}, seed {seed}")
+            measures = train_row(args.data_dir, [] if name == DEFAULT else ROWS[name], seed, args.num_threads)
+            measures["change"] = measures["rmse"] - (measured[DEFAULT][seed] if name != DEFAULT else measures)["rmse"]
+            measured[name].append(measures)
+            bar.write(f"{name}, seed {seed}: RMSE {measures['rmse']:.4f}, {measures['ratings_per_s']:,.0f} ratings/s",
+                      file=sys.stderr)
+    results = {name: summarize(values, ("rmse", "change", "ratings_per_s", "epochs"))
+               for name, values in measured.items()}
+    print(f"{args.data_dir}; split {meta['split']['method']}; {meta['split']['num_test']:,} test ratings, {args.seeds} "
+          f"seed(s), {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
+    print(f"{'WITHOUT':<16}{'TEST RMSE':>18}{'CHANGE':>20}{'RATINGS/S':>13}{'EPOCHS':>8}")
+    for name, row in results.items():
+        change = "-" if name == DEFAULT else format_cell(row["change"], row["change_std"], sign=True)
+        print(f"{'(' + DEFAULT + ')' if name == DEFAULT else name:<16}{format_cell(row['rmse'], row['rmse_std']):>18}"
+              f"{change:>20}{row['ratings_per_s']:>13,.0f}{row['epochs']:>8.1f}")
+    print(json.dumps({"results": results, "flags": {name: ROWS.get(name, []) for name in rows},
+                      "data_dir": str(args.data_dir), "seeds": args.seeds, "num_threads": args.num_threads,
+                      "cpu_time": args.cpu_time}))
+
+
+def choose_rows(named: list[str] | None, data_dir: Path, meta: dict) -> list[str]:
+    """Return the rows to train, the default first.
+
+    Raises:
+        DataError: the movie side is named, and the default has none on this data set.
+    """
+    both = wants_both(meta["num_users"], meta["num_movies"])
+    if named is None:
+        named = [name for name in ROWS if name != "movie_side" or both]
+    elif "movie_side" in named and not both:
+        raise DataError(f"{data_dir} has {meta['num_users']:,} users and {meta['num_movies']:,} movies, for which "
+                        "main.py trains no movie side; leave movie_side out of --rows")
+    return [DEFAULT, *named]
+
+
+def train_row(data_dir: Path, flags: list[str], seed: int, num_threads: int) -> dict[str, float]:
+    """Train once in a temporary folder; return test RMSE, training ratings/s and epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = train_towers(data_dir, Path(folder), seed, num_threads, flags=flags)
+        metrics = read_metrics(Path(folder) / "metrics.csv")
+    return {"rmse": written["two_tower"]["rmse"], "epochs": len(metrics),
+            "ratings_per_s": statistics.harmonic_mean([row.ratings_per_s for row in metrics])}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
