@@ -6,7 +6,7 @@
     python benchmarks/bench_train.py --floor                also what the machine could do at best, stage by stage
 
 The ratings are made in memory, at random but of Netflix's shape: how many a user has, how unlike movies' numbers are,
-and stars. A user may meet a movie twice. Measured are, as ratings per second of whole training steps,
+and stars. Measured are, as ratings per second of whole training steps,
     ours      training/engine.py `run_epoch` with main.py's default flags, history in closed form included
     pooled    the same with --without solved_history: pooled history alone
     plain     TensorDataset, DataLoader, nn.Embedding of 64 and an MLP of 128 for users and for movies, dot product,
@@ -126,7 +126,8 @@ def make_dataset(num_ratings: int, seed: int) -> DataSet:
     movies = Movies(np.arange(1, NETFLIX_MOVIES + 1, dtype=np.int32),
                     rng.integers(1920, 2006, NETFLIX_MOVIES, np.int16), [""] * NETFLIX_MOVIES,
                     np.bincount(train.movie_idx.numpy(), minlength=NETFLIX_MOVIES).astype(np.int32))
-    meta = {"split": {"num_train": len(train)}, "stars_step": 1, "stars_range": [1, 5], "num_days": NUM_DAYS}
+    meta = {"split": {"method": "latest", "num_train": len(train)},
+            "stars_step": 1, "stars_range": [1, 5], "num_days": NUM_DAYS}
     return DataSet(Path(), meta, Users(np.arange(num_users), train.offset.numpy()), movies, train, none, none)
 
 
@@ -136,21 +137,26 @@ def make_ratings(num_ratings: int, seed: int) -> RatingTensors:
     num_users = min(max(round(num_ratings * NETFLIX_USERS / NETFLIX_RATINGS), 1), NETFLIX_USERS)
     weight = rng.lognormal(sigma=USER_SPREAD, size=num_users)
     counts = np.minimum((weight * (num_ratings - num_users) / weight.sum()).astype(np.int64) + 1, MOST_OF_A_USER)
-    offset = np.append(0, counts.cumsum())
     popularity = rng.lognormal(sigma=MOVIE_SPREAD, size=NETFLIX_MOVIES)
     popularity = np.minimum(popularity, MOST_OF_A_MOVIE * popularity.mean()).cumsum()
     popularity, stars_bounds = popularity / popularity[-1], np.cumsum(STARS_SHARES)[:-1]
-    movie_idx, day = (np.empty(offset[-1], np.int16) for _ in range(2))
-    stars = np.empty(offset[-1], np.uint8)
+    parts: list[tuple[np.ndarray, ...]] = []
     for first in range(0, num_users, USERS_PER_BLOCK):
-        last = min(first + USERS_PER_BLOCK, num_users)
-        rows = slice(offset[first], offset[last])
-        size = int(offset[last] - offset[first])
-        movie_idx[rows] = torch.searchsorted(torch.from_numpy(popularity), torch.from_numpy(rng.random(size))).numpy()
-        stars[rows] = 1 + np.searchsorted(stars_bounds, rng.random(size))
-        user = np.repeat(np.arange(last - first), counts[first:last])
-        day[rows] = np.sort(user * NUM_DAYS + rng.integers(NUM_DAYS, size=size)) % NUM_DAYS
-    return RatingTensors(*map(torch.from_numpy, (offset, movie_idx, stars, day)))
+        block = counts[first:first + USERS_PER_BLOCK]
+        user = np.repeat(np.arange(len(block)), 2 * block)
+        movie_idx = torch.searchsorted(torch.from_numpy(popularity), torch.from_numpy(rng.random(len(user)))).numpy()
+        pairs = np.unique(user * NETFLIX_MOVIES + movie_idx)  # nobody rates a movie twice
+        user, movie_idx = pairs // NETFLIX_MOVIES, pairs % NETFLIX_MOVIES
+        order = np.lexsort((rng.random(len(user)), user))
+        start = np.searchsorted(user, np.arange(len(block)))
+        order = order[np.arange(len(user)) - start[user] < block[user]]  # of the draws, as many as he shall have
+        user = user[order]
+        day = np.sort(user * NUM_DAYS + rng.integers(NUM_DAYS, size=len(user))) % NUM_DAYS
+        stars = 1 + np.searchsorted(stars_bounds, rng.random(len(user)))
+        counts[first:first + USERS_PER_BLOCK] = np.bincount(user, minlength=len(block))
+        parts.append((movie_idx[order].astype(np.int16), stars.astype(np.uint8), day.astype(np.int16)))
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return RatingTensors(*map(torch.from_numpy, (np.append(0, counts.cumsum()), *columns)))
 
 
 def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int, *flags: str) -> Engine:

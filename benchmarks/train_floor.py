@@ -60,8 +60,9 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
                          rows: 2 (4 C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 C P, and
                          twice the towers' own layers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
-                         parameter; Adam 28 bytes per parameter of the shared layers and of B user rows
-        the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss
+                         parameter; Adam 28 bytes per parameter of the shared layers, of relevance and of B user rows
+        the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss;
+                         relevance has its time here, but no floor
     """
     config = engine.model.config
     heads, dim, hidden, pooled = config.num_heads, config.head_dim + 1, config.hidden_dim, config.pooled_dim
@@ -69,9 +70,9 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
     film_layers = 2 * films * hidden * (width + 5 + width + heads)
     user_layers = 2 * users * hidden * (user_dim + pooled + 3 + heads * dim)
-    tables, layers = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-                      for optimizer in engine.optimizers)
-    shared = layers + users * user_dim
+    tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+                       for optimizer in engine.optimizers)
+    shared = sum(others) + users * user_dim
     return {
         "batch assembly": (21 * shape.ratings, 0),
         "film tower": (8 * films * width, film_layers),

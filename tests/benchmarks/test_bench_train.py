@@ -39,7 +39,7 @@ def test_the_last_line_has_the_promised_figures(small, capsys):
     assert result["ratio_plain_128"] == pytest.approx(result["ratings_per_s"] / result["plain_128_ratings_per_s"],
                                                       abs=0.06)
     engine = make_engine()
-    assert result["train_bytes_per_step_sent"] == 4 * sum(each.numel() for each in engine.model.parameters())
+    assert result["train_bytes_per_step_sent"] == 4 * sum(each.numel() for each in engine.parameters)
     stages = result["floor"]["stages"]
     assert stages.keys() == least_work(engine, StepShape(1, 1, 1, 1, 1)).keys()
     assert all(stage["ms"] > 0 for stage in stages.values())
@@ -56,7 +56,7 @@ def test_ratings_have_the_shape_of_netflix():
     ratings = bench_train.make_ratings(1_000_000, 0)
     count = ratings.offset.diff()
     assert len(count) == round(1_000_000 / (100_480_507 / 480_189)) and count.min() >= 1
-    assert len(ratings) == pytest.approx(1_000_000, rel=0.01) and count.max() <= 17_653
+    assert len(ratings) == pytest.approx(1_000_000, rel=0.02) and count.max() <= 17_653
     assert float(count.double().median()) == pytest.approx(96, rel=0.1)
     user_idx, day = ratings.user_idx(), ratings.day.long()
     assert (day.diff()[user_idx.diff() == 0] >= 0).all() and day.min() >= 0 and day.max() < 2243
