@@ -3,15 +3,12 @@
     python benchmarks/soak.py --kills 200 --minutes 8
 
 Makes a small synthetic data set in a temporary folder. Kills (SIGKILL) are dealt to preprocessing, training with
---resume, and rec.py --all_users. After each, the output must be the old one or the new one,
-whole; a training run that was killed any number of times must end with the weights of one that never was. The long run
-trains 100 epochs, which main.py's schedule would end earlier, and looks at the process after each.
+--resume, and rec.py --all_users. After each, the output must be the old one or the new one, whole; what was killed any
+number of times must end with the weights and the lists of what never was. The long run trains 100 epochs, which main.py's schedule would end earlier, and looks at the process after each.
 Prints a table, then one line of JSON; exit code 1 if a promise was broken. For Linux.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import multiprocessing
 import os
@@ -135,7 +132,8 @@ def kill_training(place: Path, chance: random.Random, kills: int, end: float) ->
 def kill_all_users(place: Path, chance: random.Random, kills: int, end: float) -> dict:
     """Kill rec.py again and again while it writes all users' lists, which the next call goes on with."""
     quietly(main.main, ["--data_dir", f"{place}/data", "--run_dir", f"{place}/served", "--epochs", "1", *MODEL])
-    out, counts = place / "lists.parquet", {"kills": 0, "files that were finished": 0, "of them equal to a whole one": 0}
+    out = place / "lists.parquet"
+    counts = {"kills": 0, "files that were finished": 0, "of them equal to a whole one": 0}
     command = ["--data_dir", f"{place}/data", "--run_dir", f"{place}/served", "--all_users", "--out", str(out)]
     seconds = quietly(rec.main, command)
     whole = out.read_bytes()
