@@ -4,7 +4,8 @@
 
 Makes a small synthetic data set in a temporary folder. Kills (SIGKILL) are dealt to preprocessing, training with
 --resume, and rec.py --all_users. After each, the output must be the old one or the new one, whole; what was killed any
-number of times must end with the weights and the lists of what never was. The long run trains 100 epochs, which main.py's schedule would end earlier, and looks at the process after each.
+number of times must end with the weights and the lists of what never was. The long run trains 100 epochs, which
+main.py's schedule would end earlier, and looks at the process after each.
 Prints a table, then one line of JSON; exit code 1 if a promise was broken. For Linux.
 """
 
