@@ -20,14 +20,14 @@ def commands(tmp_path, capsys):
     """Preprocess some lines, train for an epoch, recommend for a user: the data set, and what rec.py prints."""
 
     def run(ratings: str, titles: str, *user: str, split: tuple = ("latest",),
-            batch_size: str = "4096") -> tuple[Path, str]:
+            batch_size: str = "4096", train: tuple = ()) -> tuple[Path, str]:
         (tmp_path / "combined_data_1.txt").write_text(ratings)
         (tmp_path / "movie_titles.csv").write_text(titles)
         data = ["--data_dir", str(tmp_path / "data"), "--run_dir", str(tmp_path / "run")]
         assert netflix_preprocess.main(["--raw_dir", str(tmp_path), "--out_dir", str(tmp_path / "data"), "--split",
                                         *split]) == 0, capsys.readouterr().err
         assert main.main([*data, "--epochs", "1", "--num_threads", "1", "--embedding_dim", "8", "--num_heads", "2",
-                          "--hidden_dim", "8", "--batch_size", batch_size]) == 0, capsys.readouterr().err
+                          "--hidden_dim", "8", "--batch_size", batch_size, *train]) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert rec.main([*data, *user]) == 0, capsys.readouterr().err
         return tmp_path / "data", capsys.readouterr().out
@@ -108,7 +108,8 @@ def test_more_than_two_to_the_31_cells(commands):
              *(f"{user_id},{1 + user_id % 4},2005-01-02" for user_id in range(2, 70_001, 3)), "1:",
              *(f"{user_id},3,2005-01-03" for user_id in range(1, 70_001))]
     data_dir, _ = commands("\n".join(lines) + "\n", titles_of(*range(1, 40_001)), "--user_id", "70000",
-                           split=("random", "--test_fraction", "0.001", "--val_fraction", "0.001"))
+                           split=("random", "--test_fraction", "0.001", "--val_fraction", "0.001"),
+                           train=("--sides", "user", "--relevance_weight", "0"))
     meta = read_meta(data_dir)
     assert meta["num_users"] * meta["num_movies"] > 2**31
     users = read_users(data_dir)
