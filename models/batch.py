@@ -8,11 +8,8 @@ vectors and keeps the best. Pieces gather in parts, files in a hidden folder bes
 after its last part, and the output appears whole, in one step.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import deque
@@ -28,11 +25,12 @@ import torch
 from tqdm import tqdm
 
 from models.recommender import Recommender, best_of
-from preprocessing.dataset import DataError, Ratings
+from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 256  # users whose scores of all movies are in memory at once, in each thread
 GROUP_SIZE = 12  # columns whose maximum decides whether they are looked at
+BUSY = "another run is writing {}; wait for it, or name another place"
 
 
 def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> int:
@@ -55,7 +53,7 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.mkdir(exist_ok=True)
-        with _locked(partial, out):
+        with locked(partial, BUSY.format(out)):
             num_users = len(recommender.users.user_id)
             _check_plan(partial, {"data_set": recommender.meta["fingerprint"], "run": _digest(checkpoint),
                                   "top_n": top_n, "groups_per_part": GROUPS_PER_PART})
@@ -149,7 +147,7 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     users, size = recommender.users, recommender.movie_vectors.shape[1]
     try:
         partial.mkdir(exist_ok=True)
-        with _locked(partial, folder):
+        with locked(partial, BUSY.format(folder)):
             known = recommender.recommendable
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
             np.save(partial / "movie_vectors.npy", recommender.movie_vectors[known].contiguous().numpy())
@@ -162,9 +160,9 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
                     bar.update(len(block))
             vectors.flush()
             for path in partial.iterdir():
-                _sync(path)
+                sync(path)
             partial.rename(folder)
-            _sync(folder.absolute().parent)
+            sync(folder.absolute().parent)
             return num_users, int(known.sum())
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be written ({error.strerror or error})") from None
@@ -240,7 +238,7 @@ def _check_plan(partial: Path, plan: dict) -> None:
     if not path.exists():
         temporary = partial / "plan"
         temporary.write_text(json.dumps(plan), encoding="utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.rename(path)
         return
     try:
@@ -257,7 +255,7 @@ def _write_whole(table: pa.Table, path: Path) -> None:
     """Write a part so that it is there whole or not at all."""
     temporary = path.with_suffix(".tmp")
     pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(path)
 
 
@@ -271,34 +269,12 @@ def _join(parts: list[Path], whole: Path, out: Path) -> None:
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{part} is damaged ({error}); remove it and give the same command again") from None
             writer.write_table(table, row_group_size=max(len(table), 1))
-    _sync(whole)
+    sync(whole)
     whole.rename(out)
-    _sync(out.absolute().parent)
-
-
-@contextlib.contextmanager
-def _locked(partial: Path, out: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; the lock vanishes with the process."""
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise DataError(f"another run is writing {out}; wait for it, or name another place") from None
-    finally:
-        os.close(lock)
+    sync(out.absolute().parent)
 
 
 def _digest(path: Path) -> str:
     """Return a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

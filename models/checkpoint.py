@@ -10,7 +10,6 @@ anything of it is used, the CRC-32 of each of its parts is checked, and that its
 """
 
 import contextlib
-import fcntl
 import os
 import pickle
 import struct
@@ -25,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.sides import TwoSided
 from models.two_tower import PARTS, ModelConfig
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, locked
 
 FORMAT = 2
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
@@ -93,15 +92,10 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         raise DataError(f"{run_dir} is a file; name a folder with --run_dir")
     new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]  # the innermost first
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run_dir, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another run is working in {run_dir}; wait for it, or name another --run_dir") from None
-        yield
+        with locked(run_dir, f"another run is working in {run_dir}; wait for it, or name another --run_dir"):
+            yield
     finally:
-        os.close(lock)
         with contextlib.suppress(OSError):  # not empty: there are checkpoints
             for folder in new_folders:
                 folder.rmdir()

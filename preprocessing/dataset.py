@@ -16,6 +16,7 @@ counts are checked before memory is taken for them.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -252,6 +253,33 @@ class RatingsFile:
 
 
 # --- files and folders -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold a folder for this process; the lock vanishes with the process.
+
+    Raises:
+        DataError: another process holds it; `otherwise` is the sentence.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(otherwise) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path, **options: object) -> pq.ParquetFile:

@@ -6,13 +6,12 @@ The files are written into a hidden folder beside it, which then takes its place
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocessing.dataset import FILES, DataError
+from preprocessing.dataset import FILES, DataError, locked, sync
 
 
 @contextlib.contextmanager
@@ -39,23 +38,18 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
     if partial.is_symlink():
         partial.unlink()
     partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another run is writing {out_dir}; wait for it, or choose another --out_dir") from None
-        try:
-            _empty(partial)
-            yield partial
-            for path in partial.iterdir():
-                _sync(path)
-            _exchange(partial, out_dir)
-            _sync(out_dir.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with locked(partial, f"another run is writing {out_dir}; wait for it, or choose another --out_dir"):
+            try:
+                _empty(partial)
+                yield partial
+                for path in partial.iterdir():
+                    sync(path)
+                _exchange(partial, out_dir)
+                sync(out_dir.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
-        os.close(lock)
         with contextlib.suppress(OSError):  # not empty: the data set is there
             for folder in new_parents:
                 folder.rmdir()
@@ -68,15 +62,6 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(new: Path, old: Path) -> None:
