@@ -186,7 +186,6 @@ class Recommender:
         return self.model.user_vectors(self._films, torch.arange(first, last + 1),
                                        Context(row - first, movie_idx, stars, day), self.day)
 
-
     @torch.no_grad()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
                   rank_by: str = "rating") -> list[Recommendation]:
@@ -212,7 +211,8 @@ class Recommender:
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
-        num_ratings, mean = torch.tensor(self.movies.num_train_ratings), self.model.config.stars_mean + self._films.mean
+        num_ratings = torch.tensor(self.movies.num_train_ratings).float()
+        mean = self.model.config.stars_mean + self._films.mean
         order = best_of(num_ratings, self._allowed(filters, None), top_n).tolist()
         return [self._line(rank, movie, stars=float(mean[movie])) for rank, movie in enumerate(order, start=1)]
 
@@ -301,7 +301,7 @@ def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Te
         scores, allowed: (M,) and bool (M,); equal scores keep the order of the index. (A sort of all scores would take
             40 times as long.)
     """
-    scores = scores.double().masked_fill_(~allowed, -torch.inf)
+    scores = scores.masked_fill(~allowed, -torch.inf)
     values, places = scores.topk(min(top_n + 1, len(scores)))
     if (values[1:] == values[:-1]).any():  # topk takes any of equal scores
         places = (scores >= values[:top_n].min()).nonzero().squeeze(1)
