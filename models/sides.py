@@ -45,11 +45,6 @@ class TwoSided(nn.Module):
         """Where the model is."""
         return self.user_side.offset.device
 
-    @property
-    def share(self) -> float:
-        """The user side's share in the score of a user of the data set."""
-        return 1.0 if self.movie_side is None else 0.5
-
     def films(self) -> Films:
         """Return the films of the user side."""
         return self.user_side.films()
@@ -72,11 +67,7 @@ class TwoSided(nn.Module):
     def user_vectors(self, films: Films, user_idx: torch.Tensor | None, context: Context, day: int) -> torch.Tensor:
         """Return users' vectors as of a day, float (B, K or 2 K), such that their product with `movie_vectors` is the
         score; arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
-        if user_idx is None:
-            embedding = self.user_side.user_embedding.new_zeros(1, self.config.user_dim)
-        else:
-            embedding = self.user_side.user_embedding[user_idx]
-        vectors = self.user_side.user_vectors(films, embedding, context, day)
+        vectors = self.user_side.user_vectors(films, self._embedding(user_idx), context, day)
         if self.movie_side is None:
             return vectors
         if user_idx is None:
@@ -92,15 +83,17 @@ class TwoSided(nn.Module):
                       target_idx: torch.Tensor) -> torch.Tensor:
         """Return what each context rating adds to the scores of movies, int64 (T,), through the user's solved history,
         float (T, R); see `TwoTower.contributions`."""
-        if user_idx is None:
-            embedding = self.user_side.user_embedding.new_zeros(1, self.config.user_dim)
-            return self.user_side.contributions(films, embedding, context, target_idx)
-        embedding = self.user_side.user_embedding[user_idx]
-        return self.user_side.contributions(films, embedding, context, target_idx) * self.share
+        effects = self.user_side.contributions(films, self._embedding(user_idx), context, target_idx)
+        return effects if user_idx is None or self.movie_side is None else effects / 2
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""
         return self.user_side.stars(score)
+
+    def _embedding(self, user_idx: torch.Tensor | None) -> torch.Tensor:
+        """Return rows of the user table, float (B, user_dim), zero for somebody whom the data set does not know."""
+        table = self.user_side.user_embedding
+        return table.new_zeros(1, self.config.user_dim) if user_idx is None else table[user_idx]
 
     def description(self) -> dict:
         """Return what the constructor needs, as plain values, for a checkpoint."""
