@@ -161,7 +161,7 @@ def _split_group(keys: np.ndarray, first_user: int, last_user: int, index: Index
     low, high = np.searchsorted(plan.test_pairs, [first_user * num_movies, last_user * num_movies])
     test_rows = _check_pairs(index, (user_idx - first_user) * num_movies + movie_idx, first_user,
                              plan.test_pairs[low:high] - first_user * num_movies)
-    part = split_users(plan, user_idx, movie_idx, test_rows)
+    part = split_users(plan, user_idx, movie_idx, day, test_rows)
     types = {name: schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "day")}
     return Ratings(user_idx.astype(np.int32), movie_idx.astype(types["movie_idx"]), stars.astype(np.uint8),
                    day.astype(types["day"]), part)

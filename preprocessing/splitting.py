@@ -1,7 +1,8 @@
 """Divide ratings into train, validation and test, from a plan that needs to see only one user at a time.
 
     probe    test = the pairs of probe.txt: recent ratings of each user, held out by Netflix
-    latest   test = each user's last `latest_n` ratings, at most half of them: how the probe was made
+    latest   test = each user's last `latest_n` ratings, at most half of them: how the probe was made; of the ratings
+             of the day where the last ones begin, whose order is not in the data, it takes a random choice
     random   test = each rating with probability `test_fraction`
 
 Validation is cut from what is left in the same manner. For `probe` and `latest` it consists of the latest ratings
@@ -46,11 +47,12 @@ def latest_count(num_ratings: np.ndarray, latest_n: int) -> np.ndarray:
     return np.minimum(num_ratings // 2, latest_n)
 
 
-def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, test_rows: np.ndarray) -> np.ndarray:
-    """Assign the ratings of some whole users, sorted by user and time, to parts.
+def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, day: np.ndarray,
+                test_rows: np.ndarray) -> np.ndarray:
+    """Assign the ratings of some whole users, sorted by user and day, to parts.
 
     Args:
-        user_idx, movie_idx: integers (R,).
+        user_idx, movie_idx, day: integers (R,).
         test_rows: rows of the plan's given test pairs, where the method has such.
 
     Returns:
@@ -69,7 +71,8 @@ def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, te
     num_ratings = np.diff(starts, append=len(user_idx))
     users = user_idx[starts]
     if plan.method == "latest":
-        part[_last_rows(starts, num_ratings, latest_count(num_ratings, plan.latest_n))] = TEST
+        taken = latest_count(num_ratings, plan.latest_n)
+        part[_latest_rows(plan.seed, user_idx, movie_idx, day, starts, num_ratings, taken)] = TEST
     else:
         part[test_rows] = TEST
     left = np.flatnonzero(part != TEST)
@@ -78,7 +81,9 @@ def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, te
         return part
     num_left = num_ratings - np.add.reduceat(part == TEST, starts, dtype=np.int64)
     taken = latest_count(num_left, plan.latest_n) * (uniform(plan.seed, users) < plan.val_user_share)
-    part[left[_last_rows(np.cumsum(num_left) - num_left, num_left, taken)]] = VALIDATION
+    rows = _latest_rows(plan.seed, user_idx[left], movie_idx[left], day[left], np.cumsum(num_left) - num_left, num_left,
+                        taken)
+    part[left[rows]] = VALIDATION
     return part
 
 
@@ -95,7 +100,31 @@ def uniform(seed: int, *columns: np.ndarray) -> np.ndarray:
     return (word >> np.uint64(11)) * 2.0**-53
 
 
-def _last_rows(starts: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the positions of the last `counts[k]` rows of each segment k."""
-    shift = starts + sizes - counts - (np.cumsum(counts) - counts)
-    return np.repeat(shift, counts) + np.arange(counts.sum())
+def _latest_rows(seed: int, user_idx: np.ndarray, movie_idx: np.ndarray, day: np.ndarray, starts: np.ndarray,
+                 sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the positions of the latest `counts[k]` ratings of each user k, whose rows begin at `starts[k]`.
+
+    Where the row before the first of them is of the same day, which of that day's are taken is a matter of chance.
+    """
+    first, end = starts + sizes - counts, starts + sizes
+    inside = (counts > 0) & (counts < sizes)
+    first, end = first[inside], end[inside]
+    torn = day[first - 1] == day[first]
+    rows = _ranges(np.where(counts > 0, starts + sizes - counts, 0), counts)
+    if not torn.any():
+        return rows
+    taken = np.zeros(len(day), bool)
+    taken[rows] = True
+    new_day = np.flatnonzero((np.diff(day, prepend=-1) != 0) | (np.diff(user_idx, prepend=-1) != 0))
+    number = np.searchsorted(new_day, first[torn], side="right") - 1
+    day_start, day_end = new_day[number], np.append(new_day, len(day))[number + 1]
+    tied = _ranges(day_start, day_end - day_start)
+    of_day = np.repeat(np.arange(len(day_start)), day_end - day_start)
+    shuffled = tied[np.lexsort((uniform(seed, user_idx[tied], movie_idx[tied]), of_day))]
+    taken[shuffled] = taken[tied]  # as many as without chance
+    return np.flatnonzero(taken)
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the numbers of all ranges starts[k]:starts[k] + sizes[k], one after the other."""
+    return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())

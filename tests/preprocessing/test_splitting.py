@@ -17,16 +17,19 @@ NO_ROWS = np.zeros(0, np.int64)
 
 
 def by_user(ratings):
-    """Group (user_id, movie_id) by user, each user's in order of day, then movie."""
-    users = defaultdict(list)
-    for rating in sorted(ratings, key=lambda r: (r.user_id, r.date, r.movie_id)):
-        users[rating.user_id].append((rating.user_id, rating.movie_id))
+    """Group {(user_id, movie_id): date} by user."""
+    users = defaultdict(dict)
+    for rating in ratings:
+        users[rating.user_id][rating.user_id, rating.movie_id] = rating.date
     return users
 
 
-def last(pairs, latest_n):
-    """Return the last `latest_n` pairs, at most half of them."""
-    return pairs[len(pairs) - min(latest_n, len(pairs) // 2):]
+def is_last(chosen, pairs, latest_n):
+    """Tell whether the chosen pairs are the last `latest_n` of {pair: date}, at most half of them, whatever the order
+    within a day."""
+    others = [date for pair, date in pairs.items() if pair not in chosen]
+    return (len(chosen) == min(latest_n, len(pairs) // 2) and chosen <= set(pairs)
+            and (not chosen or min(pairs[pair] for pair in chosen) >= max(others)))
 
 
 def parts_of(rows):
@@ -40,10 +43,10 @@ def check_validation(ratings, parts, latest_n, val_fraction):
     """Demand that a random share of users gives all of its latest remaining ratings, the others none."""
     num_left, num_candidates, givers, askable = 0, 0, 0, 0
     for pairs in by_user(ratings).values():
-        left = [pair for pair in pairs if pair not in parts["test"]]
-        candidates, given_ones = set(last(left, latest_n)), parts["validation"] & set(pairs)
-        assert given_ones in (set(), candidates)
-        num_left, num_candidates = num_left + len(left), num_candidates + len(candidates)
+        left = {pair: date for pair, date in pairs.items() if pair not in parts["test"]}
+        candidates, given_ones = min(latest_n, len(left) // 2), parts["validation"] & set(pairs)
+        assert not given_ones or is_last(given_ones, left, latest_n)
+        num_left, num_candidates = num_left + len(left), num_candidates + candidates
         askable, givers = askable + bool(candidates), givers + bool(given_ones)
     share = min(1, val_fraction * num_left / num_candidates)
     assert abs(givers - share * askable) <= 5 * math.sqrt(askable * share * (1 - share))
@@ -65,15 +68,23 @@ def ratings(kit):
 def test_latest_holds_out_each_users_last_ratings_at_most_half(kit, preprocess, ratings, latest_n, seed):
     parts = parts_of(kit.read_rows(preprocess(None, "--split", "latest", "--latest_n", latest_n, "--seed", seed,
                                               "--val_fraction", 0.02, ratings=ratings)))
-    assert parts["test"] == {pair for pairs in by_user(ratings).values() for pair in last(pairs, latest_n)}
+    assert all(is_last(parts["test"] & set(pairs), pairs, latest_n) for pairs in by_user(ratings).values())
     givers, share = check_validation(ratings, parts, latest_n, val_fraction=0.02)
     assert givers > 0 and share < 0.5
 
 
-def test_ties_of_a_day_are_broken_by_movie_idx(kit, preprocess):
-    ratings = [kit.Rating(movie_id, 7, 3, "2005-01-01") for movie_id in (50, 3, 20, 4, 1)]
-    parts = parts_of(kit.read_rows(preprocess(ratings=ratings)))
-    assert parts["test"] == {(7, 20), (7, 50)}
+def test_ties_of_a_day_are_broken_by_chance(kit, preprocess):
+    """What is known for certain to be last is taken first; of the day where the last ones begin every rating has the
+    same chance, whatever its number."""
+    ratings = [kit.Rating(movie_id, user_id, 3, "2005-01-01") for user_id in range(1, 401) for movie_id in range(1, 11)]
+    ratings += [kit.Rating(11, user_id, 3, "2005-01-02") for user_id in range(1, 401)]
+    ratings += [kit.Rating(12, user_id, 3, "2004-12-31") for user_id in range(1, 401)]
+    parts = parts_of(kit.read_rows(preprocess(None, "--latest_n", 5, "--val_fraction", 0.99, ratings=ratings)))
+    for part, surely, share in (("test", 400, 0.4), ("validation", 0, 0.3)):  # test takes 1 + 4, validation half of 7
+        count = Counter(movie_id for _, movie_id in parts[part])
+        assert count[11] == surely and count[12] == 0
+        assert all(abs(count[movie_id] - 400 * share) < 5 * math.sqrt(400 * share * (1 - share))
+                   for movie_id in range(1, 11))
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.2, 0.49, 0.99])
@@ -155,7 +166,7 @@ def test_the_seed_decides_all_chance(kit, preprocess, ratings, split):
         for seed in (1, 1, 2))
     assert first == second
     assert first["validation"] != other["validation"]
-    assert (first["test"] != other["test"]) == (split == "random")
+    assert (first["test"] != other["test"]) == (split != "probe")  # latest: ties of a day
 
 
 def test_the_largest_seed_works(kit, preprocess, ratings):
@@ -232,17 +243,18 @@ def test_latest_count_is_at_most_half():
 def test_three_users_are_split_as_by_hand():
     user_idx = np.array([0, 1, 1, 1, 1, 1, 1, 1, 2, 2])
     movie_idx = np.array([5, 9, 8, 7, 6, 5, 4, 3, 1, 0])
+    day = np.array([7, 0, 1, 2, 3, 4, 5, 6, 3, 9])
     plan = make_plan(latest_n=2, val_user_share=1.0)
     expected = [TRAIN] + [TRAIN] * 3 + [VALIDATION] * 2 + [TEST] * 2 + [TRAIN, TEST]
-    assert split_users(plan, user_idx, movie_idx, NO_ROWS).tolist() == expected
+    assert split_users(plan, user_idx, movie_idx, day, NO_ROWS).tolist() == expected
     plan = make_plan("probe", latest_n=1, val_user_share=1.0)
     expected = [TEST, TRAIN, TRAIN, TEST, TRAIN, TRAIN, VALIDATION, TEST, TRAIN, VALIDATION]
-    assert split_users(plan, user_idx, movie_idx, np.array([0, 3, 7])).tolist() == expected
+    assert split_users(plan, user_idx, movie_idx, day, np.array([0, 3, 7])).tolist() == expected
 
 
 def test_no_rating_is_split_into_nothing():
     for method in ("latest", "random", "probe"):
-        assert split_users(make_plan(method), NO_ROWS, NO_ROWS, NO_ROWS).tolist() == []
+        assert split_users(make_plan(method), NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS).tolist() == []
 
 
 @settings(max_examples=150, deadline=None)
@@ -252,30 +264,32 @@ def test_no_rating_is_split_into_nothing():
 def test_a_block_of_users_is_split_as_user_by_user(sizes, first_user, latest_n, seed, method, data):
     user_idx = np.repeat(np.arange(len(sizes)) + first_user, sizes)
     movie_idx = np.concatenate([np.arange(size)[::-1] for size in sizes])
+    day = np.concatenate([sorted(data.draw(st.lists(st.integers(0, size), min_size=size, max_size=size)))
+                          for size in sizes])
     given_rows = data.draw(st.sets(st.integers(0, len(user_idx) - 1))) if method == "probe" else ()
     rows = np.array(sorted(given_rows), np.int64)
     plan = make_plan(method, latest_n=latest_n, seed=seed, val_user_share=0.5, test_fraction=0.3, val_fraction=0.4)
-    whole = split_users(plan, user_idx, movie_idx, rows)
+    whole = split_users(plan, user_idx, movie_idx, day, rows)
     ends = np.cumsum(sizes)
-    alone = [split_users(plan, user_idx[end - size:end], movie_idx[end - size:end],
+    alone = [split_users(plan, user_idx[end - size:end], movie_idx[end - size:end], day[end - size:end],
                          rows[(rows >= end - size) & (rows < end)] - (end - size)) for size, end in zip(sizes, ends)]
     assert whole.tolist() == np.concatenate(alone).tolist()
     for size, end in zip(sizes, ends):
-        part = whole[end - size:end].tolist()
         if method == "random":
             continue
-        test = set(range(size - min(latest_n, size // 2), size)) if method == "latest" else \
-            {int(row) - (end - size) for row in rows if end - size <= row < end}
-        assert {k for k in range(size) if part[k] == TEST} == test
-        left = [k for k in range(size) if k not in test]
-        assert [k for k in left if part[k] == VALIDATION] in ([], last(left, latest_n))
+        part, days = whole[end - size:end], dict(enumerate(day[end - size:end].tolist()))
+        test = set(np.flatnonzero(part == TEST).tolist())
+        assert is_last(test, days, latest_n) if method == "latest" else \
+            test == {int(row) - (end - size) for row in rows if end - size <= row < end}
+        validation = set(np.flatnonzero(part == VALIDATION).tolist())
+        assert not validation or is_last(validation, {k: days[k] for k in days if k not in test}, latest_n)
 
 
 @pytest.mark.parametrize("fractions", [(0.1, 0.05), (0.5, 0.1), (0.01, 0.5)])
 def test_random_fractions_are_exact_on_a_million_ratings(fractions):
     user_idx, movie_idx = np.divmod(np.arange(1_000_000), 500)
     part = split_users(make_plan("random", test_fraction=fractions[0], val_fraction=fractions[1]), user_idx, movie_idx,
-                       NO_ROWS)
+                       user_idx, NO_ROWS)
     counts = np.bincount(part, minlength=3)
     for count, number, chance in ((counts[TEST], 10**6, fractions[0]),
                                   (counts[VALIDATION], 10**6 - counts[TEST], fractions[1])):
