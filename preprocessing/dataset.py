@@ -29,15 +29,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
 FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 PREPROCESS = "python preprocessing/netflix_preprocess.py"
 
+CODEC = "lz4"  # quick, and cannot make more than 255 bytes of one
+
 MOST_META_BYTES = 1 << 24  # what a reader takes memory for without a second look
 MOST_GROUP_ROWS = 1 << 24
 MOST_ROWS_PER_BYTE = 1000  # of a parquet file; real ones have less than one
+MOST_TITLE_BYTES = 1 << 16  # of a movie, on average
 META_TYPES = {"num_ratings": int, "num_users": int, "num_movies": int, "seed": int, "stars_step": (int, float),
               "stars_range": list, "split": dict, "footers": dict, "day_epoch": str, "fingerprint": str}
 
@@ -99,7 +102,7 @@ def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:
 
 def ratings_writer(folder: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Open ratings.parquet for writing; each `write_ratings` adds one row group."""
-    return pq.ParquetWriter(folder / "ratings.parquet", schema, compression="lz4", write_page_checksum=True,
+    return pq.ParquetWriter(folder / "ratings.parquet", schema, compression=CODEC, write_page_checksum=True,
                             write_statistics=["user_idx"])
 
 
@@ -117,7 +120,7 @@ def write_users(folder: Path, users: Users) -> None:
     table = pa.table({"user_id": users.user_id, "offset": users.offset[:-1],
                       "num_ratings": np.diff(users.offset).astype(np.int32)})
     ascending = {"user_id": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}  # read five times as fast
-    pq.write_table(table, folder / "users.parquet", compression="lz4", write_page_checksum=True, use_dictionary=False,
+    pq.write_table(table, folder / "users.parquet", compression=CODEC, write_page_checksum=True, use_dictionary=False,
                    column_encoding=ascending)
 
 
@@ -125,7 +128,7 @@ def write_movies(folder: Path, movies: Movies) -> None:
     """Write movies.parquet."""
     table = pa.table({"movie_id": movies.movie_id, "year": pa.array(movies.year, mask=movies.year == 0),
                       "title": pa.array(movies.title, pa.string()), "num_train_ratings": movies.num_train_ratings})
-    pq.write_table(table, folder / "movies.parquet", compression="zstd", write_page_checksum=True)
+    pq.write_table(table, folder / "movies.parquet", compression=CODEC, write_page_checksum=True)
 
 
 def write_meta(folder: Path, meta: dict) -> None:
@@ -179,7 +182,8 @@ def read_movies(data_dir: Path) -> Movies:
     """Read movies.parquet."""
     path = data_dir / "movies.parquet"
     with _damage_named(path):
-        table = _open(path).read(use_threads=False)  # starting threads takes longer
+        table = _open(path, read_dictionary=["title"]).read(use_threads=False)  # starting threads takes longer
+        _demand(_text_bytes(table["title"]) <= MOST_TITLE_BYTES * len(table), "titles longer than any")
         year = np.array([year or 0 for year in table["year"].to_pylist()], np.int16)
         movies = Movies(_column(table, "movie_id"), year, table["title"].to_pylist(),
                         _column(table, "num_train_ratings"))
@@ -287,6 +291,9 @@ def _open(path: Path, **options: object) -> pq.ParquetFile:
     expected, size = read_meta(path.parent)["footers"].get(path.name), path.stat().st_size
     _demand(_footer_digest(path) == expected, "its footer is not the one that was written")
     file = pq.ParquetFile(path, page_checksum_verification=True, **options)
+    codecs = {file.metadata.row_group(group).column(column).compression for group in range(file.num_row_groups)
+              for column in range(file.metadata.num_columns)}
+    _demand(codecs <= {CODEC.upper()}, f"compressed by {', '.join(sorted(codecs))}")
     _demand(file.metadata.num_rows <= MOST_ROWS_PER_BYTE * size, f"{file.metadata.num_rows:,} rows in {size:,} bytes")
     return file
 
@@ -327,6 +334,18 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
     """
     _demand(table[name].null_count == 0 and pa.types.is_integer(table[name].type), f"column {name}")
     return np.from_dlpack(table[name].combine_chunks())
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Return how many bytes the texts of a dictionary-encoded column will take, of which a few may be told often."""
+    total = 0
+    for chunk in column.chunks:
+        if not len(chunk.dictionary):
+            continue
+        offsets = np.frombuffer(chunk.dictionary.buffers()[1], np.int32)
+        sizes = np.diff(offsets[chunk.dictionary.offset:][:len(chunk.dictionary) + 1])
+        total += int(sizes[np.from_dlpack(chunk.indices.drop_null())].sum(dtype=np.int64))
+    return total
 
 
 def _demand(condition: bool, otherwise: str) -> None:

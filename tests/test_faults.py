@@ -318,6 +318,33 @@ def test_a_parquet_file_that_claims_many_rows_is_refused(capsys, copies, name, c
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
 
+@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("codec", ["zstd", "gzip", "brotli"])
+def test_a_codec_that_can_pack_a_bomb_is_refused(capsys, copies, name, codec):
+    data_dir, run_dir = copies
+    pq.write_table(pq.read_table(data_dir / name), data_dir / name, compression=codec, write_page_checksum=True)
+    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    sentence = sentence_of(capsys, rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]))
+    assert f"{data_dir / name} is damaged (compressed by {codec.upper()})" in sentence
+
+
+def test_one_long_title_told_by_many_movies_takes_no_memory(capsys, copies):
+    """A dictionary holds a text once, however many rows have it: 4 MB in the file would be 376 MB in a list."""
+    data_dir, run_dir = copies
+    table = pq.read_table(data_dir / "movies.parquet")
+    text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 22)))
+    title = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), [text])
+    table = table.set_column(table.column_names.index("title"), "title", title)
+    pq.write_table(table, data_dir / "movies.parquet", compression=dataset.CODEC, write_page_checksum=True,
+                   dictionary_pagesize_limit=1 << 24)
+    assert (data_dir / "movies.parquet").stat().st_size < 1 << 23
+    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sentence = sentence_of(capsys, rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]))
+    assert f"{data_dir / 'movies.parquet'} is damaged (titles longer than any)" in sentence
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
 @pytest.mark.parametrize("change", [
     {"num_users": "1"}, {"num_ratings": -1}, {"num_movies": 2**60}, {"split": {}}, {"split": []}, {"stars_step": 0},
     {"stars_range": [5]}, {"stars_range": [5, 1]}, {"fingerprint": "\x1b[2J"}, {"fingerprint": None}, {"footers": 3},
@@ -344,7 +371,7 @@ def test_indices_outside_the_catalogues_are_refused(train, capsys, copies, colum
     values = table[column].to_numpy().copy()
     values[-1 if value > 0 else 0] = value
     table = table.set_column(table.column_names.index(column), column, pa.array(values, table[column].type))
-    pq.write_table(table, data_dir / "ratings.parquet", write_page_checksum=True)
+    pq.write_table(table, data_dir / "ratings.parquet", compression=dataset.CODEC, write_page_checksum=True)
     dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     assert "ratings.parquet" in sentence_of(capsys, train(data_dir, run_dir, "--eval_only"))
 
