@@ -105,8 +105,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
     add("dropout", float, model.dropout, "share of hidden units left out in training")
     add("film_noise", float, settings.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
-    parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths "
-                        "in the loss, per rating (default: half the number of users and movies per rating)")
+    parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths in "
+                        "the loss, per rating (default: the number of movies per rating; movies' side: of users)")
     add("drift_prior", float, settings.drift_prior, "weight of the drifts' squares in the loss, per film and period")
     add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
     add("relevance_weight", float, settings.relevance_weight, "weight of the loss of the order by relevance, which has "

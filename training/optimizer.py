@@ -58,9 +58,9 @@ def planned_epochs(num_users: int, most: int) -> int:
     return min(most, 20, max(8, 120_000 // num_users))
 
 
-def default_penalty(num_users: int, num_movies: int, num_ratings: int) -> float:
-    """Return the penalty on the vectors per rating: in proportion to the rows to be learned per rating."""
-    return 0.5 * (num_users + num_movies) / num_ratings
+def default_penalty(num_rows: int, num_ratings: int) -> float:
+    """Return a side's penalty on the vectors: how many rows of its table of films are to be learned per rating."""
+    return num_rows / num_ratings
 
 
 def schedule(step: int, num_steps: int, warmup: float = 0.05) -> float:

@@ -59,20 +59,20 @@ class Trainer:
         self.has_validation = bool(num_with > 0)
         share = VALIDATION_USERS / max(float(num_with), 1.0)
         self.val_users = with_validation[uniform(0, with_validation) < share]
-        penalty = settings.penalty
-        if penalty is None:
+        penalties = [settings.penalty] * 2
+        if settings.penalty is None:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
-            penalty = default_penalty(data.num_users, num_rated, self.num_ratings)
+            penalties = [default_penalty(num_rows, self.num_ratings) for num_rows in (num_rated, data.num_users)]
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
         relevance = None
         if model.relevance is not None:
             relevance = RelevanceLoss(model.relevance, model.user_side.movie_tower.num_ratings,
                                       data.meta["split"]["method"] in ("latest", "probe"))
-        self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings, penalty,
-                               settings.batch_size, settings.seed, self.stars_step, ranks, relevance)]
+        self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings,
+                               penalties[0], settings.batch_size, settings.seed, self.stars_step, ranks, relevance)]
         if model.movie_side is not None:
             ratings, owned = by_movie(data, ranks)
-            self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalty,
+            self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalties[1],
                                        math.ceil(settings.batch_size / 2), settings.seed + MOVIE_SIDE_SEED,
                                        self.stars_step, ranks))
         self.metrics: list[EpochMetrics] = []
