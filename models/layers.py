@@ -9,6 +9,7 @@ import itertools
 import torch
 
 USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
+RATINGS_IN_CACHE = 1024  # the same of ratings
 
 
 def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
@@ -38,16 +39,15 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor
 
 
 def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
-                     penalty: torch.Tensor, row: torch.Tensor,
-                     count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `ridge_solve` of rows of a table, without gradients and on the CPU.
+                     penalty: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return w of `ridge_solve`, of rows of a table, without gradients and on the CPU.
 
     Only the rows of a few users are gathered at a time, always into the same memory, which a core's cache holds.
 
     Args:
         table: float (N, H, D + 1), the film vectors and a last coordinate that does not matter.
         index: int64 (R,), the film of each rating.
-        residual, prior, penalty, row, count: as for `ridge_solve`.
+        residual, prior, penalty, count: as for `ridge_solve`.
     """
     num_users, (_, heads, dim) = len(count), table.shape
     product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
@@ -56,20 +56,22 @@ def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.T
     bounds = [0, *itertools.accumulate(map(sum, pieces))]
     buffer = table.new_empty(max(map(sum, pieces), default=0), heads, dim)
 
-    def gathered(start: int, stop: int) -> torch.Tensor:
-        return torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
-
     outputs = iter(product.unbind())
     for sizes, start, stop in zip(pieces, bounds[:-1], bounds[1:], strict=True):
-        rows = gathered(start, stop)
+        rows = torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
         rows[..., -1] = residual[start:stop]
         for own in rows.transpose(0, 1).split_with_sizes(sizes, 1):  # (H, R of a user, D + 1)
             torch.bmm(own.transpose(1, 2), own, out=next(outputs))
-    solution = solve_normal_equations(product, prior, penalty)[0]
-    unexplained = residual.clone()
-    for start, stop in itertools.pairwise(bounds):
-        unexplained[start:stop] -= (gathered(start, stop)[..., :-1] * solution[row[start:stop]]).sum(-1)
-    return solution, unexplained
+    return solve_normal_equations(product, prior, penalty)[0]
+
+
+def unexplained_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, solution: torch.Tensor,
+                     row: torch.Tensor) -> torch.Tensor:
+    """Return what solutions leave of the residuals, float (R, H); arguments as for `ridge_solve_rows`."""
+    dim = solution.shape[-1]
+    return torch.cat([left - (table.index_select(0, films)[..., :dim] * solution.index_select(0, users)).sum(-1)
+                      for films, left, users in zip(*(each.split(RATINGS_IN_CACHE) for each in (index, residual, row)),
+                                                    strict=True)])
 
 
 def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

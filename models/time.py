@@ -13,7 +13,7 @@ from torch import nn
 from models.layers import gather_rows
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
-WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured
+WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
 MOST_DAYS = 2**20  # a multiple of every window, beyond what a data set spans
 
 
@@ -70,3 +70,33 @@ class UserMood(nn.Module):
             mean = residuals / (count + self.log_shrink[number].exp())
             mood = mood + self.weight[number] * mean[asked_group]
         return mood.index_select(0, question)
+
+    def at(self, row: torch.Tensor, age: torch.Tensor, residual: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
+        """Return what `forward` does, float (B,), where every user is asked about one day, without sorting.
+
+        Args:
+            row, residual: as for `forward`, of the `recent` ratings at least.
+            age, asked_age: int64 (R,) and (B,), as from `ages`.
+        """
+        window = torch.tensor(WINDOWS, device=age.device)
+        same = (age.unsqueeze(1) // window == (asked_age.unsqueeze(1) // window)[row]).to(residual.dtype)  # (R, W)
+        total = residual.new_zeros(len(asked_age), 2 * len(WINDOWS)).index_add_(
+            0, row, torch.cat([same * residual.unsqueeze(1), same], 1))
+        residuals, count = total.chunk(2, 1)
+        return (residuals / (count + self.log_shrink.exp())) @ self.weight
+
+
+def ages(row: torch.Tensor, day: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the days between context ratings (R,), or questions (B,), and their user's last day, known or asked about.
+
+    Args:
+        row, day: int64 (R,), user and day of the context ratings.
+        asked: int64 (B,), the day of each user's question.
+    """
+    last = asked.scatter_reduce(0, row, day, "amax")
+    return last[row] - day, last - asked
+
+
+def recent(row: torch.Tensor, age: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
+    """Return the places of the context ratings that can count in a mood, int64: those in the question's widest window."""
+    return (age // WINDOWS[-1] == (asked_age // WINDOWS[-1])[row]).nonzero().squeeze(1)

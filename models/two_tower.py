@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.layers import gather_rows, gram, paired_dot, pool_rows, ridge_solve, ridge_solve_rows
-from models.time import FilmDrift, UserMood
+from models.layers import gather_rows, gram, paired_dot, pool_rows, ridge_solve, ridge_solve_rows, unexplained_rows
+from models.time import FilmDrift, UserMood, ages, recent
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
@@ -177,7 +177,7 @@ class UserTower(nn.Module):
         self.log_per_rating = nn.Parameter(per_rating.log())
 
     def forward(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
-                drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                drift: torch.Tensor, wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
         the context's residuals, float (R, H), of which no gradient is taken.
 
@@ -187,14 +187,19 @@ class UserTower(nn.Module):
             films: vectors of the distinct films.
             column: int64 (R,), the place among the films of each context rating's film.
             drift: float (R,), the films' drift at the time.
+            wanted: int64, places of the context ratings of which alone is told what is left; None: of all (R).
         """
         prior, residual, penalty, count = self.regression(embedding, context, films, column, drift)
-        if not self.config.has("solved_history"):
-            above_prior = paired_dot(prior, films.extended, context.row, column).detach()
-            return prior, residual.detach() - above_prior
-        if torch.is_grad_enabled() or residual.device.type != "cpu":
-            return ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, context.row, count)
-        return ridge_solve_rows(films.with_room, column, residual, prior, penalty, context.row, count)
+        if self.config.has("solved_history") and (torch.is_grad_enabled() or residual.device.type != "cpu"):
+            users, left = ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, context.row, count)
+            return users, left if wanted is None else left[wanted]
+        users, row = prior, context.row
+        if self.config.has("solved_history"):
+            users = ridge_solve_rows(films.with_room, column, residual, prior, penalty, count)
+        if wanted is not None:
+            column, residual, row = (each[wanted] for each in (column, residual, row))
+        with torch.no_grad():
+            return users, unexplained_rows(films.extended, column, residual, users, row)
 
     def regression(self, embedding: torch.Tensor, context: Context, films: Films, column: torch.Tensor,
                    drift: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -322,14 +327,21 @@ class TwoTower(nn.Module):
             context: what is known of the users.
             day: the same as for `movie_vectors`.
         """
-        users, unexplained = self._users(films, embedding, context)
-        every = torch.arange(len(users), device=users.device)
-        mood = self._mood(context, unexplained, Target(every, every, torch.full_like(every, day)), len(users))
-        bias = users[..., -1:] + mood.view(-1, 1, 1) / CONSTANT
+        bias = 0.0
+        if self.mood is None:
+            users, _ = self._users(films, embedding, context, context.row[:0])
+        else:
+            age, asked_age = ages(context.row, context.day, context.day.new_full((len(embedding),), day))
+            chosen = recent(context.row, age, asked_age)
+            users, unexplained = self._users(films, embedding, context, chosen)
+            mood = self.mood.at(context.row[chosen], age[chosen], unexplained.mean(1), asked_age)
+            bias = mood.view(-1, 1, 1) / CONSTANT
+        bias = users[..., -1:] + bias
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
-    def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, films, context.movie_idx, self._drift(context))
+    def _users(self, films: Films, embedding: torch.Tensor, context: Context,
+               wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.user_tower(embedding, context, films, context.movie_idx, self._drift(context), wanted)
 
     def _drift(self, ratings: Context | Target) -> torch.Tensor:
         if self.drift is None:
