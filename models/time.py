@@ -98,5 +98,5 @@ def ages(row: torch.Tensor, day: torch.Tensor, asked: torch.Tensor) -> tuple[tor
 
 
 def recent(row: torch.Tensor, age: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
-    """Return the places of the context ratings that can count in a mood, int64: those in the question's widest window."""
+    """Return the places of the context ratings that can count in a mood, int64: in the widest window's range."""
     return (age // WINDOWS[-1] == (asked_age // WINDOWS[-1])[row]).nonzero().squeeze(1)
