@@ -25,10 +25,14 @@ class FilmDrift(nn.Module):
         self.days = -(-num_days // PERIODS)  # of a period
         self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
 
-    def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the scores of movies on days of the data set: both int64 (R,) -> float (R,)."""
-        period = day // self.days
-        return gather_rows(self.table.view(-1), movie_idx * PERIODS + period)
+    def forward(self, rows: torch.Tensor, column: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the scores of films on days of the data set, float (R,).
+
+        Args:
+            rows: float (N, PERIODS), of the table.
+            column, day: int64 (R,), the film's place among the rows, and the day.
+        """
+        return gather_rows(rows.view(-1), column * PERIODS + day // self.days)
 
 
 class UserMood(nn.Module):

@@ -16,7 +16,7 @@ on the film vectors; the prediction is the mean of the heads' scores, which is a
 Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D coordinates of a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -92,6 +92,8 @@ class Films:
     vectors: torch.Tensor  # float (N, H, D)
     bias: torch.Tensor  # float (N, H)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
+    pooled: torch.Tensor  # float (N, 2 P): what ratings of the film add to a user's pooled history
+    drift: torch.Tensor | None  # float (N, PERIODS)
     constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
 
     @cached_property
@@ -103,6 +105,36 @@ class Films:
     def with_room(self) -> torch.Tensor:
         """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
         return nn.functional.pad(self.extended, (0, 1))
+
+
+class StepFilms(NamedTuple):
+    """The movies of a training step (N), as its context and its targets see them."""
+
+    place: torch.Tensor  # int64 (M,): where a movie is among them
+    num_ratings: torch.Tensor  # float (N,), in training
+    vectors: torch.Tensor  # float (N, H, D), without noise
+    seen: Films  # with the noise of the context
+    predicted: torch.Tensor  # float (N, H, D), with the noise of the targets
+
+    def learned(self) -> list[torch.Tensor]:
+        """Return what users' parts of the step send gradients to."""
+        seen = self.seen
+        return [seen.vectors, self.predicted, seen.bias, seen.pooled, *([] if seen.drift is None else [seen.drift])]
+
+    def cut_off(self) -> "StepFilms":
+        """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
+        many parts the users' is in."""
+        seen, leaf = self.seen, lambda tensor: tensor.detach().requires_grad_()
+        films = replace(seen, vectors=leaf(seen.vectors), bias=leaf(seen.bias), pooled=leaf(seen.pooled),
+                        drift=None if seen.drift is None else leaf(seen.drift))
+        return self._replace(seen=films, predicted=leaf(self.predicted))
+
+    def size(self, num_targets: torch.Tensor, penalty: float, film_prior: float) -> torch.Tensor:
+        """Return the sum over targets and heads of (penalty + film_prior / n_m) |q_m|^2, a scalar, n_m being the
+        film's number of training ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian
+        prior. `num_targets` is float (N,)."""
+        per_film = num_targets * (penalty + film_prior / self.num_ratings.clamp(min=1))
+        return self.vectors.square().sum((1, 2)) @ per_film
 
 
 class MovieTower(nn.Module):
@@ -138,8 +170,8 @@ class MovieTower(nn.Module):
         self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
         self.embedding *= (num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1)
 
-    def forward(self, movie_idx: torch.Tensor) -> Films:
-        """Return the films (N) of distinct movies, int64 (N,).
+    def forward(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vectors, float (N, H, D), and biases, float (N, H), of distinct movies, int64 (N,).
 
         The mean of a film's training stars is no input of the MLP: it contains the very ratings that the step has to
         predict, and without them it would give them away by what is missing from the film's learned bias.
@@ -154,7 +186,7 @@ class MovieTower(nn.Module):
         hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
         out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
         bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
-        return Films(own + out[..., :-1], bias, self.mean[movie_idx], CONSTANT * config.has("biases"))
+        return own + out[..., :-1], bias
 
 
 class UserTower(nn.Module):
@@ -221,10 +253,10 @@ class UserTower(nn.Module):
         mean = sum_by_user(surprise) / (size + MEAN_SHRINK)
         spread = (sum_by_user(surprise.square()) / (size + 1)).sqrt()
         if torch.is_grad_enabled():
-            by_residual, by_presence = gather_rows(self.pooled, context.movie_idx).split(config.pooled_dim, 1)
+            by_residual, by_presence = gather_rows(films.pooled, column).split(config.pooled_dim, 1)
             pooled = sum_by_user(by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence)
         else:
-            pooled = pool_rows(self.pooled, context.movie_idx, surprise - mean[row], count)
+            pooled = pool_rows(films.pooled, column, surprise - mean[row], count)
         features = torch.stack([(size + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding * config.has("user_embedding"),
                        pooled * (size + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
@@ -255,39 +287,52 @@ class TwoTower(nn.Module):
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
 
     def forward(self, embedding: torch.Tensor, context: Context, target: Target,
-                noise: tuple[torch.Tensor, torch.Tensor] | None = None,
-                penalty: float = 0.0, film_prior: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+                films: StepFilms) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
-            embedding: float (B, user_dim), this step's rows of the user table.
+            embedding: float (B, user_dim), these users' rows of the user table.
             context, target: what is known, and what is asked for.
-            noise: factors on the film vectors, float (M, H * D), as the context and as the targets see them: dropout's
-                smooth sibling (Srivastava et al. 2014, section 10).
-            penalty, film_prior: see returns.
+            films: of the step.
 
         Returns:
-            Scores per head, float (T, H), of the T targets; and, a scalar, the sum over targets and heads of
-            penalty * |p_u|^2 + (penalty + film_prior / n_m) * |q_m|^2, n_m being the film's number of training
-            ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian prior.
+            Scores per head, float (T, H), and the sum over targets and heads of |p_u|^2, a scalar.
         """
-        distinct, column_of = self._distinct_movies(context.movie_idx, target.movie_idx)
-        column, target_column = column_of[context.movie_idx], column_of[target.movie_idx]
-        num_targets = torch.bincount(target_column, minlength=len(distinct)).float()
-        films = self.movie_tower(distinct)
-        seen, predicted = films.vectors, films.vectors
+        column, target_column, seen = films.place[context.movie_idx], films.place[target.movie_idx], films.seen
+        users, unexplained = self.user_tower(embedding, context, seen, column, self._drift(seen, column, context.day))
+        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, target_column)
+        score = score + gather_rows(seen.bias, target_column)
+        of_days = self._drift(seen, target_column, target.day) + self._mood(context, unexplained, target, len(users))
+        size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
+        return score + of_days.unsqueeze(1) + self.offset, size
+
+    def step_films(self, movie_idx: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None) -> StepFilms:
+        """Return the films of a step.
+
+        Args:
+            movie_idx: int64 (R,), movies of its ratings.
+            noise: factors on the film vectors, float (M, H * D), as the context and as the targets see them: dropout's
+                smooth sibling (Srivastava et al. 2014, section 10).
+        """
+        distinct, place = self._distinct_movies(movie_idx)
+        films = self.films(distinct)
+        seen, predicted = films, films.vectors
         if noise is not None:
-            seen, predicted = (films.vectors * factor.index_select(0, distinct).view_as(films.vectors)
-                               for factor in noise)
-        users, unexplained = self.user_tower(embedding, context, Films(seen, films.bias, films.mean, films.constant),
-                                             column, self._drift(context))
-        score = paired_dot(users, with_constant(predicted, films.constant), target.row, target_column)
-        score = score + gather_rows(films.bias, target_column)
-        score = score + (self._drift(target) + self._mood(context, unexplained, target, len(users))).unsqueeze(1)
-        per_user = penalty * torch.bincount(target.row, minlength=len(users))
-        per_film = num_targets * (penalty + film_prior / self.movie_tower.num_ratings[distinct].clamp(min=1))
-        size = users.square().sum((1, 2)) @ per_user + films.vectors.square().sum((1, 2)) @ per_film
-        return score + self.offset, size
+            context_vectors, predicted = (films.vectors * factor.index_select(0, distinct).view_as(films.vectors)
+                                          for factor in noise)
+            seen = replace(films, vectors=context_vectors)
+        return StepFilms(place, self.movie_tower.num_ratings[distinct], films.vectors, seen, predicted)
+
+    def films(self, movie_idx: torch.Tensor | None = None) -> Films:
+        """Return the films of distinct movies, int64 (N,); of the whole catalogue where None are given."""
+        pooled, drift = self.user_tower.pooled, self.drift.table if self.drift else None
+        mean = self.movie_tower.mean
+        if movie_idx is None:
+            movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
+        else:
+            pooled, drift = gather_rows(pooled, movie_idx), None if drift is None else gather_rows(drift, movie_idx)
+            mean = mean[movie_idx]
+        return Films(*self.movie_tower(movie_idx), mean, pooled, drift, CONSTANT * self.config.has("biases"))
 
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
@@ -295,7 +340,8 @@ class TwoTower(nn.Module):
         users, unexplained = self._users(films, embedding, context)
         score = paired_dot(users, films.extended, target.row, target.movie_idx)
         score = (score + films.bias[target.movie_idx]).mean(1) + self.offset
-        return score + self._drift(target) + self._mood(context, unexplained, target, len(users))
+        drift = self._drift(films, target.movie_idx, target.day)
+        return score + drift + self._mood(context, unexplained, target, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -307,16 +353,11 @@ class TwoTower(nn.Module):
             movie_idx: int64 (N,), the movies asked for; None for all.
             films: of these movies, where they are at hand.
         """
-        if movie_idx is None:
-            movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        films = self.movie_tower(movie_idx) if films is None else films
-        drift = self._drift(Target(movie_idx, movie_idx, torch.full_like(movie_idx, day)))
+        films = self.films(movie_idx) if films is None else films
+        every = torch.arange(len(films.vectors), device=self.offset.device)
+        drift = self._drift(films, every, torch.full_like(every, day))
         bias = films.bias + self.offset + drift.unsqueeze(1)
         return torch.cat([with_constant(films.vectors), bias.unsqueeze(-1)], -1).flatten(1)
-
-    def films(self) -> Films:
-        """Return the films of the whole catalogue."""
-        return self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.
@@ -341,12 +382,13 @@ class TwoTower(nn.Module):
 
     def _users(self, films: Films, embedding: torch.Tensor, context: Context,
                wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, films, context.movie_idx, self._drift(context), wanted)
+        return self.user_tower(embedding, context, films, context.movie_idx,
+                               self._drift(films, context.movie_idx, context.day), wanted)
 
-    def _drift(self, ratings: Context | Target) -> torch.Tensor:
-        if self.drift is None:
-            return self.offset.new_zeros(len(ratings.row))
-        return self.drift(ratings.movie_idx, ratings.day)
+    def _drift(self, films: Films, column: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        if films.drift is None:
+            return self.offset.new_zeros(len(column))
+        return self.drift(films.drift, column, day)
 
     def _mood(self, context: Context, unexplained: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
         if self.mood is None:
@@ -367,7 +409,7 @@ class TwoTower(nn.Module):
             target_idx: int64 (T,), movies to explain.
         """
         prior, residual, penalty, count = self.user_tower.regression(
-            embedding, context, films, context.movie_idx, self._drift(context))
+            embedding, context, films, context.movie_idx, self._drift(films, context.movie_idx, context.day))
         vectors = films.extended[context.movie_idx]  # (R, H, D + 1)
         residual = residual - (vectors * prior).sum(-1)  # what the prior leaves unexplained
         system = gram(vectors, context.row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
@@ -379,15 +421,14 @@ class TwoTower(nn.Module):
         """Turn scores into stars."""
         return self.config.stars_low + (self.config.stars_high - self.config.stars_low) * torch.sigmoid(score)
 
-    def _distinct_movies(self, *movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _distinct_movies(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the movies that occur, int64 (N,), and each movie's place among them, int64 (M,)."""
         num_movies, device = self.config.num_movies, self.offset.device
         every = torch.arange(num_movies, device=device)
         if device.type != "cpu":  # finding them would make the host wait for the device
             return every, every
         occurs = torch.zeros(num_movies, dtype=torch.bool)
-        for movies in movie_idx:
-            occurs[movies] = True
+        occurs[movie_idx] = True
         distinct = occurs.nonzero().squeeze(1)
         place = torch.zeros(num_movies, dtype=torch.int64)
         place[distinct] = every[:len(distinct)]

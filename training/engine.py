@@ -9,12 +9,13 @@ An engine trains one side of the model. For the movie side, "users" are the movi
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from models.two_tower import TwoTower
+from models.two_tower import StepFilms, TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform
 from training.distributed import Ranks
@@ -67,6 +68,7 @@ class Engine:
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.parameters, self.relevance = list(model.parameters()), relevance
+        self.threads: ThreadPoolExecutor | None = None  # made when first needed
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
             self.parameters += relevance.relevance.parameters()
@@ -101,13 +103,21 @@ class Engine:
         of this rank."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        sums, row_grads = zip(*(self._backward(piece, seed, noise, number) for piece in pieces(batch)), strict=True)
+        films = self.model.step_films(batch.movie_idx, noise)
+        cut = films.cut_off()
+        sums, num_targets, row_grads = zip(*self._each_piece(batch, cut, seed, number), strict=True)
+        size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
+        reached = [(tensor, leaf.grad) for tensor, leaf in zip(films.learned(), cut.learned(), strict=True)
+                   if leaf.grad is not None]
+        torch.autograd.backward(*zip((0.5 * size, None), *reached, strict=True))
         self.ranks.sum_(*self.shared_gradients())
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
-        return torch.stack(sums).sum(0)
+        sums = torch.stack(sums).sum(0)
+        sums[0] += size.detach()
+        return sums
 
     def shared_gradients(self) -> list[torch.Tensor]:
         """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
@@ -150,24 +160,41 @@ class Engine:
             factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
             yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
 
-    def _backward(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
-                  number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a batch's gradients; return its sums, float64 (3,), and the gradient of the user rows (B, E)."""
+    def _each_piece(self, batch: Batch, films: StepFilms, seed: int, number: int) -> list[tuple[torch.Tensor, ...]]:
+        """Return what `_backward` does of each piece of a batch: as many at a time as there are CPU threads, each on a
+        thread of its own. Within every single operation, as torch divides them, they would wait for each other."""
+        num_threads = torch.get_num_threads()
+        if batch.row.device.type != "cpu" or num_threads == 1 or self.model.config.dropout:  # whose chance has an order
+            return [self._backward(piece, films, seed, number) for piece in pieces(batch, PIECE_RATINGS)]
+        largest = int(torch.bincount(batch.row).max()) if len(batch.row) else 0
+        most = min(len(batch.row) // num_threads + largest // 2 + 1, PIECE_RATINGS)
+        if self.threads is None:
+            self.threads = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+        work = [self.threads.submit(self._backward, piece, films, seed, number) for piece in pieces(batch, most)]
+        wait(work)
+        return [piece.result() for piece in work]
+
+    def _backward(self, batch: Batch, films: StepFilms, seed: int,
+                  number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add the gradients of a piece of a batch, as far as the films of the step; return its sums, float64 (3,), the
+        number of its targets by film, float (N,), and the gradient of the user rows (B, E)."""
         model, settings = self.model, self.settings
         in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < settings.context_share
         context, target = batch.part(in_context), batch.part(~in_context)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
-        score, size = model(rows * keep, context.context(), target.target(), noise, self.penalty, settings.film_prior)
+        score, size = model(rows * keep, context.context(), target.target(), films)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
-        loss = 0.5 * squared + 0.5 * size
+        loss = 0.5 * squared + 0.5 * self.penalty * size
         loss.backward()
         if self.relevance is not None:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
-        return torch.stack([2 * loss.detach().double(), squared.detach().double(),
-                            torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)]), rows.grad
+        sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
+                            torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
+        num_targets = torch.bincount(films.place[target.movie_idx], minlength=len(films.num_ratings)).to(score.dtype)
+        return sums, num_targets, rows.grad
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.seed * 1_000_003 + epoch
@@ -190,7 +217,7 @@ class Engine:
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
 
 
-def pieces(batch: Batch, most: int = PIECE_RATINGS) -> Iterator[Batch]:
+def pieces(batch: Batch, most: int) -> Iterator[Batch]:
     """Cut a batch between users, so that no piece has more ratings than `most`, unless it is a single user.
 
     Gradients add up over users, so that of the pieces is that of the batch.

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.two_tower import PARTS, Context, ModelConfig, Target, TwoTower
+from models.two_tower import PARTS, Context, ModelConfig, StepFilms, Target, TwoTower
 
 CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
                      embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4)
@@ -27,6 +27,10 @@ def model() -> TwoTower:
     return model.eval()
 
 
+def step_films(model: TwoTower) -> StepFilms:
+    return model.step_films(torch.cat([MOVIE, TARGET.movie_idx]))
+
+
 TARGET = Target(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]), torch.full((4,), LAST))
 
 
@@ -41,14 +45,17 @@ def test_training_starts_at_the_global_mean():
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
     users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST)
     exported = (users[TARGET[0]] * model.movie_vectors(LAST)[TARGET[1]]).sum(1)
-    scores, _ = model(torch.zeros(3, 4), CONTEXT, TARGET)
+    scores, _ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_films(model))
     torch.testing.assert_close(scores.mean(1), exported)
 
 
 @torch.no_grad()
 def test_penalty_equals_the_sum_over_targets_written_out(model):
     model.mood.weight.zero_()  # the penalty is on what is solved
-    _, size = model(torch.zeros(3, 4), CONTEXT, TARGET, penalty=0.1, film_prior=3.0)
+    films = step_films(model)
+    _, size = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
+    num_targets = torch.bincount(films.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
+    size = 0.1 * size + films.size(num_targets, penalty=0.1, film_prior=3.0)
     users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
     vectors = model.films().vectors
     expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
@@ -85,7 +92,7 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
     model.mood.weight.zero_()  # not a part of the solved history
     whole = model.user_vectors(films, embedding, context, LAST)
     prior = model.user_tower.regression(embedding, context, films, context.movie_idx,
-                                        model.drift(context.movie_idx, context.day))[0]
+                                        model.drift(films.drift, context.movie_idx, context.day))[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
     torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])
 
@@ -117,7 +124,7 @@ def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days
 @torch.no_grad()
 def test_every_part_changes_the_score_and_can_be_left_out(part, model):
     embedding = torch.ones(3, 4)
-    scores = model(embedding, CONTEXT, TARGET)[0]
+    scores = model(embedding, CONTEXT, TARGET, step_films(model))[0]
     without = TwoTower(replace(CONFIG, without=(part,))).eval()
     without.load_state_dict(model.state_dict(), strict=False)
-    assert (without(embedding, CONTEXT, TARGET)[0] - scores).abs().max() > 1e-5
+    assert (without(embedding, CONTEXT, TARGET, step_films(without))[0] - scores).abs().max() > 1e-5
