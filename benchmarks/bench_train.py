@@ -18,6 +18,7 @@ Each for --seconds after a warm-up, in whole steps. Prints a table; the last lin
 import argparse
 import contextlib
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from benchmarks import train_floor
 from benchmarks.train_floor import Clock, Enough, run_epochs
 from preprocessing.dataset import Movies, Users
 from training.batches import DataSet, RatingTensors
-from training.engine import Engine, Settings
+from training.engine import RELEVANCE_STEPS, Engine, Settings
 from training.trainer import Trainer, peak_rss_mib
 
 NETFLIX_USERS, NETFLIX_MOVIES, NETFLIX_RATINGS, NUM_DAYS = 480_189, 17_770, 100_480_507, 2243
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
     engine = make_engine(data, args.batch_size, device, args.seed)
     ours = timed("ours", run_epochs, engine)
-    peak_mib, sent = peak_rss_mib(), sum(gradient.nbytes for gradient in engine.shared_gradients())
+    peak_mib, sent = peak_rss_mib(), sent_bytes(engine)
     pooled = timed("ours, pooled history", run_epochs,
                    make_engine(data, args.batch_size, device, args.seed, "--without", "solved_history"))
     plain = {size: timed(f"plain, batch {size:,}", train_plain, data.train, size, device) for size in (128, 8192)}
@@ -166,7 +167,16 @@ def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int,
     model = train_command.build_model(args, data)
     side = model.user_side
     side.user_embedding = torch.empty(NETFLIX_USERS, side.config.user_dim).normal_(std=0.05)
-    return Trainer(model.to(device), data, Settings(batch_size=batch_size, seed=seed)).engines[0]
+    engine = Trainer(model.to(device), data, Settings(batch_size=batch_size, seed=seed)).engines[0]
+    engine.relevance_every = max(math.ceil(NETFLIX_USERS / batch_size) // RELEVANCE_STEPS, 1)  # as on all of Netflix
+    return engine
+
+
+def sent_bytes(engine: Engine) -> int:
+    """Return the bytes of gradients that each of several ranks would send a step, on average."""
+    without, whole = (sum(gradient.nbytes for gradient in engine.shared_gradients(with_relevance))
+                      for with_relevance in (False, True))
+    return without + (whole - without) // engine.relevance_every
 
 
 class PlainTowers(nn.Module):

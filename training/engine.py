@@ -23,6 +23,7 @@ from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, s
 from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
+RELEVANCE_STEPS = 1000  # of an epoch, about so many also train relevance, where there are more
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 
 
@@ -67,11 +68,11 @@ class Engine:
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
-        self.parameters, self.relevance = list(model.parameters()), relevance
+        self.relevance = relevance
         self.threads: ThreadPoolExecutor | None = None  # made when first needed
+        self.relevance_every = max(self.num_steps // RELEVANCE_STEPS, 1)
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
-            self.parameters += relevance.relevance.parameters()
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
         """Take the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
@@ -101,7 +102,9 @@ class Engine:
              factor: float, number: int = 0) -> torch.Tensor:
         """Take the step of a number in its epoch at the base rates times a factor; return its sums as `run_epoch` does,
         of this rank."""
-        for optimizer in self.optimizers:
+        with_relevance = self.relevance is not None and number % self.relevance_every == 0
+        optimizers = self.optimizers[:3 if with_relevance else 2]
+        for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         films = self.model.step_films(batch.movie_idx, noise)
         cut = films.cut_off()
@@ -110,24 +113,25 @@ class Engine:
         reached = [(tensor, leaf.grad) for tensor, leaf in zip(films.learned(), cut.learned(), strict=True)
                    if leaf.grad is not None]
         torch.autograd.backward(*zip((0.5 * size, None), *reached, strict=True))
-        self.ranks.sum_(*self.shared_gradients())
-        set_rate(self.optimizers, factor)
-        for optimizer in self.optimizers:
+        self.ranks.sum_(*self.shared_gradients(with_relevance))
+        set_rate(optimizers, factor)
+        for optimizer in optimizers:
             optimizer.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
         sums = torch.stack(sums).sum(0)
         sums[0] += size.detach()
         return sums
 
-    def shared_gradients(self) -> list[torch.Tensor]:
+    def shared_gradients(self, with_relevance: bool) -> list[torch.Tensor]:
         """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
 
         Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
         """
-        for parameter in self.parameters:
+        parameters = [*self.model.parameters(), *(self.relevance.relevance.parameters() if with_relevance else ())]
+        for parameter in parameters:
             if parameter.grad is None:  # this rank's users did not touch it
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters]
+        return [parameter.grad for parameter in parameters]
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers."""
@@ -187,7 +191,7 @@ class Engine:
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * self.penalty * size
         loss.backward()
-        if self.relevance is not None:
+        if self.relevance is not None and number % self.relevance_every == 0:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not

@@ -24,12 +24,12 @@ from training import distributed
 from training.engine import Engine
 left, shared = {step}, Engine.shared_gradients
 
-def shared_gradients(engine):
+def shared_gradients(engine, with_relevance):
     global left
     left -= 1
     if left == 0 and os.environ["RANK"] == "{rank}":
         os.kill(os.getpid(), signal.SIGKILL)
-    return shared(engine)
+    return shared(engine, with_relevance)
 
 Engine.shared_gradients = shared_gradients
 distributed.leave(main.main())

@@ -177,9 +177,9 @@ def test_a_spoilt_row_stops_the_step_that_meets_it(value):
 def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
     engine = engine_of(planted_ratings())
     engine.run_epoch(1, 2, Steps())
-    sizes = sorted(gradient.numel() for gradient in engine.shared_gradients())
+    sizes = sorted(gradient.numel() for gradient in engine.shared_gradients(False))
     assert sizes == sorted(parameter.numel() for parameter in engine.model.parameters())
-    assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients()]
+    assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients(False)]
 
 
 def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():

@@ -23,12 +23,12 @@ import os, sys, main
 from training.engine import Engine
 left, which, shared = int(sys.argv.pop(1)), int(sys.argv.pop(1)), Engine.shared_gradients
 
-def shared_gradients(engine):
+def shared_gradients(engine, with_relevance):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), which)
-    return shared(engine)
+    return shared(engine, with_relevance)
 
 Engine.shared_gradients = shared_gradients
 sys.exit(main.main(sys.argv[1:]))

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import torch
@@ -24,6 +25,19 @@ def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir,
         f"relevance.{name}" for name in ("history", "film", "popularity", "film_mean", "weights")}
     assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
     assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
+
+
+def test_of_very_many_steps_only_some_train_relevance(data_dir):
+    data = load_dataset(data_dir)
+    engine = build_trainer(parse_args(["--batch_size", "100"]), data, torch.device("cpu"), ALONE).engines[0]
+    assert engine.relevance_every == 1
+    engine.relevance_every = 2
+    batch, relevance = batch_of(engine.ratings, torch.arange(100)), engine.relevance.relevance
+    for number, moves in ((0, True), (1, False), (2, True), (3, False)):
+        before, rating = copy.deepcopy(relevance.state_dict()), engine.model.movie_tower.embedding.detach().clone()
+        engine.step(batch, 1, None, 1.0, number)
+        assert all(torch.equal(before[name], value) != moves for name, value in relevance.named_parameters())
+        assert not torch.equal(rating, engine.model.movie_tower.embedding)
 
 
 def test_a_run_without_relevance_has_no_scores_of_it_and_is_not_resumed_with_it(train, data_dir, tmp_path, capsys):
