@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import DAMAGE, load_checkpoint, lock_run, model_of, save_checkpoint
+from models.config import PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
-from models.two_tower import PARTS, ModelConfig
 from preprocessing.dataset import DataError
 from training import distributed, report
 from training.batches import DataSet, load_dataset

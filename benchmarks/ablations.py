@@ -30,8 +30,8 @@ from benchmarks.compare_accuracy import (
     summarize,
     train_towers,
 )
+from models.config import ModelConfig
 from models.sides import wants_both
-from models.two_tower import ModelConfig
 from preprocessing import dataset
 from preprocessing.dataset import DataError
 from training.report import read_metrics

@@ -37,9 +37,9 @@ import torch
 
 from models import batch
 from models.checkpoint import save_checkpoint
+from models.config import ModelConfig
 from models.recommender import Recommender
 from models.sides import TwoSided
-from models.two_tower import ModelConfig
 from preprocessing import dataset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from models import two_tower
+from models import two_tower, user_tower
 from training import engine as engine_module
 from training.batches import Batch, batch_of
 from training.engine import Engine
@@ -174,7 +174,7 @@ def places_of(engine: Engine) -> list[tuple[str, object, str]]:
     """Return (stage, owner, name) of the functions that make up a stage; one that is called by another counts apart."""
     return [("batch assembly", engine_module, "batch_of"), ("batch assembly", engine_module, "uniform"),
             ("batch assembly", Batch, "part"), ("film tower", engine.model.movie_tower, "forward"),
-            ("user tower", engine.model.user_tower, "forward"), ("ridge solve", two_tower, "ridge_solve"),
+            ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
             ("gather-dot", two_tower, "paired_dot"), ("backward", torch.Tensor, "backward"),
             *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]
 

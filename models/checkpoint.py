@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
-from models.two_tower import PARTS, ModelConfig
 from preprocessing.dataset import DataError, locked
 
 FORMAT = 2

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from models.checkpoint import load_checkpoint, model_of
 from models.sides import TwoSided
-from models.two_tower import Context
+from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users
 

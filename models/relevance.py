@@ -17,8 +17,10 @@ rating's vectors.
 import torch
 from torch import nn
 
+from models.config import ModelConfig
 from models.layers import gather_rows
-from models.two_tower import MEAN_SHRINK, Context, ModelConfig
+from models.movie_tower import MEAN_SHRINK
+from models.user_tower import Context
 
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
 

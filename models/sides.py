@@ -18,8 +18,11 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
+from models.config import ModelConfig
+from models.movie_tower import Films
 from models.relevance import Relevance
-from models.two_tower import Context, Films, ModelConfig, Target, TwoTower
+from models.two_tower import Target, TwoTower
+from models.user_tower import Context
 
 USERS_PER_MOVIE = 4  # the movie side pays where there are no more
 

@@ -23,8 +23,8 @@ import torch
 import main
 import rec
 from models.checkpoint import load_checkpoint, lock_run, save_checkpoint
+from models.config import ModelConfig
 from models.sides import TwoSided
-from models.two_tower import ModelConfig
 from preprocessing import dataset, folders, netflix_preprocess
 from preprocessing.dataset import FILES, DataError, RatingsFile, read_meta, read_movies, read_users
 

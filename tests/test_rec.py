@@ -13,7 +13,7 @@ import torch
 import main
 import rec
 from models.recommender import Recommender
-from models.two_tower import Context
+from models.user_tower import Context
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import RatingsFile, read_movies, read_users
 

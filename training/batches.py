@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.two_tower import Context, Target
+from models.two_tower import Target
+from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Ratings, Users
 from training.distributed import ALONE, Ranks

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from models.two_tower import StepFilms, TwoTower
+from models.movie_tower import StepFilms
+from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform
 from training.distributed import Ranks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations, compare_accuracy
-from models.two_tower import PARTS
+from models.config import PARTS
 
 SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "1"]
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_train, train_floor
 from benchmarks.train_floor import Clock, Enough, StepShape, least_work
-from models.two_tower import Context
+from models.user_tower import Context
 from training import engine as engine_module
 from training.batches import batch_of
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.config import ModelConfig
 from models.recommender import Recommender
 from models.sides import TwoSided
-from models.two_tower import ModelConfig
 from preprocessing.dataset import Movies, Users
 
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from models.config import ModelConfig
 from models.relevance import Relevance, multinomial_loss, sampling_chances
 from models.sides import TwoSided
-from models.two_tower import Context, ModelConfig
+from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_high=5, stars_mean=3.4,
                      embedding_dim=6, num_heads=2, hidden_dim=8, user_dim=4, pooled_dim=4, relevance_dim=3)

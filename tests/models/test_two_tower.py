@@ -3,7 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.two_tower import PARTS, Context, ModelConfig, StepFilms, Target, TwoTower
+from models.config import PARTS, ModelConfig
+from models.movie_tower import StepFilms
+from models.two_tower import Target, TwoTower
+from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
                      embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4)

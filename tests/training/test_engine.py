@@ -9,7 +9,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from models.two_tower import ModelConfig, TwoTower
+from models.config import ModelConfig
+from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import engine as engine_module
 from training.batches import RatingTensors, batch_of

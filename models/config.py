@@ -1,0 +1,41 @@
+"""What fixes the shapes and the scale of a model, and the parts that can be left out of it."""
+
+from dataclasses import dataclass
+
+PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
+         "drift", "mood")
+
+
+@dataclass
+class ModelConfig:
+    """Everything that fixes the shapes and the scale of a model; saved with it."""
+
+    num_users: int
+    num_movies: int
+    num_days: int  # of the data set
+    stars_low: float
+    stars_high: float
+    stars_mean: float  # of the training ratings
+    embedding_dim: int = 128  # H * D
+    num_heads: int = 4
+    hidden_dim: int = 128
+    user_dim: int = 16  # user embedding
+    pooled_dim: int = 32
+    relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
+    dropout: float = 0.0  # of hidden units
+    without: tuple[str, ...] = ()  # of PARTS, left out to see what they are worth
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.embedding_dim // self.num_heads
+
+    def has(self, part: str) -> float:
+        """Return 1 for a part of the model that is there, 0 for one that is left out."""
+        return float(part not in self.without)
+
+    @property
+    def slope(self) -> float:
+        """Stars per unit of score where the prediction is the mean: the sigmoid's derivative there."""
+        low, high = self.stars_low, self.stars_high
+        return max((self.stars_mean - low) * (high - self.stars_mean) / (high - low), 1e-3)

@@ -1,0 +1,127 @@
+"""The tower of movies, and its results: the vectors of all films, or of those of a training step.
+
+Letters: N films, M movies of the data set, H heads, D coordinates of a head, P pooled coordinates.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.config import ModelConfig
+from models.layers import gather_rows
+
+CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
+CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
+MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
+
+
+@dataclass
+class Films:
+    """Vectors of the movies of a step (N), or of all (N = M)."""
+
+    vectors: torch.Tensor  # float (N, H, D)
+    bias: torch.Tensor  # float (N, H)
+    mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
+    pooled: torch.Tensor  # float (N, 2 P): what ratings of the film add to a user's pooled history
+    drift: torch.Tensor | None  # float (N, PERIODS)
+    constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
+
+    @cached_property
+    def extended(self) -> torch.Tensor:
+        """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
+        return with_constant(self.vectors, self.constant)
+
+    @cached_property
+    def with_room(self) -> torch.Tensor:
+        """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
+        return nn.functional.pad(self.extended, (0, 1))
+
+
+class StepFilms(NamedTuple):
+    """The movies of a training step (N), as its context and its targets see them."""
+
+    place: torch.Tensor  # int64 (M,): where a movie is among them
+    num_ratings: torch.Tensor  # float (N,), in training
+    vectors: torch.Tensor  # float (N, H, D), without noise
+    seen: Films  # with the noise of the context
+    predicted: torch.Tensor  # float (N, H, D), with the noise of the targets
+
+    def learned(self) -> list[torch.Tensor]:
+        """Return what users' parts of the step send gradients to."""
+        seen = self.seen
+        return [seen.vectors, self.predicted, seen.bias, seen.pooled, *([] if seen.drift is None else [seen.drift])]
+
+    def cut_off(self) -> "StepFilms":
+        """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
+        many parts the users' is in."""
+        seen, leaf = self.seen, lambda tensor: tensor.detach().requires_grad_()
+        films = replace(seen, vectors=leaf(seen.vectors), bias=leaf(seen.bias), pooled=leaf(seen.pooled),
+                        drift=None if seen.drift is None else leaf(seen.drift))
+        return self._replace(seen=films, predicted=leaf(self.predicted))
+
+    def size(self, num_targets: torch.Tensor, penalty: float, film_prior: float) -> torch.Tensor:
+        """Return the sum over targets and heads of (penalty + film_prior / n_m) |q_m|^2, a scalar, n_m being the
+        film's number of training ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian
+        prior. `num_targets` is float (N,)."""
+        per_film = num_targets * (penalty + film_prior / self.num_ratings.clamp(min=1))
+        return self.vectors.square().sum((1, 2)) @ per_film
+
+
+class MovieTower(nn.Module):
+    """Film vectors from a learned embedding, the release year, and what the training ratings say of the film."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, dim = config.num_heads, config.head_dim
+        self.embedding = nn.Parameter(torch.empty(config.num_movies, heads, dim).normal_(std=0.07))
+        self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
+        num_features = 5
+        self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("year", torch.zeros(config.num_movies))  # 0 where unknown
+        self.register_buffer("num_ratings", torch.zeros(config.num_movies))  # in training
+        self.register_buffer("mean", torch.zeros(config.num_movies))  # shrunk, of their stars less the global mean
+
+    @torch.no_grad()
+    def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
+        """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings,
+        the sum in stars above the global mean.
+
+        The biases begin at the shrunk means. The random embeddings shrink where ratings are few, so that chance does
+        not speak for a film; one without training ratings has none, only its features speak for it.
+        """
+        self.year.copy_(year)
+        self.num_ratings.copy_(num_ratings)
+        self.mean.copy_(sum_ratings / (num_ratings + MEAN_SHRINK))
+        self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
+        self.embedding *= (num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1)
+
+    def forward(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return vectors, float (N, H, D), and biases, float (N, H), of distinct movies, int64 (N,).
+
+        The mean of a film's training stars is no input of the MLP: it contains the very ratings that the step has to
+        predict, and without them it would give them away by what is missing from the film's learned bias.
+        """
+        config = self.config
+        count, year = self.num_ratings[movie_idx], self.year[movie_idx] * config.has("year")
+        age = (year - 1985) / 15 * (year > 0)
+        log_count = (count + 1).log() / 3 - 2
+        features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
+        features = features * config.has("movie_features")
+        own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
+        hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
+        out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
+        bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
+        return own + out[..., :-1], bias
+
+
+def with_constant(vectors: torch.Tensor, constant: float = CONSTANT) -> torch.Tensor:
+    """Append the coordinate that a user's bias multiplies: (..., D) -> (..., D + 1)."""
+    return torch.cat([vectors, vectors.new_full((*vectors.shape[:-1], 1), constant)], -1)
