@@ -49,7 +49,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     embedding, P pooled, per step of B users, C context and T target ratings, R = C + T, and N films:
 
         batch assembly   reads 5 bytes a rating as stored, writes user, film, stars and day: 5 R + 16 R bytes
-        film tower       reads and writes N vectors: 8 N K bytes; 2 N F (K + 5) + 2 N F (K + H) operations
+        film tower       reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + H) operations
         user tower       reads a row of 2 P and 4 numbers a context rating: 4 C (2 P + 4) bytes; 3 C P to pool them, and
                          2 B F (E + P + 3) + 2 B F H D'
         ridge solve      reads a film's row and residual, writes what is left: 4 C H (D' + 2) bytes; half of a symmetric
@@ -68,7 +68,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     heads, dim, hidden, pooled = config.num_heads, config.head_dim + 1, config.hidden_dim, config.pooled_dim
     width, user_dim = config.embedding_dim, config.user_dim
     users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
-    film_layers = 2 * films * hidden * (width + 5 + width + heads)
+    film_layers = 2 * films * hidden * (config.head_dim + 5 + width + heads)
     user_layers = 2 * users * hidden * (user_dim + pooled + 3 + heads * dim)
     tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
                        for optimizer in engine.optimizers)
@@ -142,7 +142,7 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
 
 def shape_of_steps(engine: Engine) -> StepShape:
     """Return the mean shape of some steps' batches."""
-    config, share = engine.model.config, engine.settings.context_share
+    config, share = engine.model.config, 0.5  # of the ratings are context
     ratings = films = users = 0
     for number in range(SAMPLE_STEPS):
         chance = torch.Generator().manual_seed(number)

@@ -20,18 +20,28 @@ MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at 
 
 @dataclass
 class Films:
-    """Vectors of the movies of a step (N), or of all (N = M)."""
+    """Vectors of the movies of a step (N), or of all (N = M).
 
-    vectors: torch.Tensor  # float (N, H, D)
-    bias: torch.Tensor  # float (N, H)
+    In training the H heads are in G groups, each of which sees a context of a user of its own. There a user is G rows,
+    g B + b being user b as group g sees him, and a film's vectors are G rows, n G + g being those of group g.
+    """
+
+    vectors: torch.Tensor  # float (N G, H / G, D)
+    bias: torch.Tensor  # float (N G, H / G)
     mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
     pooled: torch.Tensor  # float (N, 2 P): what ratings of the film add to a user's pooled history
     drift: torch.Tensor | None  # float (N, PERIODS)
     constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
+    groups: int = 1  # G
+
+    def head_column(self, column: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """Return the rows of the vectors that ratings meet, int64 (R,), from their films' places and their users' rows,
+        both int64 (R,), of so many."""
+        return column if self.groups == 1 else column * self.groups + row // (num_rows // self.groups)
 
     @cached_property
     def extended(self) -> torch.Tensor:
-        """The vectors with the coordinate that a user's bias multiplies, float (N, H, D + 1)."""
+        """The vectors with the coordinate that a user's bias multiplies, float (N G, H / G, D + 1)."""
         return with_constant(self.vectors, self.constant)
 
     @cached_property
@@ -45,9 +55,9 @@ class StepFilms(NamedTuple):
 
     place: torch.Tensor  # int64 (M,): where a movie is among them
     num_ratings: torch.Tensor  # float (N,), in training
-    vectors: torch.Tensor  # float (N, H, D), without noise
+    vectors: torch.Tensor  # float (N G, H / G, D), without noise
     seen: Films  # with the noise of the context
-    predicted: torch.Tensor  # float (N, H, D), with the noise of the targets
+    predicted: torch.Tensor  # float (N G, H / G, D), with the noise of the targets
 
     def learned(self) -> list[torch.Tensor]:
         """Return what users' parts of the step send gradients to."""
@@ -65,9 +75,9 @@ class StepFilms(NamedTuple):
     def size(self, num_targets: torch.Tensor, penalty: float, film_prior: float) -> torch.Tensor:
         """Return the sum over targets and heads of (penalty + film_prior / n_m) |q_m|^2, a scalar, n_m being the
         film's number of training ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian
-        prior. `num_targets` is float (N,)."""
-        per_film = num_targets * (penalty + film_prior / self.num_ratings.clamp(min=1))
-        return self.vectors.square().sum((1, 2)) @ per_film
+        prior. `num_targets` is float (N G,)."""
+        weight = penalty + film_prior / self.num_ratings.clamp(min=1)
+        return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.seen.groups))
 
 
 class MovieTower(nn.Module):
@@ -80,7 +90,7 @@ class MovieTower(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.num_movies, heads, dim).normal_(std=0.07))
         self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
         num_features = 5
-        self.hidden = nn.Linear(heads * dim + num_features, config.hidden_dim)
+        self.hidden = nn.Linear(dim + num_features, config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -116,7 +126,7 @@ class MovieTower(nn.Module):
         features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         features = features * config.has("movie_features")
         own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
-        hidden = torch.relu(self.hidden(torch.cat([own.flatten(1), features], 1)))
+        hidden = torch.relu(self.hidden(torch.cat([own.mean(1), features], 1)))
         out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
         bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
         return own + out[..., :-1], bias

@@ -1,7 +1,7 @@
 """The two towers: a user's ratings become one vector, a movie another, and a prediction is their dot product.
 
     p_u = prior(x_u) + solved history       x_u = [user embedding; pooled history; user features]  -> MLP, ReLU
-    q_m = embedding + MLP(x_m)              x_m = [movie embedding; release year; rating count]
+    q_m = embedding + MLP(x_m)              x_m = [movie embedding, mean of heads; release year; rating count]
     score(u, m) = p_u . q_m                 biases are coordinates of the vectors
     stars(u, m) = low + (high - low) sigmoid(score)
 
@@ -11,7 +11,8 @@ Solved: the ridge regression of what the prior leaves unexplained on the film ve
 without an embedding of his own is served by the same tower: his context is enough.
 
 The vectors consist of H heads of D coordinates. Each head is a model of its own, with its own loss and its own noise
-on the film vectors; the prediction is the mean of the heads' scores, which is again one dot product.
+on the film vectors, and what is context for half of them is target for the others; the prediction is the mean of the
+heads' scores, which is again one dot product.
 
 Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D coordinates of a head.
 """
@@ -57,31 +58,36 @@ class TwoTower(nn.Module):
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
-            embedding: float (B, user_dim), these users' rows of the user table.
-            context, target: what is known, and what is asked for.
+            embedding: float (B, user_dim), these users' rows of the user table, once for every group of heads.
+            context, target: what is known, and what is asked for, by group and user.
             films: of the step.
 
         Returns:
-            Scores per head, float (T, H), and the sum over targets and heads of |p_u|^2, a scalar.
+            Scores per head of a group, float (T, H / G), and the sum over targets and heads of |p_u|^2, a scalar.
         """
         column, target_column, seen = films.place[context.movie_idx], films.place[target.movie_idx], films.seen
         users, unexplained = self.user_tower(embedding, context, seen, column, self._drift(seen, column, context.day))
-        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, target_column)
-        score = score + gather_rows(seen.bias, target_column)
+        head_column = seen.head_column(target_column, target.row, len(users))
+        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, head_column)
+        score = score + gather_rows(seen.bias, head_column)
         of_days = self._drift(seen, target_column, target.day) + self._mood(context, unexplained, target, len(users))
         size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size
 
-    def step_films(self, movie_idx: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None) -> StepFilms:
+    def step_films(self, movie_idx: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None,
+                   groups: int = 1) -> StepFilms:
         """Return the films of a step.
 
         Args:
             movie_idx: int64 (R,), movies of its ratings.
             noise: factors on the film vectors, float (M, H * D), as the context and as the targets see them: dropout's
                 smooth sibling (Srivastava et al. 2014, section 10).
+            groups: G, of heads.
         """
         distinct, place = self._distinct_movies(movie_idx)
-        films = self.films(distinct)
+        films, shape = self.films(distinct), (len(distinct) * groups, self.config.num_heads // groups)
+        films = replace(films, vectors=films.vectors.view(*shape, self.config.head_dim), bias=films.bias.view(shape),
+                        groups=groups)
         seen, predicted = films, films.vectors
         if noise is not None:
             context_vectors, predicted = (films.vectors * factor.index_select(0, distinct).view_as(films.vectors)

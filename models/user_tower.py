@@ -46,6 +46,8 @@ class UserTower(nn.Module):
         """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
         the context's residuals, float (R, H), of which no gradient is taken.
 
+        With groups of heads (see `Films`), B is G rows a user, and H the heads of a group.
+
         Args:
             embedding: float (B, user_dim), zero for a user who has none.
             context: the ratings to make the vectors of.
@@ -55,6 +57,7 @@ class UserTower(nn.Module):
             wanted: int64, places of the context ratings of which alone is told what is left; None: of all (R).
         """
         prior, residual, penalty, count = self.regression(embedding, context, films, column, drift)
+        column = films.head_column(column, context.row, len(embedding))
         if self.config.has("solved_history") and (torch.is_grad_enabled() or residual.device.type != "cpu"):
             users, left = ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, context.row, count)
             return users, left if wanted is None else left[wanted]
@@ -95,10 +98,19 @@ class UserTower(nn.Module):
                        pooled * (size + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
                        features * config.has("user_features")], 1)
         hidden = torch.relu(self.hidden(x))
-        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)  # (B, H, D + 1)
+        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)
+        prior = self._of_group(prior, films.groups)  # (B, H / G, D + 1)
         if not config.has("biases"):
             prior = prior * (torch.arange(config.head_dim + 1, device=prior.device) < config.head_dim)
 
-        residual = (above_mean / config.slope - drift).unsqueeze(1) - gather_rows(films.bias, column)
+        bias = gather_rows(films.bias, films.head_column(column, row, num_users))
+        residual = (above_mean / config.slope - drift).unsqueeze(1) - bias
         penalty = self.log_base.exp() + self.log_per_rating.exp() * size.view(-1, 1, 1)
-        return prior, residual, penalty, count
+        return prior, residual, self._of_group(penalty, films.groups), count
+
+    def _of_group(self, values: torch.Tensor, groups: int) -> torch.Tensor:
+        """Return of each row, float (B, H, D + 1), the heads of its group, (B, H / G, D + 1)."""
+        if groups == 1:
+            return values
+        heads = self.config.num_heads // groups
+        return torch.cat([rows[:, group * heads:][:, :heads] for group, rows in enumerate(values.chunk(groups))])

@@ -42,8 +42,7 @@ class Settings:
     film_noise: float = 0.4  # standard deviation of the random factors on film coordinates
     relevance_weight: float = 1.0  # of the loss of relevance
     seed: int = 0
-    user_dropout: float = 0.5  # share of users whose embedding is left out in a step; no flag
-    context_share: float = 0.5  # of a user's ratings in a step; no flag
+    user_dropout: float = 0.9  # share of users whose embedding is left out in a step; no flag
 
 
 class Engine:
@@ -70,6 +69,7 @@ class Engine:
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.relevance = relevance
+        self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads, see `halves`
         self.threads: ThreadPoolExecutor | None = None  # made when first needed
         self.relevance_every = max(self.num_steps // RELEVANCE_STEPS, 1)
         if relevance is not None:
@@ -107,7 +107,7 @@ class Engine:
         optimizers = self.optimizers[:3 if with_relevance else 2]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        films = self.model.step_films(batch.movie_idx, noise)
+        films = self.model.step_films(batch.movie_idx, noise, self.groups)
         cut = films.cut_off()
         sums, num_targets, row_grads = zip(*self._each_piece(batch, cut, seed, number), strict=True)
         size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
@@ -182,13 +182,13 @@ class Engine:
     def _backward(self, batch: Batch, films: StepFilms, seed: int,
                   number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Add the gradients of a piece of a batch, as far as the films of the step; return its sums, float64 (3,), the
-        number of its targets by film, float (N,), and the gradient of the user rows (B, E)."""
+        number of its targets by film and group of heads, float (N G,), and the gradient of the user rows (B, E)."""
         model, settings = self.model, self.settings
-        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < settings.context_share
-        context, target = batch.part(in_context), batch.part(~in_context)
+        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < 0.5
+        context, target = halves(batch, in_context, self.groups)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
-        score, size = model(rows * keep, context.context(), target.target(), films)
+        score, size = model((rows * keep).repeat(self.groups, 1), context.context(), target.target(), films)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * self.penalty * size
         loss.backward()
@@ -198,7 +198,8 @@ class Engine:
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
-        num_targets = torch.bincount(films.place[target.movie_idx], minlength=len(films.num_ratings)).to(score.dtype)
+        column = films.seen.head_column(films.place[target.movie_idx], target.row, self.groups * len(batch.users))
+        num_targets = torch.bincount(column, minlength=len(films.vectors)).to(score.dtype)
         return sums, num_targets, rows.grad
 
     def _epoch_seed(self, epoch: int) -> int:
@@ -220,6 +221,25 @@ class Engine:
             lr = self.settings.lr
             raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+
+
+def halves(batch: Batch, in_context: torch.Tensor, groups: int) -> tuple[Batch, Batch]:
+    """Return the context and the targets of a batch; for two groups of heads both ways round, the users of the second
+    after those of the first.
+
+    Which ratings are context is what two runs differ by most. So the groups err more unlike each other, and the mean of
+    them errs less, at the cost of one.
+    """
+    context, target = batch.part(in_context), batch.part(~in_context)
+    if groups == 1:
+        return context, target
+
+    def one_after_another(first: Batch, second: Batch) -> Batch:
+        columns = ((getattr(first, name), getattr(second, name)) for name in ("movie_idx", "stars", "day"))
+        return Batch(first.users.repeat(2), torch.cat([first.row, second.row + len(first.users)]),
+                     *map(torch.cat, columns))
+
+    return one_after_another(context, target), one_after_another(target, context)
 
 
 def pieces(batch: Batch, most: int) -> Iterator[Batch]:

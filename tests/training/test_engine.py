@@ -15,7 +15,7 @@ from preprocessing.dataset import DataError
 from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
-from training.engine import Engine, Settings, pieces
+from training.engine import Engine, Settings, halves, pieces
 from training.optimizer import schedule
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
@@ -70,7 +70,7 @@ def test_any_batch_size_takes_every_rating_once_an_epoch(batch_size):
 
 
 def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vectors():
-    engine = engine_of(planted_ratings(), batch_size=2)
+    engine = engine_of(planted_ratings(), batch_size=2, user_dropout=0.0)
     model, before = engine.model, engine.model.user_embedding.clone()
     for epoch in (1, 2):
         engine.run_epoch(epoch, 2, Steps())
@@ -127,6 +127,40 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, num_threads, monke
     for name, parameter in split.model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12, msg=name)
     torch.testing.assert_close(split.model.user_embedding, whole.model.user_embedding, rtol=1e-9, atol=1e-12)
+
+
+def test_groups_of_heads_see_the_halves_both_ways_round():
+    batch = batch_of(planted_ratings([2, 0, 3]), torch.arange(3))
+    in_context = torch.tensor([True, False, False, False, True])
+    context, target = halves(batch, in_context, groups=2)
+    first, second = [0, 4], [1, 2, 3]  # ratings, in the order of the batch
+    assert context.row.tolist() == [0, 2] + [3, 5, 5] and target.row.tolist() == [0, 2, 2] + [3, 5]
+    for name in ("movie_idx", "stars", "day"):
+        column = getattr(batch, name)
+        assert torch.equal(getattr(context, name), column[first + second])
+        assert torch.equal(getattr(target, name), column[second + first])
+    assert [part.row.tolist() for part in halves(batch, in_context, groups=1)] == [[0, 2], [0, 2, 2]]
+
+
+def test_a_group_of_heads_is_a_model_of_its_own(float64):
+    """The heads of a group score as they do where all heads see what this group sees."""
+    ratings = planted_ratings([5, 40, 9])
+    engine, batch = engine_of(ratings), batch_of(ratings, torch.arange(3))
+    batch.stars = batch.stars.double()
+    model = engine.model
+    model.mood = None  # it means over the heads that see the same
+    for layer in (model.user_tower.out, model.movie_tower.out):
+        layer.weight.data.normal_(std=0.3)
+    in_context = torch.rand(len(batch.row), generator=torch.Generator().manual_seed(0)) < 0.5
+    embedding = torch.randn(3, 4)
+    with torch.no_grad():
+        context, target = halves(batch, in_context, 2)
+        scores, _ = model(embedding.repeat(2, 1), context.context(), target.target(),
+                          model.step_films(batch.movie_idx, groups=2))
+        one, other, films = batch.part(in_context), batch.part(~in_context), model.step_films(batch.movie_idx)
+        first, _ = model(embedding, one.context(), other.target(), films)
+        second, _ = model(embedding, other.context(), one.target(), films)
+    torch.testing.assert_close(scores[:, 0], torch.cat([first[:, 0], second[:, 1]]))
 
 
 def test_threads_get_pieces_of_like_size():
