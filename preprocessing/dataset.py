@@ -185,8 +185,11 @@ def read_movies(data_dir: Path) -> Movies:
         table = _open(path, read_dictionary=["title"]).read(use_threads=False)  # starting threads takes longer
         _demand(_text_bytes(table["title"]) <= MOST_TITLE_BYTES * len(table), "titles longer than any")
         year = np.array([year or 0 for year in table["year"].to_pylist()], np.int16)
-        movies = Movies(_column(table, "movie_id"), year, table["title"].to_pylist(),
-                        _column(table, "num_train_ratings"))
+        title = []
+        for chunk in table["title"].chunks:  # twenty times as fast as a title at a time
+            texts = chunk.dictionary.to_pylist()
+            title += [None if place is None else texts[place] for place in chunk.indices.to_pylist()]
+        movies = Movies(_column(table, "movie_id"), year, title, _column(table, "num_train_ratings"))
         _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
                 and None not in movies.title, "its movies are out of order")
         return movies
