@@ -9,7 +9,6 @@ An engine trains one side of the model. For the movie side, "users" are the movi
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +69,6 @@ class Engine:
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.relevance = relevance
         self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads, see `halves`
-        self.threads: ThreadPoolExecutor | None = None  # made when first needed
         self.relevance_every = max(self.num_steps // RELEVANCE_STEPS, 1)
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
@@ -109,7 +107,8 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
         films = self.model.step_films(batch.movie_idx, noise, self.groups)
         cut = films.cut_off()
-        sums, num_targets, row_grads = zip(*self._each_piece(batch, cut, seed, number), strict=True)
+        sums, num_targets, row_grads = zip(*(self._backward(piece, cut, seed, number) for piece in pieces(batch)),
+                                           strict=True)
         size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
         reached = [(tensor, leaf.grad) for tensor, leaf in zip(films.learned(), cut.learned(), strict=True)
                    if leaf.grad is not None]
@@ -164,20 +163,6 @@ class Engine:
             users = users[(users >= first) & (users < last)].sort().values.to(device)
             factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
             yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
-
-    def _each_piece(self, batch: Batch, films: StepFilms, seed: int, number: int) -> list[tuple[torch.Tensor, ...]]:
-        """Return what `_backward` does of each piece of a batch: as many at a time as there are CPU threads, each on a
-        thread of its own. Within every single operation, as torch divides them, they would wait for each other."""
-        num_threads = torch.get_num_threads()
-        if batch.row.device.type != "cpu" or num_threads == 1 or self.model.config.dropout:  # whose chance has an order
-            return [self._backward(piece, films, seed, number) for piece in pieces(batch, PIECE_RATINGS)]
-        largest = int(torch.bincount(batch.row).max()) if len(batch.row) else 0
-        most = min(len(batch.row) // num_threads + largest // 2 + 1, PIECE_RATINGS)
-        if self.threads is None:
-            self.threads = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
-        work = [self.threads.submit(self._backward, piece, films, seed, number) for piece in pieces(batch, most)]
-        wait(work)
-        return [piece.result() for piece in work]
 
     def _backward(self, batch: Batch, films: StepFilms, seed: int,
                   number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -242,7 +227,7 @@ def halves(batch: Batch, in_context: torch.Tensor, groups: int) -> tuple[Batch, 
     return one_after_another(context, target), one_after_another(target, context)
 
 
-def pieces(batch: Batch, most: int) -> Iterator[Batch]:
+def pieces(batch: Batch, most: int = PIECE_RATINGS) -> Iterator[Batch]:
     """Cut a batch between users, so that no piece has more ratings than `most`, unless it is a single user.
 
     Gradients add up over users, so that of the pieces is that of the batch.

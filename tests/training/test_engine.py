@@ -1,5 +1,6 @@
 """Steps on a planted data set: a user with one rating, one who has rated nearly everything, a movie without ratings."""
 
+import functools
 import itertools
 import math
 import re
@@ -105,8 +106,8 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(("most", "num_threads"), [(1, 1), (60, 1), (400, 1), (400, 2), (1, 3)])
-def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, num_threads, monkeypatch, float64):
+@pytest.mark.parametrize("most", [1, 60, 400])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float64):
     ratings = planted_ratings([1, 90, 0, 40, 7, 30, 300, 2, 0])
     batch = batch_of(ratings, torch.arange(9))
     batch.stars = batch.stars.double()
@@ -118,10 +119,8 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, num_threads, monke
         engine.model.mood.weight.data.fill_(0.1)
     sums = whole.step(batch, 5, noise, 1.0)
     assert len(list(pieces(batch, most))) > 1
-    monkeypatch.setattr(engine_module, "PIECE_RATINGS", most)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    monkeypatch.setattr(engine_module, "pieces", functools.partial(pieces, most=most))
     torch.testing.assert_close(split.step(batch, 5, noise, 1.0), sums, rtol=1e-12, atol=0)
-    assert (split.threads is not None) == (num_threads > 1)
     gradients = {name: parameter.grad for name, parameter in whole.model.named_parameters()}
     assert all(gradients[name].abs().sum() > 0 for name in gradients)
     for name, parameter in split.model.named_parameters():
@@ -161,21 +160,6 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64):
         first, _ = model(embedding, one.context(), other.target(), films)
         second, _ = model(embedding, other.context(), one.target(), films)
     torch.testing.assert_close(scores[:, 0], torch.cat([first[:, 0], second[:, 1]]))
-
-
-def test_threads_get_pieces_of_like_size():
-    batch = batch_of(planted_ratings([50] * 40), torch.arange(40))
-    engine = engine_of(planted_ratings([50] * 40))
-    sizes = []
-    engine._backward = lambda piece, *_: sizes.append(len(piece.row)) or ()
-    for num_threads in (2, 4):
-        torch.set_num_threads(num_threads)
-        try:
-            engine._each_piece(batch, None, 0, 0)
-        finally:
-            torch.set_num_threads(1)
-        assert len(sizes) == num_threads and max(sizes) <= 2000 / num_threads + 50
-        sizes.clear()
 
 
 @pytest.mark.parametrize("most", [1, 40, 97, 300, 470, 10_000])
