@@ -46,19 +46,19 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     A number has 4 bytes. What a stage reads or writes once per rating counts once per rating, even where a cache serves
     it: so a stage that is served by caches can be faster than this. What is made and used up within a stage counts
     nothing. With H heads of D coordinates, D' = D + 1 with the one of the bias, K = H D, F hidden units, E of a user's
-    embedding, P pooled, per step of B users, C context and T target ratings, R = C + T, and N films:
+    embedding, P pooled, G groups of heads, per step of B users, C context and T target ratings, R = C + T, and N films:
 
         batch assembly   reads 5 bytes a rating as stored, writes user, film, stars and day: 5 R + 16 R bytes
         film tower       reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + H) operations
-        user tower       reads a row of 2 P and 4 numbers a context rating: 4 C (2 P + 4) bytes; 3 C P to pool them, and
-                         2 B F (E + P + 3) + 2 B F H D'
+        user tower       reads a row of 2 P and 4 numbers a context rating: 4 G C (2 P + 4) bytes; 3 G C P to pool
+                         them, and 2 G B F (E + P + 3) + 2 G B F H D'
         ridge solve      reads a film's row and residual, writes what is left: 4 C H (D' + 2) bytes; half of a symmetric
                          product C H (D' + 1) (D' + 2), Cholesky B H D'^3 / 3, two triangles 2 B H D'^2, and the
                          residuals 2 C H D'
         gather-dot       reads a film's row, writes a score: 4 T H (D' + 1) bytes; 2 T H D' operations
         backward         reads a film's row, adds to its gradient: 3 (4 T H D') + 3 (4 C H D') bytes; adds to the pooled
-                         rows: 2 (4 C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 C P, and
-                         twice the towers' own layers
+                         rows: 2 (4 G C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 G C P,
+                         and twice the towers' own layers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
                          parameter; Adam 28 bytes per parameter of the shared layers, of relevance and of B user rows
         the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss;
@@ -69,20 +69,21 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     width, user_dim = config.embedding_dim, config.user_dim
     users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
     film_layers = 2 * films * hidden * (config.head_dim + 5 + width + heads)
-    user_layers = 2 * users * hidden * (user_dim + pooled + 3 + heads * dim)
+    user_layers = 2 * engine.groups * users * hidden * (user_dim + pooled + 3 + heads * dim)
+    pooled_ratings = engine.groups * context
     tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
                        for optimizer in engine.optimizers)
     shared = sum(others) + users * user_dim
     return {
         "batch assembly": (21 * shape.ratings, 0),
         "film tower": (8 * films * width, film_layers),
-        "user tower": (4 * context * (2 * pooled + 4), 3 * context * pooled + user_layers),
+        "user tower": (4 * pooled_ratings * (2 * pooled + 4), 3 * pooled_ratings * pooled + user_layers),
         "ridge solve": (4 * context * heads * (dim + 2),
                         context * heads * ((dim + 1) * (dim + 2) + 2 * dim)
                         + users * heads * (dim**3 / 3 + 2 * dim**2)),
         "gather-dot": (4 * targets * heads * (dim + 1), 2 * targets * heads * dim),
-        "backward": (12 * shape.ratings * heads * dim + 16 * context * pooled,
-                     heads * dim * (4 * targets + 6 * context + 2 * users * dim) + 3 * context * pooled
+        "backward": (12 * shape.ratings * heads * dim + 16 * pooled_ratings * pooled,
+                     heads * dim * (4 * targets + 6 * context + 2 * users * dim) + 3 * pooled_ratings * pooled
                      + 2 * (film_layers + user_layers)),
         "optimizers": (16 * tables + 4 * films * (width + heads + 2 * pooled) + 28 * shared, 6 * tables + 12 * shared),
         REST: (16 * films * width + 16 * shape.ratings + 8 * targets * heads,
@@ -175,7 +176,7 @@ def places_of(engine: Engine) -> list[tuple[str, object, str]]:
     return [("batch assembly", engine_module, "batch_of"), ("batch assembly", engine_module, "uniform"),
             ("batch assembly", Batch, "part"), ("film tower", engine.model.movie_tower, "forward"),
             ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
-            ("gather-dot", two_tower, "paired_dot"), ("backward", torch.Tensor, "backward"),
+            ("gather-dot", two_tower, "paired_dot"), ("backward", torch.autograd, "backward"),
             *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]
 
 
