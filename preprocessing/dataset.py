@@ -347,7 +347,8 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
             continue
         offsets = np.frombuffer(chunk.dictionary.buffers()[1], np.int32)
         sizes = np.diff(offsets[chunk.dictionary.offset:][:len(chunk.dictionary) + 1])
-        total += int(sizes[np.from_dlpack(chunk.indices.drop_null())].sum(dtype=np.int64))
+        places = [place for place in chunk.indices.to_pylist() if place is not None]
+        total += int(sizes[places].sum(dtype=np.int64))
     return total
 
 
