@@ -12,8 +12,8 @@ USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient 
 RATINGS_IN_CACHE = 1024  # the same of ratings
 
 
-def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
-                row: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_solve(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
+                penalty: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve one ridge regression per user and head: the user's half of alternating least squares, as a layer.
 
     It shrinks to a prior in place of zero: w minimises |residual_u - V_u w|^2 + sum of penalty_u (w - prior_u)^2, so
@@ -25,7 +25,8 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor
     dL/dpenalty = (prior - w) z, so the backward pass costs R D, not R D^2.
 
     Args:
-        films: V, float (R, H, D), the film vector of each rating.
+        table: float (N, H, D), film vectors.
+        index: int64 (R,), the film of each rating: V are these rows of the table.
         residual: float (R, H), what the vectors shall explain.
         prior: float (B, H, D), the solution of a user without ratings.
         penalty: float (B, H, D), positive.
@@ -35,7 +36,7 @@ def ridge_solve(films: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor
     Returns:
         w, float (B, H, D), and what it leaves of the residuals, (R, H), of which no gradient is taken.
     """
-    return _RidgeSolve.apply(films, residual, prior, penalty, row, count)
+    return _RidgeSolve.apply(table, index, residual, prior, penalty, row, count)
 
 
 def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
@@ -143,37 +144,45 @@ def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, pie
 
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, films, residual, prior, penalty, row, count):
-        product = gram(torch.cat([films, residual.unsqueeze(-1)], -1), row, count)
-        solution, factor = solve_normal_equations(product, prior, penalty)
+    def forward(ctx, table, index, residual, prior, penalty, row, count):
+        rows = torch.nn.functional.pad(table, (0, 1)).index_select(0, index)  # (R, H, D + 1)
+        rows[..., -1] = residual
+        solution, factor = solve_normal_equations(gram(rows, row, count), prior, penalty)
+        films = rows[..., :-1]
         unexplained = residual - (films * solution.index_select(0, row)).sum(-1)
-        ctx.save_for_backward(films, unexplained, prior, penalty, row, factor, solution)
+        ctx.save_for_backward(films, index, unexplained, prior, penalty, row, factor, solution)
+        ctx.shape = table.shape
         ctx.mark_non_differentiable(unexplained)
         return solution, unexplained
 
     @staticmethod
     def backward(ctx, grad, _):
-        films, unexplained, prior, penalty, row, factor, solution = ctx.saved_tensors
+        films, index, unexplained, prior, penalty, row, factor, solution = ctx.saved_tensors
         adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
         solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
         grad_residual = (films * adjoint_of).sum(-1)
         grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))
         grad_films.addcmul_(solution_of, grad_residual.unsqueeze(-1), value=-1)
-        return grad_films, grad_residual, adjoint * penalty, adjoint * (prior - solution), None, None
+        grad_table = grad.new_zeros(ctx.shape).index_add_(0, index, grad_films)
+        return grad_table, None, grad_residual, adjoint * penalty, adjoint * (prior - solution), None, None
 
 
 class _PairedDot(torch.autograd.Function):
     @staticmethod
     def forward(ctx, users, films, row, column):
-        ctx.save_for_backward(users, films, row, column)
-        return (users.index_select(0, row) * films.index_select(0, column)).sum(-1)
+        users_of, films_of = users.index_select(0, row), films.index_select(0, column)  # (R, H, D)
+        ctx.save_for_backward(users_of, films_of, row, column)
+        ctx.shapes = users.shape, films.shape
+        return (users_of * films_of).sum(-1)
 
     @staticmethod
     def backward(ctx, grad):
-        users, films, row, column = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
-        grad_users = torch.zeros_like(users).index_add_(0, row, films.index_select(0, column) * grad)
-        grad_films = torch.zeros_like(films).index_add_(0, column, users.index_select(0, row) * grad)
+        users_of, films_of, row, column = ctx.saved_tensors
+        users_shape, films_shape = ctx.shapes
+        rows = users_of * grad.unsqueeze(-1)
+        grad_films = grad.new_zeros(films_shape).index_add_(0, column, rows)
+        torch.mul(films_of, grad.unsqueeze(-1), out=rows)
+        grad_users = grad.new_zeros(users_shape).index_add_(0, row, rows)
         return grad_users, grad_films, None, None
 
 

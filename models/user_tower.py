@@ -59,7 +59,7 @@ class UserTower(nn.Module):
         prior, residual, penalty, count = self.regression(embedding, context, films, column, drift)
         column = films.head_column(column, context.row, len(embedding))
         if self.config.has("solved_history") and (torch.is_grad_enabled() or residual.device.type != "cpu"):
-            users, left = ridge_solve(gather_rows(films.extended, column), residual, prior, penalty, context.row, count)
+            users, left = ridge_solve(films.extended, column, residual, prior, penalty, context.row, count)
             return users, left if wanted is None else left[wanted]
         users, row = prior, context.row
         if self.config.has("solved_history"):

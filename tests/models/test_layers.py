@@ -18,9 +18,14 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return tuple(tensor.requires_grad_() for tensor in (films, residual, prior, penalty))
 
 
+def solve(films, *others):
+    """Solve with a table of a row per rating."""
+    return ridge_solve(films, torch.arange(len(ROW)), *others, ROW, COUNT)
+
+
 def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
     films, residual, prior, penalty = inputs
-    solution, unexplained = ridge_solve(*inputs, ROW, COUNT)
+    solution, unexplained = solve(*inputs)
     for user in range(len(COUNT)):
         for head in range(HEADS):
             v, r = films[user == ROW, head], residual[user == ROW, head]
@@ -42,13 +47,16 @@ def test_solving_from_rows_of_a_table_equals_solving_from_their_copies():
     prior, penalty = torch.randn(2, len(count), HEADS, DIM, dtype=torch.float64).abs().unbind()
     with_room = torch.nn.functional.pad(table, (0, 1))
     solution = ridge_solve_rows(with_room, index, residual, prior, penalty, count)
-    expected, left = ridge_solve(table[index], residual, prior, penalty, row, count)
+    expected, left = ridge_solve(table, index, residual, prior, penalty, row, count)
     torch.testing.assert_close(solution, expected)
     torch.testing.assert_close(unexplained_rows(with_room, index, residual, solution, row), left)
 
 
 def test_ridge_solve_gradients_equal_finite_differences(inputs):
-    assert torch.autograd.gradcheck(lambda *args: ridge_solve(*args, ROW, COUNT)[0], inputs)
+    assert torch.autograd.gradcheck(lambda *args: solve(*args)[0], inputs)
+    # Of the table's rows some have many ratings, and one has none.
+    index = torch.randint(len(ROW) - 1, (len(ROW),), generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(lambda table, *args: ridge_solve(table, index, *args, ROW, COUNT)[0], inputs)
 
 
 def test_ridge_solve_gradients_equal_plain_autograd(inputs):
@@ -62,7 +70,7 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs):
         return torch.stack(solutions)
 
     weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
-    ours = torch.autograd.grad((ridge_solve(*inputs, ROW, COUNT)[0] * weight).sum(), inputs)
+    ours = torch.autograd.grad((solve(*inputs)[0] * weight).sum(), inputs)
     theirs = torch.autograd.grad((plain(*inputs) * weight).sum(), inputs)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference)
