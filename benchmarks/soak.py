@@ -1,6 +1,6 @@
 """Kill the commands at random moments, and train for long: what is on disk stays whole, memory and files stay flat.
 
-    python benchmarks/soak.py --kills 200 --minutes 8
+    python benchmarks/soak.py --kills 201 --minutes 12
 
 Makes a small synthetic data set in a temporary folder. Kills (SIGKILL) are dealt to preprocessing, training with
 --resume, and rec.py --all_users. After each, the output must be the old one or the new one, whole; what was killed any
@@ -46,7 +46,7 @@ def run() -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="over all commands (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=201, help="over all commands, a third each (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=10, help="end after this time at the latest (%(default)s)")
     parser.add_argument("--epochs", type=int, default=100, help="of the long run; 0 for none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")

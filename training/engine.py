@@ -1,7 +1,8 @@
 """The steps of an epoch: a step is a batch of users with all of their training ratings.
 
 In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
-the loss: no rating is ever predicted from itself. Everything random is a function of (seed, epoch), so that a resumed
+the loss, for half of the heads one way round and for half the other: no rating is ever predicted from itself. The
+films' part of a step is computed once, that of the users in pieces where they are many. Everything random is a function of (seed, epoch), so that a resumed
 run continues as if it had never stopped, and many processes do what one would.
 
 An engine trains one side of the model. For the movie side, "users" are the movies and "movies" the users.
