@@ -2,8 +2,9 @@
 
 In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
 the loss, for half of the heads one way round and for half the other: no rating is ever predicted from itself. The
-films' part of a step is computed once, that of the users in pieces where they are many. Everything random is a function of (seed, epoch), so that a resumed
-run continues as if it had never stopped, and many processes do what one would.
+films' part of a step is computed once, that of the users in pieces where they are many. Everything random is a
+function of (seed, epoch), so that a resumed run continues as if it had never stopped, and many processes do what one
+would.
 
 An engine trains one side of the model. For the movie side, "users" are the movies and "movies" the users.
 """
