@@ -101,7 +101,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("lr", float, settings.lr, "base learning rate")
     add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
     add("embedding_dim", int, model.embedding_dim, "coordinates of a user or movie vector, over all heads")
-    add("num_heads", int, model.num_heads, "models in one that the coordinates are divided among")
+    add("num_heads", int, model.num_heads, "models in one that the coordinates are divided among; halves of an even "
+        "number see context and targets swapped, and err less together")
     add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
     add("dropout", float, model.dropout, "share of hidden units left out in training")
     add("film_noise", float, settings.film_noise, "noise on film vectors in training, as a factor's deviation from 1")

@@ -18,8 +18,8 @@ import torch
 
 from models import two_tower, user_tower
 from training import engine as engine_module
-from training.batches import Batch, batch_of
-from training.engine import Engine
+from training.batches import batch_of
+from training.engine import CONTEXT_SHARE, Engine
 
 COPY_BYTES = 2**29  # far beyond the caches
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
@@ -51,7 +51,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
         batch assembly   reads 5 bytes a rating as stored, writes user, film, stars and day: 5 R + 16 R bytes
         film tower       reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + H) operations
         user tower       reads a row of 2 P and 4 numbers a context rating: 4 G C (2 P + 4) bytes; 3 G C P to pool
-                         them, and 2 G B F (E + P + 3) + 2 G B F H D'
+                         them, and 2 G B F (E + P + 3) + 2 B F H D'
         ridge solve      reads a film's row and residual, writes what is left: 4 C H (D' + 2) bytes; half of a symmetric
                          product C H (D' + 1) (D' + 2), Cholesky B H D'^3 / 3, two triangles 2 B H D'^2, and the
                          residuals 2 C H D'
@@ -60,20 +60,21 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
                          rows: 2 (4 G C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 G C P,
                          and twice the towers' own layers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
-                         parameter; Adam 28 bytes per parameter of the shared layers, of relevance and of B user rows
+                         parameter; Adam 28 bytes per parameter of the shared layers, of B user rows, and of
+                         relevance in the steps that train it
         the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss;
-                         relevance has its time here, but no floor
+                         relevance has the time of its forward pass here, but no floor
     """
     config = engine.model.config
     heads, dim, hidden, pooled = config.num_heads, config.head_dim + 1, config.hidden_dim, config.pooled_dim
     width, user_dim = config.embedding_dim, config.user_dim
     users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
     film_layers = 2 * films * hidden * (config.head_dim + 5 + width + heads)
-    user_layers = 2 * engine.groups * users * hidden * (user_dim + pooled + 3 + heads * dim)
+    user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + heads * dim)
     pooled_ratings = engine.groups * context
     tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
                        for optimizer in engine.optimizers)
-    shared = sum(others) + users * user_dim
+    shared = others[0] + sum(others[1:]) / engine.relevance_every + users * user_dim
     return {
         "batch assembly": (21 * shape.ratings, 0),
         "film tower": (8 * films * width, film_layers),
@@ -143,7 +144,7 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
 
 def shape_of_steps(engine: Engine) -> StepShape:
     """Return the mean shape of some steps' batches."""
-    config, share = engine.model.config, 0.5  # of the ratings are context
+    config, share = engine.model.config, CONTEXT_SHARE
     ratings = films = users = 0
     for number in range(SAMPLE_STEPS):
         chance = torch.Generator().manual_seed(number)
@@ -174,7 +175,7 @@ def measure_stages(engine: Engine, seconds: float) -> tuple[dict[str, float], fl
 def places_of(engine: Engine) -> list[tuple[str, object, str]]:
     """Return (stage, owner, name) of the functions that make up a stage; one that is called by another counts apart."""
     return [("batch assembly", engine_module, "batch_of"), ("batch assembly", engine_module, "uniform"),
-            ("batch assembly", Batch, "part"), ("film tower", engine.model.movie_tower, "forward"),
+            ("batch assembly", engine_module, "halves"), ("film tower", engine.model.movie_tower, "forward"),
             ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
             ("gather-dot", two_tower, "paired_dot"), ("backward", torch.autograd, "backward"),
             *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]

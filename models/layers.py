@@ -9,7 +9,7 @@ import itertools
 import torch
 
 USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
-RATINGS_IN_CACHE = 1024  # the same of ratings
+RATINGS_IN_CACHE = 1024  # whose film vectors `unexplained_rows` gathers at once
 
 
 def ridge_solve(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
@@ -68,11 +68,17 @@ def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.T
 
 def unexplained_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, solution: torch.Tensor,
                      row: torch.Tensor) -> torch.Tensor:
-    """Return what solutions leave of the residuals, float (R, H); arguments as for `ridge_solve_rows`."""
-    dim = solution.shape[-1]
-    return torch.cat([left - (table.index_select(0, films)[..., :dim] * solution.index_select(0, users)).sum(-1)
-                      for films, left, users in zip(*(each.split(RATINGS_IN_CACHE) for each in (index, residual, row)),
-                                                    strict=True)])
+    """Return what solutions leave of the residuals, float (R, H), without gradients.
+
+    Args:
+        table: float (N, H, D or more), film vectors; coordinates beyond D do not matter.
+        index, row: int64 (R,), the film and the user of each rating.
+        residual: float (R, H).
+        solution: float (B, H, D).
+    """
+    dim, pieces = solution.shape[-1], (each.split(RATINGS_IN_CACHE) for each in (index, residual, row))
+    return torch.cat([piece - (table.index_select(0, films)[..., :dim] * solution.index_select(0, users)).sum(-1)
+                      for films, piece, users in zip(*pieces, strict=True)])
 
 
 def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
@@ -112,7 +118,8 @@ def solve_normal_equations(product: torch.Tensor, prior: torch.Tensor,
 
 
 def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return V_u' V_u per user and head, float (B, H, D, D); arguments as for `ridge_solve`."""
+    """Return V_u' V_u per user and head, float (B, H, D, D), of films, float (R, H, D), a row per rating; row and count
+    as for `ridge_solve`."""
     if films.device.type != "cpu":
         return gram_padded(films, row, count)
     result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])

@@ -1,6 +1,6 @@
 """The tower of movies, and its results: the vectors of all films, or of those of a training step.
 
-Letters: N films, M movies of the data set, H heads, D coordinates of a head, P pooled coordinates.
+Letters: N films, M movies of the data set, B users, H heads in G groups, D coordinates of a head, P pooled coordinates.
 """
 
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ from models.layers import gather_rows
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
-MEAN_SHRINK = 5.0  # a movie's mean counts as if it had so many more ratings at the global mean
+MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so many more ratings at the global mean
 
 
 @dataclass
 class Films:
     """Vectors of the movies of a step (N), or of all (N = M).
 
-    In training the H heads are in G groups, each of which sees a context of a user of its own. There a user is G rows,
-    g B + b being user b as group g sees him, and a film's vectors are G rows, n G + g being those of group g.
+    In training the H heads are in G groups, each of which sees a context of its own of every user. There a user is G
+    rows, g B + b being user b as group g sees him, and a film's vectors are G rows, n G + g being those of group g.
     """
 
     vectors: torch.Tensor  # float (N G, H / G, D)
@@ -34,9 +34,13 @@ class Films:
     constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
     groups: int = 1  # G
 
-    def head_column(self, column: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.Tensor:
-        """Return the rows of the vectors that ratings meet, int64 (R,), from their films' places and their users' rows,
-        both int64 (R,), of so many."""
+    def group_column(self, column: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """Return the rows of `vectors` that ratings meet, int64 (R,).
+
+        Args:
+            column, row: int64 (R,), the ratings' films and their users' rows.
+            num_rows: of users, G B.
+        """
         return column if self.groups == 1 else column * self.groups + row // (num_rows // self.groups)
 
     @cached_property
@@ -46,7 +50,7 @@ class Films:
 
     @cached_property
     def with_room(self) -> torch.Tensor:
-        """The same with room for a residual, float (N, H, D + 2), as `ridge_solve_rows` wants it."""
+        """The same with room for a residual, float (N G, H / G, D + 2), as `ridge_solve_rows` wants it."""
         return nn.functional.pad(self.extended, (0, 1))
 
 
@@ -59,15 +63,18 @@ class StepFilms(NamedTuple):
     seen: Films  # with the noise of the context
     predicted: torch.Tensor  # float (N G, H / G, D), with the noise of the targets
 
-    def learned(self) -> list[torch.Tensor]:
-        """Return what users' parts of the step send gradients to."""
+    def reached_by_users(self) -> list[torch.Tensor]:
+        """Return what the users' part of the step sends gradients to."""
         seen = self.seen
         return [seen.vectors, self.predicted, seen.bias, seen.pooled, *([] if seen.drift is None else [seen.drift])]
 
     def cut_off(self) -> "StepFilms":
         """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
         many parts the users' is in."""
-        seen, leaf = self.seen, lambda tensor: tensor.detach().requires_grad_()
+        def leaf(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().requires_grad_()
+
+        seen = self.seen
         films = replace(seen, vectors=leaf(seen.vectors), bias=leaf(seen.bias), pooled=leaf(seen.pooled),
                         drift=None if seen.drift is None else leaf(seen.drift))
         return self._replace(seen=films, predicted=leaf(self.predicted))

@@ -14,7 +14,8 @@ The vectors consist of H heads of D coordinates. Each head is a model of its own
 on the film vectors, and what is context for half of them is target for the others; the prediction is the mean of the
 heads' scores, which is again one dot product.
 
-Letters: B users, R ratings, M movies, N distinct movies of a step, H heads, D coordinates of a head.
+Letters: B users, R ratings, T targets, M movies, N distinct movies of a step, H heads in G groups, D coordinates of a
+head.
 """
 
 from dataclasses import replace
@@ -58,7 +59,7 @@ class TwoTower(nn.Module):
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
-            embedding: float (B, user_dim), these users' rows of the user table, once for every group of heads.
+            embedding: float (G B, user_dim), these users' rows of the user table, once for every group of heads.
             context, target: what is known, and what is asked for, by group and user.
             films: of the step.
 
@@ -67,9 +68,9 @@ class TwoTower(nn.Module):
         """
         column, target_column, seen = films.place[context.movie_idx], films.place[target.movie_idx], films.seen
         users, unexplained = self.user_tower(embedding, context, seen, column, self._drift(seen, column, context.day))
-        head_column = seen.head_column(target_column, target.row, len(users))
-        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, head_column)
-        score = score + gather_rows(seen.bias, head_column)
+        group_column = seen.group_column(target_column, target.row, len(users))
+        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, group_column)
+        score = score + gather_rows(seen.bias, group_column)
         of_days = self._drift(seen, target_column, target.day) + self._mood(context, unexplained, target, len(users))
         size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size

@@ -1,6 +1,7 @@
 """The tower of users: a vector from what is known of a user, his context ratings, and from his embedding.
 
-Letters: B users, R context ratings, N films, H heads, D coordinates of a head.
+Letters: B users, or G rows a user where heads are in G groups (see `Films`); R context ratings, N films, H heads (of a
+group, where there are groups), D coordinates of a head.
 """
 
 from typing import NamedTuple
@@ -46,18 +47,16 @@ class UserTower(nn.Module):
         """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
         the context's residuals, float (R, H), of which no gradient is taken.
 
-        With groups of heads (see `Films`), B is G rows a user, and H the heads of a group.
-
         Args:
             embedding: float (B, user_dim), zero for a user who has none.
             context: the ratings to make the vectors of.
             films: vectors of the distinct films.
             column: int64 (R,), the place among the films of each context rating's film.
             drift: float (R,), the films' drift at the time.
-            wanted: int64, places of the context ratings of which alone is told what is left; None: of all (R).
+            wanted: int64 (W,), places of the ratings whose residuals are wanted, then (W, H); None: of all.
         """
         prior, residual, penalty, count = self.regression(embedding, context, films, column, drift)
-        column = films.head_column(column, context.row, len(embedding))
+        column = films.group_column(column, context.row, len(embedding))
         if self.config.has("solved_history") and (torch.is_grad_enabled() or residual.device.type != "cpu"):
             users, left = ridge_solve(films.extended, column, residual, prior, penalty, context.row, count)
             return users, left if wanted is None else left[wanted]
@@ -99,17 +98,17 @@ class UserTower(nn.Module):
                        features * config.has("user_features")], 1)
         hidden = torch.relu(self.hidden(x))
         prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)
-        prior = self._of_group(prior, films.groups)  # (B, H / G, D + 1)
+        prior = self._of_group(prior, films.groups)  # (B, H, D + 1)
         if not config.has("biases"):
             prior = prior * (torch.arange(config.head_dim + 1, device=prior.device) < config.head_dim)
 
-        bias = gather_rows(films.bias, films.head_column(column, row, num_users))
+        bias = gather_rows(films.bias, films.group_column(column, row, num_users))
         residual = (above_mean / config.slope - drift).unsqueeze(1) - bias
         penalty = self.log_base.exp() + self.log_per_rating.exp() * size.view(-1, 1, 1)
         return prior, residual, self._of_group(penalty, films.groups), count
 
     def _of_group(self, values: torch.Tensor, groups: int) -> torch.Tensor:
-        """Return of each row, float (B, H, D + 1), the heads of its group, (B, H / G, D + 1)."""
+        """Return of each row, with all heads, the heads of its group."""
         if groups == 1:
             return values
         heads = self.config.num_heads // groups

@@ -2,7 +2,7 @@
 
     probe    test = the pairs of probe.txt: recent ratings of each user, held out by Netflix
     latest   test = each user's last `latest_n` ratings, at most half of them: how the probe was made; of the ratings
-             of the day where the last ones begin, whose order is not in the data, it takes a random choice
+             of the day where the last ones begin, whose order a data set does not keep, it takes a random choice
     random   test = each rating with probability `test_fraction`
 
 Validation is cut from what is left in the same manner. For `probe` and `latest` it consists of the latest ratings
@@ -106,11 +106,10 @@ def _latest_rows(seed: int, user_idx: np.ndarray, movie_idx: np.ndarray, day: np
 
     Where the row before the first of them is of the same day, which of that day's are taken is a matter of chance.
     """
-    first, end = starts + sizes - counts, starts + sizes
-    inside = (counts > 0) & (counts < sizes)
-    first, end = first[inside], end[inside]
+    first = starts + sizes - counts
+    rows = _ranges(first, counts)
+    first = first[(counts > 0) & (counts < sizes)]
     torn = day[first - 1] == day[first]
-    rows = _ranges(np.where(counts > 0, starts + sizes - counts, 0), counts)
     if not torn.any():
         return rows
     taken = np.zeros(len(day), bool)

@@ -25,7 +25,8 @@ planted_truth.npz, for numpy.load without pickle; M rated movies by ascending id
     movie_quality, movie_year_effect (M,) float32            movie_direction (M, 2) float32
     user_id (U,) int32           user_mean (U,) float32      user_taste (U, 2) float32
     user_is_fan (U,) bool        user_fan_genre (U,) int8, -1 for users who are no fans
-    noise_std, best_rmse, best_rmse_latest () float64; the last over each user's latest min(9, n // 2) ratings
+    noise_std, best_rmse, best_rmse_latest () float64; the last over each user's latest min(9, n // 2) ratings, of a
+    day those of the highest movie numbers
     star_histogram (5,) int64    seed, num_ratings () int64
 """
 

@@ -1,7 +1,8 @@
 """The steps of an epoch: a step is a batch of users with all of their training ratings.
 
 In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
-the loss, for half of the heads one way round and for half the other: no rating is ever predicted from itself. The
+the loss, for half of the heads one way round and for half the other (with an odd number of heads, for all the same
+way): no rating is ever predicted from itself. The
 films' part of a step is computed once, that of the users in pieces where they are many. Everything random is a
 function of (seed, epoch), so that a resumed run continues as if it had never stopped, and many processes do what one
 would.
@@ -25,7 +26,8 @@ from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, s
 from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
-RELEVANCE_STEPS = 1000  # of an epoch, about so many also train relevance, where there are more
+CONTEXT_SHARE = 0.5  # of a user's ratings in a step
+RELEVANCE_STEPS = 1000  # of an epoch, so many to twice as many also train relevance, where there are more
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 
 
@@ -61,7 +63,7 @@ class Engine:
             batch_size: users a step, over all ranks.
             seed: of this side.
             stars_step: stars of one unit of `ratings.stars`.
-            relevance: is trained in the same steps, without an effect on the model.
+            relevance: is trained in every `relevance_every`-th step, without an effect on the model.
         """
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
         self.settings, self.penalty, self.batch_size, self.seed = settings, penalty, batch_size, seed
@@ -70,7 +72,7 @@ class Engine:
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.relevance = relevance
-        self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads, see `halves`
+        self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads; two see the halves both ways round
         self.relevance_every = max(self.num_steps // RELEVANCE_STEPS, 1)
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
@@ -104,16 +106,16 @@ class Engine:
         """Take the step of a number in its epoch at the base rates times a factor; return its sums as `run_epoch` does,
         of this rank."""
         with_relevance = self.relevance is not None and number % self.relevance_every == 0
-        optimizers = self.optimizers[:3 if with_relevance else 2]
+        optimizers = self.optimizers if with_relevance else self.optimizers[:2]  # that of relevance is the last
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         films = self.model.step_films(batch.movie_idx, noise, self.groups)
         cut = films.cut_off()
-        sums, num_targets, row_grads = zip(*(self._backward(piece, cut, seed, number) for piece in pieces(batch)),
-                                           strict=True)
+        results = (self._backward(piece, cut, seed, number, with_relevance) for piece in pieces(batch))
+        sums, num_targets, row_grads = zip(*results, strict=True)
         size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
-        reached = [(tensor, leaf.grad) for tensor, leaf in zip(films.learned(), cut.learned(), strict=True)
-                   if leaf.grad is not None]
+        both_sides_of_cut = zip(films.reached_by_users(), cut.reached_by_users(), strict=True)
+        reached = [(tensor, leaf.grad) for tensor, leaf in both_sides_of_cut if leaf.grad is not None]
         torch.autograd.backward(*zip((0.5 * size, None), *reached, strict=True))
         self.ranks.sum_(*self.shared_gradients(with_relevance))
         set_rate(optimizers, factor)
@@ -166,26 +168,30 @@ class Engine:
             factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
             yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
 
-    def _backward(self, batch: Batch, films: StepFilms, seed: int,
-                  number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add the gradients of a piece of a batch, as far as the films of the step; return its sums, float64 (3,), the
-        number of its targets by film and group of heads, float (N G,), and the gradient of the user rows (B, E)."""
+    def _backward(self, batch: Batch, films: StepFilms, seed: int, number: int,
+                  with_relevance: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add the gradients of a piece of a batch, up to the cut at the films (see `StepFilms.cut_off`).
+
+        Returns:
+            Its sums, float64 (3,); the number of its targets by film and group of heads, float (N G,); and the gradient
+            of the user rows (B, E).
+        """
         model, settings = self.model, self.settings
-        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < 0.5
-        context, target = halves(batch, in_context, self.groups)
+        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < CONTEXT_SHARE
+        context, target = halves(batch, in_context, both_ways=self.groups == 2)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
         score, size = model((rows * keep).repeat(self.groups, 1), context.context(), target.target(), films)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * self.penalty * size
         loss.backward()
-        if self.relevance is not None and number % self.relevance_every == 0:
+        if with_relevance:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
-        column = films.seen.head_column(films.place[target.movie_idx], target.row, self.groups * len(batch.users))
+        column = films.seen.group_column(films.place[target.movie_idx], target.row, self.groups * len(batch.users))
         num_targets = torch.bincount(column, minlength=len(films.vectors)).to(score.dtype)
         return sums, num_targets, rows.grad
 
@@ -210,15 +216,15 @@ class Engine:
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
 
 
-def halves(batch: Batch, in_context: torch.Tensor, groups: int) -> tuple[Batch, Batch]:
+def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Batch, Batch]:
     """Return the context and the targets of a batch; for two groups of heads both ways round, the users of the second
     after those of the first.
 
-    Which ratings are context is what two runs differ by most. So the groups err more unlike each other, and the mean of
-    them errs less, at the cost of one.
+    Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
+    each other than if they saw the same, and their mean errs less, in the time of one model.
     """
     context, target = batch.part(in_context), batch.part(~in_context)
-    if groups == 1:
+    if not both_ways:
         return context, target
 
     def one_after_another(first: Batch, second: Batch) -> Batch:

@@ -95,7 +95,16 @@ def test_least_work_of_the_layers_is_what_torch_counts(small):
     with FlopCounterMode(display=False) as user_counter, torch.no_grad():
         model.user_tower.regression(torch.zeros(30, config.user_dim), none, all_films, none.movie_idx,
                                     torch.zeros(0))
-    assert least_work(engine, shape)["user tower"][1] == 2 * user_counter.get_total_flops() > 0  # groups
+    first_layer = 2 * 30 * config.hidden_dim * (config.user_dim + config.pooled_dim + 3)  # once for each group of heads
+    assert least_work(engine, shape)["user tower"][1] == user_counter.get_total_flops() + first_layer > 0
+
+
+def test_least_work_of_the_optimizers_counts_relevance_where_it_is_trained(small):
+    engine = make_engine()
+    relevance = 28 * sum(parameter.numel() for parameter in engine.relevance.relevance.parameters())
+    every = least_work(engine, StepShape(1, 2, 1, 1, 2))["optimizers"][0]
+    engine.relevance_every = 4
+    assert every - least_work(engine, StepShape(1, 2, 1, 1, 2))["optimizers"][0] == pytest.approx(relevance * 3 / 4)
 
 
 def test_least_work_of_two_ratings_by_hand(small):

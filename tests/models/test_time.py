@@ -36,7 +36,7 @@ def test_mood_is_nothing_where_nothing_was_rated_and_of_the_user_alone():
 
 
 @torch.no_grad()
-def test_one_question_a_user_needs_no_sorting():
+def test_the_mood_of_one_question_a_user_equals_that_of_forward():
     torch.manual_seed(0)
     mood = UserMood().double()
     mood.weight.copy_(torch.randn(len(WINDOWS)))

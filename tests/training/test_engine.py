@@ -35,12 +35,13 @@ def planted_ratings(counts: list[int] = COUNTS) -> RatingTensors:
                          days.short())
 
 
-def engine_of(ratings: RatingTensors, batch_size: int = 128, **changes: object) -> Engine:
+def engine_of(ratings: RatingTensors, batch_size: int = 128, num_heads: int = 2, **changes: object) -> Engine:
     """Return an engine of a small model for these ratings."""
     torch.manual_seed(0)
     num_users = len(ratings.offset) - 1
     stars, movie_idx = ratings.stars.double(), ratings.movie_idx.long()
-    config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, 2, 8, user_dim=4, pooled_dim=4)
+    config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, num_heads, 8, user_dim=4,
+                         pooled_dim=4)
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
                                      torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES))
@@ -131,35 +132,35 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float
 def test_groups_of_heads_see_the_halves_both_ways_round():
     batch = batch_of(planted_ratings([2, 0, 3]), torch.arange(3))
     in_context = torch.tensor([True, False, False, False, True])
-    context, target = halves(batch, in_context, groups=2)
+    context, target = halves(batch, in_context, both_ways=True)
     first, second = [0, 4], [1, 2, 3]  # ratings, in the order of the batch
     assert context.row.tolist() == [0, 2] + [3, 5, 5] and target.row.tolist() == [0, 2, 2] + [3, 5]
     for name in ("movie_idx", "stars", "day"):
         column = getattr(batch, name)
         assert torch.equal(getattr(context, name), column[first + second])
         assert torch.equal(getattr(target, name), column[second + first])
-    assert [part.row.tolist() for part in halves(batch, in_context, groups=1)] == [[0, 2], [0, 2, 2]]
+    assert [part.row.tolist() for part in halves(batch, in_context, both_ways=False)] == [[0, 2], [0, 2, 2]]
 
 
 def test_a_group_of_heads_is_a_model_of_its_own(float64):
     """The heads of a group score as they do where all heads see what this group sees."""
     ratings = planted_ratings([5, 40, 9])
-    engine, batch = engine_of(ratings), batch_of(ratings, torch.arange(3))
+    engine, batch = engine_of(ratings, num_heads=4), batch_of(ratings, torch.arange(3))
     batch.stars = batch.stars.double()
     model = engine.model
-    model.mood = None  # it means over the heads that see the same
+    model.mood = None  # it takes the mean over the heads that see the same
     for layer in (model.user_tower.out, model.movie_tower.out):
         layer.weight.data.normal_(std=0.3)
     in_context = torch.rand(len(batch.row), generator=torch.Generator().manual_seed(0)) < 0.5
     embedding = torch.randn(3, 4)
     with torch.no_grad():
-        context, target = halves(batch, in_context, 2)
+        context, target = halves(batch, in_context, both_ways=True)
         scores, _ = model(embedding.repeat(2, 1), context.context(), target.target(),
                           model.step_films(batch.movie_idx, groups=2))
         one, other, films = batch.part(in_context), batch.part(~in_context), model.step_films(batch.movie_idx)
         first, _ = model(embedding, one.context(), other.target(), films)
         second, _ = model(embedding, other.context(), one.target(), films)
-    torch.testing.assert_close(scores[:, 0], torch.cat([first[:, 0], second[:, 1]]))
+    torch.testing.assert_close(scores, torch.cat([first[:, :2], second[:, 2:]]))
 
 
 @pytest.mark.parametrize("most", [1, 40, 97, 300, 470, 10_000])

@@ -5,6 +5,7 @@ import torch
 
 from main import build_trainer, parse_args
 from models.checkpoint import load_checkpoint, model_of
+from training import engine as training_engine
 from training import relevance as training_relevance
 from training.batches import Batch, batch_of, load_dataset
 from training.distributed import ALONE
@@ -27,11 +28,13 @@ def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir,
     assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
 
 
-def test_of_very_many_steps_only_some_train_relevance(data_dir):
+def test_of_very_many_steps_only_some_train_relevance(data_dir, monkeypatch):
     data = load_dataset(data_dir)
-    engine = build_trainer(parse_args(["--batch_size", "100"]), data, torch.device("cpu"), ALONE).engines[0]
-    assert engine.relevance_every == 1
-    engine.relevance_every = 2
+    args = parse_args(["--batch_size", "100"])  # 4 steps an epoch
+    assert build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance_every == 1
+    monkeypatch.setattr(training_engine, "RELEVANCE_STEPS", 2)
+    engine = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0]
+    assert engine.relevance_every == 2
     batch, relevance = batch_of(engine.ratings, torch.arange(100)), engine.relevance.relevance
     for number, moves in ((0, True), (1, False), (2, True), (3, False)):
         before, rating = copy.deepcopy(relevance.state_dict()), engine.model.movie_tower.embedding.detach().clone()
