@@ -27,6 +27,7 @@ from benchmarks.compare_accuracy import (
     clock,
     exit_code,
     format_cell,
+    names_of,
     summarize,
     train_towers,
 )
@@ -79,11 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.seeds < 1:
         parser.error(f"--seeds must be at least 1, not {args.seeds}")
     check_cpu_time(parser, args)
-    if args.rows is not None:
-        args.rows = list(dict.fromkeys(args.rows.split(",")))
-        for name in args.rows:
-            if name not in ROWS:
-                parser.error(f"--rows has no row {name!r}; choose of {', '.join(ROWS)}")
+    args.rows = names_of(parser, "--rows", args.rows, ROWS, "row")
     return args
 
 

@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -93,12 +93,21 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, models: t
     for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.models is not None:
-        args.models = list(dict.fromkeys(args.models.split(",")))
-        for name in args.models:
-            if name not in models:
-                parser.error(f"--models has no model {name!r}; choose of {', '.join(models)}")
+    args.models = names_of(parser, "--models", args.models, models, "model")
     return args
+
+
+def names_of(parser: argparse.ArgumentParser, flag: str, text: str | None, known: Collection[str],
+             kind: str) -> list[str] | None:
+    """Return the names that a flag lists, separated by commas, each once; None where the flag is not given. Exit with
+    code 2 where one is not known."""
+    if text is None:
+        return None
+    names = list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            parser.error(f"{flag} has no {kind} {name!r}; choose of {', '.join(known)}")
+    return names
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from benchmarks.compare_accuracy import (
     choose_models,
     clock,
     exit_code,
+    names_of,
     test_errors,
 )
 from benchmarks.peers import PACKAGES, PEERS, fit_bias
@@ -86,11 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--seed must be a whole number from 0 to 2^32 - 1, not {args.seed}")
     if args.out.suffix != ".png":
         parser.error(f"--out {args.out} must end with .png")
-    if args.models is not None:
-        args.models = list(dict.fromkeys(args.models.split(",")))
-        for name in args.models:
-            if name not in ROUNDS:
-                parser.error(f"--models has no peer {name!r}; choose of {', '.join(ROUNDS)}")
+    args.models = names_of(parser, "--models", args.models, ROUNDS, "peer")
     return args
 
 
