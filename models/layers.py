@@ -1,22 +1,128 @@
 """Differentiable operations on ragged groups of ratings, with gradients written out by hand.
 
-Each does in one pass what plain autograd would do through several tensors of one row per rating; the tests hold them
-to plain autograd in float64. R ratings of B users, H heads of D coordinates.
+A rating joins a user with a film, so the ratings of a step are the entries of a sparse matrix of users and films. What
+training does with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a
+user, a sum over those of a film. On a CPU neither of them, nor its gradient, makes a row of coordinates for every
+rating. The tests hold all of it to plain autograd in float64.
+
+Letters: R ratings, B users, N films, K heads, D coordinates of a head.
 """
 
 import itertools
+import warnings
+from functools import cached_property
 
+import numpy as np
 import torch
 
-USERS_IN_CACHE = 8  # whose film vectors are gathered at once where no gradient is wanted
-RATINGS_IN_CACHE = 1024  # whose film vectors `unexplained_rows` gathers at once
+USERS_IN_CACHE = 8  # whose films' vectors are gathered at once
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
-def ridge_solve(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
-                penalty: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class Pairs:
+    """Which user and which film each rating joins: a sparse matrix (B, N), of which only the places are kept.
+
+    Users and films have K vectors each, of which the k-th of a user meets the k-th of a film.
+    """
+
+    def __init__(self, row: torch.Tensor, column: torch.Tensor, num_users: int, num_films: int, heads: int = 1) -> None:
+        """Keep row and column of the ratings, both int64 (R,), the rows ascending."""
+        self.row, self.column = row, column
+        self.num_users, self.num_films, self.heads = num_users, num_films, heads
+        self.on_cpu = row.device.type == "cpu"  # elsewhere rows are gathered and added up, which suits a GPU
+
+    def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
+        """Return the inner products of the users and films that meet, (R, K), of (B, K, D) and (N, K, D)."""
+        if not self.on_cpu:
+            return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
+        start = torch.cat([self.user_start, self.user_start.new_tensor([self.heads * len(self.row)])])
+        places = torch.sparse_csr_tensor(start.int(), self.film_of.int(), users.new_zeros(len(self.film_of)),
+                                         (self.heads * self.num_users, self.heads * self.num_films),
+                                         check_invariants=False)
+        dots = torch.sparse.sampled_addmm(places, _by_head(users), films.flatten(0, 1).T, beta=0.0).values()
+        return dots.view(self.heads, len(self.row)).T
+
+    def sum_films(self, films: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return for each user the sum of weight times film over his ratings, (B, K, D), of (N, K, D) and (R, K)."""
+        if not self.on_cpu:
+            rows = films.index_select(0, self.column) * weight.unsqueeze(-1)
+            return films.new_zeros(self.num_users, *films.shape[1:]).index_add_(0, self.row, rows)
+        sums = _sum_rows(films.flatten(0, 1), self.film_of, self.user_start, weight.T.reshape(-1))
+        return sums.unflatten(0, (self.heads, self.num_users)).transpose(0, 1)
+
+    def sum_users(self, users: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return for each film the sum of weight times user over its ratings, (N, K, D), of (B, K, D) and (R, K)."""
+        if not self.on_cpu:
+            rows = users.index_select(0, self.row) * weight.unsqueeze(-1)
+            return users.new_zeros(self.num_films, *users.shape[1:]).index_add_(0, self.column, rows)
+        sums = _sum_rows(_by_head(users), self.user_of, self.film_start, weight.T[:, self.order].reshape(-1))
+        return sums.unflatten(0, (self.heads, self.num_films)).transpose(0, 1)
+
+    @cached_property
+    def count(self) -> torch.Tensor:
+        """The ratings of each user, int64 (B,)."""
+        return torch.bincount(self.row, minlength=self.num_users)
+
+    @cached_property
+    def user_start(self) -> torch.Tensor:
+        """Where the ratings of a head and user begin among those of all heads, int64 (K B,), head by head."""
+        return self._of_heads(self.count.cumsum(0) - self.count, len(self.row))
+
+    @cached_property
+    def film_of(self) -> torch.Tensor:
+        """The row among the films' vectors (N K) that a rating of a head meets, int64 (K R,), head by head."""
+        return (self.column * self.heads + torch.arange(self.heads, device=self.row.device).unsqueeze(1)).view(-1)
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        """The ratings film by film, int64 (R,)."""
+        return stable_order(self.column, self.num_films)
+
+    @cached_property
+    def film_start(self) -> torch.Tensor:
+        """Where the ratings of a head and film begin in the order of the films, int64 (K N,), head by head."""
+        count = torch.bincount(self.column, minlength=self.num_films)
+        return self._of_heads(count.cumsum(0) - count, len(self.row))
+
+    @cached_property
+    def user_of(self) -> torch.Tensor:
+        """The row among the users' vectors, head by head, that each rating meets in the order of the films, int64 (K
+        R,)."""
+        return self._of_heads(self.row[self.order], self.num_users)
+
+    def _of_heads(self, values: torch.Tensor, step: int) -> torch.Tensor:
+        """Return int64 (V,) once for every head, (K V,), each time with a step added."""
+        return (values + step * torch.arange(self.heads, device=values.device).unsqueeze(1)).view(-1)
+
+
+def paired_dot(users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Return the inner products of the users and films that meet, (R, K), of (B, K, D) and (N, K, D)."""
+    return _PairedDot.apply(users, films, pairs)
+
+
+def pool(table: torch.Tensor, weight: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Return for each user the sum over his ratings j of weight_j * first half + second half of row j, float (B, D).
+
+    Args:
+        table: float (N, 2 D).
+        weight: float (R,), of which no gradient is taken.
+        pairs: of one head.
+    """
+    return _Pool.apply(table, weight, pairs)
+
+
+def gather_distinct(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return table[index] of distinct rows, int64 (N,), whose gradients need not be added up."""
+    return _GatherDistinct.apply(table, index)
+
+
+def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, penalty: torch.Tensor,
+                pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve one ridge regression per user and head: the user's half of alternating least squares, as a layer.
 
-    It shrinks to a prior in place of zero: w minimises |residual_u - V_u w|^2 + sum of penalty_u (w - prior_u)^2, so
+    A film is [v, b], its vector and its bias. What v shall explain of a rating is residual = wanted - b. The regression
+    shrinks to a prior in place of zero: w minimises |residual_u - V_u w|^2 + sum of penalty_u (w - prior_u)^2, so
 
         w_u = (V_u' V_u + diag(penalty_u))^-1 (V_u' residual_u + diag(penalty_u) prior_u)
 
@@ -25,175 +131,119 @@ def ridge_solve(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor
     dL/dpenalty = (prior - w) z, so the backward pass costs R D, not R D^2.
 
     Args:
-        table: float (N, H, D), film vectors.
-        index: int64 (R,), the film of each rating: V are these rows of the table.
-        residual: float (R, H), what the vectors shall explain.
-        prior: float (B, H, D), the solution of a user without ratings.
-        penalty: float (B, H, D), positive.
-        row: int64 (R,), ascending: the user of each rating.
-        count: int64 (B,): the ratings of each user.
+        films: float (N, K, D + 1).
+        wanted: float (R,).
+        prior: float (B, K, D), the solution of a user without ratings.
+        penalty: float (B, K, D), positive.
+        pairs: of users and films.
 
     Returns:
-        w, float (B, H, D), and what it leaves of the residuals, (R, H), of which no gradient is taken.
+        w, float (B, K, D), and what it leaves of the residuals, (R, K), of which no gradient is taken.
     """
-    return _RidgeSolve.apply(table, index, residual, prior, penalty, row, count)
+    return _RidgeSolve.apply(films, wanted, prior, penalty, pairs)
 
 
-def ridge_solve_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, prior: torch.Tensor,
-                     penalty: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return w of `ridge_solve`, of rows of a table, without gradients and on the CPU.
+def stable_order(keys: torch.Tensor, num_keys: int = 2**63) -> torch.Tensor:
+    """Return where keys, int64 (R,) from 0 to num_keys - 1, stand in ascending order, equal ones as they come."""
+    if keys.device.type != "cpu":
+        return keys.argsort(stable=True)
+    # NumPy's order takes a tenth of the time of torch's: it counts numbers of two bytes, and merges sorted runs.
+    return torch.from_numpy((keys.numpy().astype(np.uint16) if num_keys <= 2**16 else keys.numpy()).argsort(
+        kind="stable"))
 
-    Only the rows of a few users are gathered at a time, always into the same memory, which a core's cache holds.
 
-    Args:
-        table: float (N, H, D + 1), the film vectors and a last coordinate that does not matter.
-        index: int64 (R,), the film of each rating.
-        residual, prior, penalty, count: as for `ridge_solve`.
+def with_one(users: torch.Tensor) -> torch.Tensor:
+    """Append a coordinate of 1, which meets the films' biases: (B, K, D) -> (B, K, D + 1)."""
+    return torch.nn.functional.pad(users, (0, 1), value=1.0)
+
+
+def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Return [V_u, residual_u]' [V_u, residual_u] per user and head, float (B, K, D + 1, D + 1); see `ridge_solve`.
+
+    On a CPU only the rows of a few users are gathered at a time, always into the same memory, which a core's cache
+    holds.
     """
-    num_users, (_, heads, dim) = len(count), table.shape
-    product = table.new_empty(num_users, heads, dim, dim)  # [V, residual]' [V, residual]
-    every_size = count.tolist()
-    pieces = [every_size[first:first + USERS_IN_CACHE] for first in range(0, num_users, USERS_IN_CACHE)]
-    bounds = [0, *itertools.accumulate(map(sum, pieces))]
-    buffer = table.new_empty(max(map(sum, pieces), default=0), heads, dim)
-
+    if not pairs.on_cpu:
+        rows = films.index_select(0, pairs.column)
+        torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
+        return gram_padded(rows, pairs.row, pairs.count)
+    sizes, (_, heads, dim) = pairs.count.tolist(), films.shape
+    groups = [sizes[first:first + USERS_IN_CACHE] for first in range(0, len(sizes), USERS_IN_CACHE)]
+    bounds = [0, *itertools.accumulate(map(sum, groups))]
+    buffer = films.new_empty(max(map(sum, groups), default=0), heads, dim)
+    product = films.new_empty(len(sizes), heads, dim, dim)
     outputs = iter(product.unbind())
-    for sizes, start, stop in zip(pieces, bounds[:-1], bounds[1:], strict=True):
-        rows = torch.index_select(table, 0, index[start:stop], out=buffer[:stop - start])
-        rows[..., -1] = residual[start:stop]
-        for own in rows.transpose(0, 1).split_with_sizes(sizes, 1):  # (H, R of a user, D + 1)
+    for group, start, stop in zip(groups, bounds[:-1], bounds[1:], strict=True):
+        rows = torch.index_select(films, 0, pairs.column[start:stop], out=buffer[:stop - start])
+        torch.sub(wanted[start:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
+        for own in rows.transpose(0, 1).split_with_sizes(group, 1):  # (K, R of a user, D + 1)
             torch.bmm(own.transpose(1, 2), own, out=next(outputs))
-    return solve_normal_equations(product, prior, penalty)[0]
+    return product
 
 
-def unexplained_rows(table: torch.Tensor, index: torch.Tensor, residual: torch.Tensor, solution: torch.Tensor,
-                     row: torch.Tensor) -> torch.Tensor:
-    """Return what solutions leave of the residuals, float (R, H), without gradients.
-
-    Args:
-        table: float (N, H, D or more), film vectors; coordinates beyond D do not matter.
-        index, row: int64 (R,), the film and the user of each rating.
-        residual: float (R, H).
-        solution: float (B, H, D).
-    """
-    dim, pieces = solution.shape[-1], (each.split(RATINGS_IN_CACHE) for each in (index, residual, row))
-    return torch.cat([piece - (table.index_select(0, films)[..., :dim] * solution.index_select(0, users)).sum(-1)
-                      for films, piece, users in zip(*pieces, strict=True)])
-
-
-def pool_rows(table: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return for each user the sum over his ratings j of weight_j * first half + second half of row j, float (B, D).
-
-    Without a copy of the rows, but with a slow backward.
-
-    Args:
-        table: float (N, 2 D).
-        index, weight: int64 (R,) and float (R,), the ratings of a user adjacent.
-        count: int64 (B,): the ratings of each user.
-    """
-    start, half = count.cumsum(0) - count, table.shape[1] // 2
-    weighted = torch.embedding_bag(table, index, start, per_sample_weights=weight)[0]
-    return weighted[:, :half] + torch.embedding_bag(table, index, start)[0][:, half:]
-
-
-def paired_dot(users: torch.Tensor, films: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """Return users[row] . films[column] over the last dimension, (R, H), of (B, H, D) and (N, H, D)."""
-    return _PairedDot.apply(users, films, row, column)
-
-
-def gather_rows(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return table[index], whose backward is a single index_add_."""
-    return _GatherRows.apply(table, index)
-
-
-def solve_normal_equations(product: torch.Tensor, prior: torch.Tensor,
-                           penalty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return w (B, H, D) of `ridge_solve`, and the Cholesky factor, from [V, residual]' [V, residual] of each user,
-    to which the penalties are added in place."""
-    system = product[..., :-1, :-1]
-    system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-    factor = torch.linalg.cholesky(system)
-    right = torch.addcmul(product[..., :-1, -1], penalty, prior)
-    return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1), factor
-
-
-def gram(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return V_u' V_u per user and head, float (B, H, D, D), of films, float (R, H, D), a row per rating; row and count
-    as for `ridge_solve`."""
-    if films.device.type != "cpu":
-        return gram_padded(films, row, count)
-    result = films.new_zeros(len(count), films.shape[1], films.shape[2], films.shape[2])
-    by_head = films.transpose(0, 1)
-    start = 0
-    for user, size in enumerate(count.tolist()):
-        if size:
-            block = by_head[:, start:start + size]
-            torch.bmm(block.transpose(1, 2), block, out=result[user])
-        start += size
-    return result
-
-
-def gram_padded(films: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:
-    """Return the same as `gram` from one batched product of padded pieces: on a GPU, launches per user cost more."""
-    num_users, (_, heads, dim) = len(count), films.shape
+def gram_padded(rows: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:
+    """Return the products of each user's rows by themselves, float (B, K, D, D), of (R, K, D), row and count as of
+    `Pairs`, from one batched product of padded pieces: on a GPU, launches per user cost more."""
+    num_users, (_, heads, dim) = len(count), rows.shape
     pieces = (count + piece - 1) // piece
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     first_piece = pieces.cumsum(0) - pieces
     # As many pieces as could be needed, so that the host need not wait for the device to count them.
     num_pieces = len(row) // piece + num_users
-    padded = films.new_zeros(num_pieces * piece, heads, dim)
-    padded[first_piece[row] * piece + place] = films
-    padded = padded.view(num_pieces, piece, heads, dim).transpose(1, 2)  # (pieces, H, 128, D)
-    products = padded.transpose(2, 3) @ padded  # (pieces, H, D, D)
+    padded = rows.new_zeros(num_pieces * piece, heads, dim)
+    padded[first_piece[row] * piece + place] = rows
+    padded = padded.view(num_pieces, piece, heads, dim).transpose(1, 2)  # (pieces, K, 128, D)
+    products = padded.transpose(2, 3) @ padded  # (pieces, K, D, D)
     owner = torch.searchsorted(pieces.cumsum(0), torch.arange(num_pieces, device=row.device), right=True)
-    return films.new_zeros(num_users + 1, heads, dim, dim).index_add_(0, owner, products)[:num_users]
+    return rows.new_zeros(num_users + 1, heads, dim, dim).index_add_(0, owner, products)[:num_users]
 
 
-class _RidgeSolve(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, table, index, residual, prior, penalty, row, count):
-        rows = torch.nn.functional.pad(table, (0, 1)).index_select(0, index)  # (R, H, D + 1)
-        rows[..., -1] = residual
-        solution, factor = solve_normal_equations(gram(rows, row, count), prior, penalty)
-        films = rows[..., :-1]
-        unexplained = residual - (films * solution.index_select(0, row)).sum(-1)
-        ctx.save_for_backward(films, index, unexplained, prior, penalty, row, factor, solution)
-        ctx.shape = table.shape
-        ctx.mark_non_differentiable(unexplained)
-        return solution, unexplained
+def _by_head(users: torch.Tensor) -> torch.Tensor:
+    """Return vectors (B, K, D) head by head, (K B, D)."""
+    return users.transpose(0, 1).flatten(0, 1)
 
-    @staticmethod
-    def backward(ctx, grad, _):
-        films, index, unexplained, prior, penalty, row, factor, solution = ctx.saved_tensors
-        adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # (B, H, D)
-        solution_of, adjoint_of = solution.index_select(0, row), adjoint.index_select(0, row)  # (R, H, D)
-        grad_residual = (films * adjoint_of).sum(-1)
-        grad_films = adjoint_of.mul_(unexplained.unsqueeze(-1))
-        grad_films.addcmul_(solution_of, grad_residual.unsqueeze(-1), value=-1)
-        grad_table = grad.new_zeros(ctx.shape).index_add_(0, index, grad_films)
-        return grad_table, None, grad_residual, adjoint * penalty, adjoint * (prior - solution), None, None
+
+def _sum_rows(table: torch.Tensor, index: torch.Tensor, start: torch.Tensor,
+              weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the sums of weighted rows of a table, (S, D), of index and weight (R,): from each start (S,) to the
+    next."""
+    return torch.embedding_bag(table, index, start, mode=0, per_sample_weights=weight)[0]
 
 
 class _PairedDot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, users, films, row, column):
-        users_of, films_of = users.index_select(0, row), films.index_select(0, column)  # (R, H, D)
-        ctx.save_for_backward(users_of, films_of, row, column)
-        ctx.shapes = users.shape, films.shape
-        return (users_of * films_of).sum(-1)
+    def forward(ctx, users, films, pairs):
+        ctx.save_for_backward(users, films)
+        ctx.pairs = pairs
+        return pairs.dots(users, films)
 
     @staticmethod
     def backward(ctx, grad):
-        users_of, films_of, row, column = ctx.saved_tensors
-        users_shape, films_shape = ctx.shapes
-        rows = users_of * grad.unsqueeze(-1)
-        grad_films = grad.new_zeros(films_shape).index_add_(0, column, rows)
-        torch.mul(films_of, grad.unsqueeze(-1), out=rows)
-        grad_users = grad.new_zeros(users_shape).index_add_(0, row, rows)
-        return grad_users, grad_films, None, None
+        users, films = ctx.saved_tensors
+        return ctx.pairs.sum_films(films, grad), ctx.pairs.sum_users(users, grad), None
 
 
-class _GatherRows(torch.autograd.Function):
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, weight, pairs):
+        ctx.save_for_backward(weight)
+        ctx.pairs = pairs
+        if not pairs.on_cpu:
+            first, second = table.index_select(0, pairs.column).chunk(2, 1)
+            rows = torch.addcmul(second, first, weight.unsqueeze(1))
+            return rows.new_zeros(pairs.num_users, rows.shape[1]).index_add_(0, pairs.row, rows)
+        halves = torch.stack([2 * pairs.column, 2 * pairs.column + 1], 1).view(-1)  # rows of the table cut in two
+        weights = torch.stack([weight, torch.ones_like(weight)], 1).view(-1)
+        return _sum_rows(table.view(-1, table.shape[1] // 2), halves, 2 * pairs.user_start, weights)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weight,), users = ctx.saved_tensors, grad.unsqueeze(1)
+        weights = (weight.unsqueeze(1), torch.ones_like(weight).unsqueeze(1))
+        return torch.cat([ctx.pairs.sum_users(users, each).squeeze(1) for each in weights], 1), None, None
+
+
+class _GatherDistinct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table, index):
         ctx.save_for_backward(index)
@@ -202,4 +252,29 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad.new_zeros(ctx.shape).index_add_(0, ctx.saved_tensors[0], grad.contiguous()), None
+        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+class _RidgeSolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, films, wanted, prior, penalty, pairs):
+        product = normal_equations(films, wanted, pairs)
+        system = product[..., :-1, :-1]
+        system.diagonal(dim1=-2, dim2=-1).add_(penalty)
+        factor = torch.linalg.cholesky(system)
+        right = torch.addcmul(product[..., :-1, -1], penalty, prior)
+        solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+        left = wanted.unsqueeze(1) - pairs.dots(with_one(solution), films)
+        ctx.save_for_backward(films, prior, penalty, factor, solution, left)
+        ctx.pairs = pairs
+        ctx.mark_non_differentiable(left)
+        return solution, left
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (films, prior, penalty, factor, solution, left), pairs = ctx.saved_tensors, ctx.pairs
+        adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, K, D)
+        solved, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias
+        grad_residual = pairs.dots(adjoints, films)
+        grad_films = pairs.sum_users(adjoints, left).sub_(pairs.sum_users(solved, grad_residual))
+        return grad_films, grad_residual.sum(1), adjoint * penalty, adjoint * (prior - solution), None

@@ -1,17 +1,16 @@
 """The tower of movies, and its results: the vectors of all films, or of those of a training step.
 
-Letters: N films, M movies of the data set, B users, H heads in G groups, D coordinates of a head, P pooled coordinates.
+Letters: N films, M movies of the data set, B users, H heads in G groups, D coordinates of a head.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import gather_rows
+from models.layers import Pairs, gather_distinct
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
@@ -20,64 +19,53 @@ MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so ma
 
 @dataclass
 class Films:
-    """Vectors of the movies of a step (N), or of all (N = M).
+    """The movies of a step (N), or all (N = M).
 
     In training the H heads are in G groups, each of which sees a context of its own of every user. There a user is G
     rows, g B + b being user b as group g sees him, and a film's vectors are G rows, n G + g being those of group g.
     """
 
-    vectors: torch.Tensor  # float (N G, H / G, D)
-    bias: torch.Tensor  # float (N G, H / G)
-    mean: torch.Tensor  # float (N,): shrunk mean of the training stars, less the global mean
-    pooled: torch.Tensor  # float (N, 2 P): what ratings of the film add to a user's pooled history
-    drift: torch.Tensor | None  # float (N, PERIODS)
-    constant: float = CONSTANT  # what the user's bias multiplies; 0 where biases are left out
+    table: torch.Tensor  # float (N G, H / G, D + 2): a film's vector, what the user's bias multiplies, the film's bias
+    mean: torch.Tensor  # float (M,), of the shrunk training stars of every movie, less the global mean
+    place: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
     groups: int = 1  # G
 
-    def group_column(self, column: torch.Tensor, row: torch.Tensor, num_rows: int) -> torch.Tensor:
-        """Return the rows of `vectors` that ratings meet, int64 (R,).
+    @property
+    def vectors(self) -> torch.Tensor:
+        """The vectors alone, float (N G, H / G, D)."""
+        return self.table[..., :-2]
+
+    def pairs(self, row: torch.Tensor, movie_idx: torch.Tensor, num_rows: int) -> Pairs:
+        """Return which rows of users and which rows of `table` ratings join.
 
         Args:
-            column, row: int64 (R,), the ratings' films and their users' rows.
+            row, movie_idx: int64 (R,), the ratings' users' rows and movies.
             num_rows: of users, G B.
         """
-        return column if self.groups == 1 else column * self.groups + row // (num_rows // self.groups)
-
-    @cached_property
-    def extended(self) -> torch.Tensor:
-        """The vectors with the coordinate that a user's bias multiplies, float (N G, H / G, D + 1)."""
-        return with_constant(self.vectors, self.constant)
-
-    @cached_property
-    def with_room(self) -> torch.Tensor:
-        """The same with room for a residual, float (N G, H / G, D + 2), as `ridge_solve_rows` wants it."""
-        return nn.functional.pad(self.extended, (0, 1))
+        column = movie_idx if self.place is None else self.place[movie_idx]
+        if self.groups > 1:
+            column = column * self.groups + row // (num_rows // self.groups)
+        return Pairs(row, column, num_rows, *self.table.shape[:2])
 
 
 class StepFilms(NamedTuple):
     """The movies of a training step (N), as its context and its targets see them."""
 
-    place: torch.Tensor  # int64 (M,): where a movie is among them
     num_ratings: torch.Tensor  # float (N,), in training
     vectors: torch.Tensor  # float (N G, H / G, D), without noise
     seen: Films  # with the noise of the context
-    predicted: torch.Tensor  # float (N G, H / G, D), with the noise of the targets
+    predicted: Films  # with the noise of the targets
 
-    def reached_by_users(self) -> list[torch.Tensor]:
+    def tables(self) -> list[torch.Tensor]:
         """Return what the users' part of the step sends gradients to."""
-        seen = self.seen
-        return [seen.vectors, self.predicted, seen.bias, seen.pooled, *([] if seen.drift is None else [seen.drift])]
+        return [self.seen.table, self.predicted.table]
 
     def cut_off(self) -> "StepFilms":
         """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
         many parts the users' is in."""
-        def leaf(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().requires_grad_()
-
-        seen = self.seen
-        films = replace(seen, vectors=leaf(seen.vectors), bias=leaf(seen.bias), pooled=leaf(seen.pooled),
-                        drift=None if seen.drift is None else leaf(seen.drift))
-        return self._replace(seen=films, predicted=leaf(self.predicted))
+        seen, predicted = (replace(films, table=films.table.detach().requires_grad_())
+                           for films in (self.seen, self.predicted))
+        return self._replace(seen=seen, predicted=predicted)
 
     def size(self, num_targets: torch.Tensor, penalty: float, film_prior: float) -> torch.Tensor:
         """Return the sum over targets and heads of (penalty + film_prior / n_m) |q_m|^2, a scalar, n_m being the
@@ -132,13 +120,14 @@ class MovieTower(nn.Module):
         log_count = (count + 1).log() / 3 - 2
         features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         features = features * config.has("movie_features")
-        own = gather_rows(self.embedding, movie_idx)  # (N, H, D)
+        own = gather_distinct(self.embedding, movie_idx)  # (N, H, D)
         hidden = torch.relu(self.hidden(torch.cat([own.mean(1), features], 1)))
         out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
-        bias = (gather_rows(self.bias, movie_idx) + out[..., -1]) * config.has("biases")
-        return own + out[..., :-1], bias
+        learned, learned_bias = out.split([config.head_dim, 1], -1)
+        bias = (gather_distinct(self.bias, movie_idx) + learned_bias.squeeze(-1)) * config.has("biases")
+        return own + learned, bias
 
 
-def with_constant(vectors: torch.Tensor, constant: float = CONSTANT) -> torch.Tensor:
-    """Append the coordinate that a user's bias multiplies: (..., D) -> (..., D + 1)."""
-    return torch.cat([vectors, vectors.new_full((*vectors.shape[:-1], 1), constant)], -1)
+def table_of(vectors: torch.Tensor, bias: torch.Tensor, constant: float) -> torch.Tensor:
+    """Return the table of `Films`, float (N, H, D + 2), of vectors (N, H, D) and biases (N, H)."""
+    return torch.cat([vectors, torch.full_like(bias, constant).unsqueeze(-1), bias.unsqueeze(-1)], -1)

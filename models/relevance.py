@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import gather_rows
+from models.layers import Pairs, pool
 from models.movie_tower import MEAN_SHRINK
 from models.user_tower import Context
 
@@ -53,13 +53,10 @@ class Relevance(nn.Module):
     def tastes(self, context: Context, num_users: int) -> torch.Tensor:
         """Return t_u, float (B, E), from the users' context ratings."""
         row, movie_idx = context.row, context.movie_idx
-        count = torch.bincount(row, minlength=num_users)
+        pairs = Pairs(row, movie_idx, num_users, self.config.num_movies)
         surprise = context.stars - self.config.stars_mean - self.film_mean[movie_idx]
-        mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
-        by_residual, by_presence = gather_rows(self.history, movie_idx).chunk(2, 1)
-        rated = by_residual * (surprise - mean[row]).unsqueeze(1) + by_presence  # (R, E)
-        pooled = rated.new_zeros(num_users, rated.shape[1]).index_add_(0, row, rated)
-        return pooled * (count + 1).rsqrt().unsqueeze(1)
+        mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (pairs.count + MEAN_SHRINK)
+        return pool(self.history, surprise - mean[row], pairs) * (pairs.count + 1).rsqrt().unsqueeze(1)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
         """Return users' vectors, float (B, E + 1 + K), whose product with `movie_vectors` is relevance.

@@ -10,7 +10,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.layers import gather_rows
+from models.layers import stable_order
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
@@ -25,14 +25,9 @@ class FilmDrift(nn.Module):
         self.days = -(-num_days // PERIODS)  # of a period
         self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
 
-    def forward(self, rows: torch.Tensor, column: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the scores of films on days of the data set, float (R,).
-
-        Args:
-            rows: float (N, PERIODS), of the table.
-            column, day: int64 (R,), the film's place among the rows, and the day.
-        """
-        return gather_rows(rows.view(-1), column * PERIODS + day // self.days)
+    def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the scores of movies on days of the data set, float (R,), both int64 (R,)."""
+        return self.table.view(-1).index_select(0, movie_idx * PERIODS + day // self.days)
 
 
 class UserMood(nn.Module):
@@ -52,7 +47,7 @@ class UserMood(nn.Module):
         """Return what is added to the scores of questions, float (T,).
 
         Args:
-            row, day: int64 (R,), user and day of the context ratings; ratings of a user and a day should be adjacent.
+            row, day: int64 (R,), user and day of the context ratings; quickest in the order of users and days.
             residual: float (R,), what of them the user's vector leaves unexplained, in units of score.
             target_row, target_day: int64 (T,), user and day of the questions.
             num_users: B.
@@ -61,19 +56,23 @@ class UserMood(nn.Module):
             return residual.new_zeros(len(target_row)) * self.weight.sum()
         last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
                                                         "amax")
-        # A day of a user's in one number, later days first; what is adjacent is summed before the rest is sorted.
-        key, group = torch.unique_consecutive(row * MOST_DAYS + last[row] - day, return_inverse=True)
-        asked, question = torch.unique_consecutive(target_row * MOST_DAYS + last[target_row] - target_day,
-                                                   return_inverse=True)
-        total = residual.new_zeros(2, len(key)).index_add_(1, group, torch.stack([residual, torch.ones_like(residual)]))
-        mood = residual.new_zeros(len(asked))
-        for number, window in enumerate(WINDOWS):
-            distinct, group = torch.unique(torch.cat([key, asked]) // window, return_inverse=True)
-            group, asked_group = group.split([len(key), len(asked)])
-            residuals, count = total.new_zeros(2, len(distinct)).index_add_(1, group, total)
-            mean = residuals / (count + self.log_shrink[number].exp())
-            mood = mood + self.weight[number] * mean[asked_group]
-        return mood.index_select(0, question)
+        # A day of a user's in one number, context and questions, in order; of each how much was rated, and how.
+        key = torch.cat([(context_row + 1) * MOST_DAYS - 1 - (last[context_row] - context_day)
+                         for context_row, context_day in ((row, day), (target_row, target_day))])
+        order = stable_order(key)
+        key, total = key[order], torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]),
+                                                         (0, len(target_row)))[:, order]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        place = place[len(row):]  # of the questions
+        mood, last_window = residual.new_zeros(len(place)), 1
+        for number, window in enumerate(WINDOWS):  # each of several of the last
+            key, group = torch.unique_consecutive(key // (window // last_window), return_inverse=True)
+            total = total.new_zeros(2, len(key)).index_add_(1, group, total)
+            place, last_window = group[place], window
+            mean = total[0] / (total[1] + self.log_shrink[number].exp())
+            mood = mood + self.weight[number] * mean.index_select(0, place)
+        return mood
 
     def at(self, row: torch.Tensor, age: torch.Tensor, residual: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
         """Return what `forward` does, float (B,), where every user is asked about one day, without sorting.

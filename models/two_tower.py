@@ -18,15 +18,14 @@ Letters: B users, R ratings, T targets, M movies, N distinct movies of a step, H
 head.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import gather_rows, gram, paired_dot
-from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, with_constant
+from models.layers import normal_equations, paired_dot, with_one
+from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
 from models.time import FilmDrift, UserMood, ages, recent
 from models.user_tower import Context, UserTower
 
@@ -66,12 +65,9 @@ class TwoTower(nn.Module):
         Returns:
             Scores per head of a group, float (T, H / G), and the sum over targets and heads of |p_u|^2, a scalar.
         """
-        column, target_column, seen = films.place[context.movie_idx], films.place[target.movie_idx], films.seen
-        users, unexplained = self.user_tower(embedding, context, seen, column, self._drift(seen, column, context.day))
-        group_column = seen.group_column(target_column, target.row, len(users))
-        score = paired_dot(users, with_constant(films.predicted, seen.constant), target.row, group_column)
-        score = score + gather_rows(seen.bias, group_column)
-        of_days = self._drift(seen, target_column, target.day) + self._mood(context, unexplained, target, len(users))
+        users, unexplained = self._users(films.seen, embedding, context)
+        score = self._scores(users, films.predicted, target)
+        of_days = self._drift(target) + self._mood(context, unexplained, target, len(users))
         size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size
 
@@ -86,35 +82,29 @@ class TwoTower(nn.Module):
             groups: G, of heads.
         """
         distinct, place = self._distinct_movies(movie_idx)
-        films, shape = self.films(distinct), (len(distinct) * groups, self.config.num_heads // groups)
-        films = replace(films, vectors=films.vectors.view(*shape, self.config.head_dim), bias=films.bias.view(shape),
-                        groups=groups)
-        seen, predicted = films, films.vectors
-        if noise is not None:
-            context_vectors, predicted = (films.vectors * factor.index_select(0, distinct).view_as(films.vectors)
-                                          for factor in noise)
-            seen = replace(films, vectors=context_vectors)
-        return StepFilms(place, self.movie_tower.num_ratings[distinct], films.vectors, seen, predicted)
+        vectors, bias = self.movie_tower(distinct)
+        shape = (len(distinct) * groups, self.config.num_heads // groups)
+        vectors, bias = vectors.view(*shape, self.config.head_dim), bias.view(shape)
+
+        def films(vectors: torch.Tensor) -> Films:
+            return Films(table_of(vectors, bias, self._constant), self.movie_tower.mean, place, groups)
+
+        both = [films(vectors if noise is None else vectors * noise[k].index_select(0, distinct).view_as(vectors))
+                for k in range(2)]
+        return StepFilms(self.movie_tower.num_ratings[distinct], vectors, *both)
 
     def films(self, movie_idx: torch.Tensor | None = None) -> Films:
         """Return the films of distinct movies, int64 (N,); of the whole catalogue where None are given."""
-        pooled, drift = self.user_tower.pooled, self.drift.table if self.drift else None
-        mean = self.movie_tower.mean
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        else:
-            pooled, drift = gather_rows(pooled, movie_idx), None if drift is None else gather_rows(drift, movie_idx)
-            mean = mean[movie_idx]
-        return Films(*self.movie_tower(movie_idx), mean, pooled, drift, CONSTANT * self.config.has("biases"))
+        return Films(table_of(*self.movie_tower(movie_idx), self._constant), self.movie_tower.mean)
 
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
         `user_vectors`."""
         users, unexplained = self._users(films, embedding, context)
-        score = paired_dot(users, films.extended, target.row, target.movie_idx)
-        score = (score + films.bias[target.movie_idx]).mean(1) + self.offset
-        drift = self._drift(films, target.movie_idx, target.day)
-        return score + drift + self._mood(context, unexplained, target, len(users))
+        score = self._scores(users, films, target).mean(1) + self.offset
+        return score + self._drift(target) + self._mood(context, unexplained, target, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -127,10 +117,11 @@ class TwoTower(nn.Module):
             films: of these movies, where they are at hand.
         """
         films = self.films(movie_idx) if films is None else films
-        every = torch.arange(len(films.vectors), device=self.offset.device)
-        drift = self._drift(films, every, torch.full_like(every, day))
-        bias = films.bias + self.offset + drift.unsqueeze(1)
-        return torch.cat([with_constant(films.vectors), bias.unsqueeze(-1)], -1).flatten(1)
+        if movie_idx is None:
+            movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
+        drift = self._drift(Target(movie_idx, movie_idx, torch.full_like(movie_idx, day)))
+        bias = films.table[..., -1] + self.offset + drift.unsqueeze(1)
+        return torch.cat([films.table[..., :-1], bias.unsqueeze(-1)], -1).flatten(1)
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.
@@ -141,27 +132,31 @@ class TwoTower(nn.Module):
             context: what is known of the users.
             day: the same as for `movie_vectors`.
         """
-        bias = 0.0
-        if self.mood is None:
-            users, _ = self._users(films, embedding, context, context.row[:0])
-        else:
+        users, unexplained = self._users(films, embedding, context)
+        bias = users[..., -1:]
+        if self.mood is not None:
             age, asked_age = ages(context.row, context.day, context.day.new_full((len(embedding),), day))
             chosen = recent(context.row, age, asked_age)
-            users, unexplained = self._users(films, embedding, context, chosen)
-            mood = self.mood.at(context.row[chosen], age[chosen], unexplained.mean(1), asked_age)
-            bias = mood.view(-1, 1, 1) / CONSTANT
-        bias = users[..., -1:] + bias
+            mood = self.mood.at(context.row[chosen], age[chosen], unexplained[chosen].mean(1), asked_age)
+            bias = bias + mood.view(-1, 1, 1) / CONSTANT
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
-    def _users(self, films: Films, embedding: torch.Tensor, context: Context,
-               wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, films, context.movie_idx,
-                               self._drift(films, context.movie_idx, context.day), wanted)
+    @property
+    def _constant(self) -> float:
+        """What a user's bias multiplies."""
+        return CONSTANT * self.config.has("biases")
 
-    def _drift(self, films: Films, column: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        if films.drift is None:
-            return self.offset.new_zeros(len(column))
-        return self.drift(films.drift, column, day)
+    def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.user_tower(embedding, context, films, self._drift(context))
+
+    def _scores(self, users: torch.Tensor, films: Films, target: Target) -> torch.Tensor:
+        """Return the scores (T, H) without offset and dates."""
+        return paired_dot(with_one(users), films.table, films.pairs(target.row, target.movie_idx, len(users)))
+
+    def _drift(self, of: Context | Target) -> torch.Tensor:
+        if self.drift is None:
+            return self.offset.new_zeros(len(of.row))
+        return self.drift(of.movie_idx, of.day)
 
     def _mood(self, context: Context, unexplained: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
         if self.mood is None:
@@ -181,14 +176,13 @@ class TwoTower(nn.Module):
             context: what the user has rated (R).
             target_idx: int64 (T,), movies to explain.
         """
-        prior, residual, penalty, count = self.user_tower.regression(
-            embedding, context, films, context.movie_idx, self._drift(films, context.movie_idx, context.day))
-        vectors = films.extended[context.movie_idx]  # (R, H, D + 1)
-        residual = residual - (vectors * prior).sum(-1)  # what the prior leaves unexplained
-        system = gram(vectors, context.row, count)[0] + torch.diag_embed(penalty[0])  # (H, D + 1, D + 1)
-        targets = films.extended[target_idx].permute(1, 2, 0)  # (H, D + 1, T)
-        weight = torch.einsum("rhd,hdt->trh", vectors, torch.linalg.solve(system, targets))
-        return (weight * residual).mean(-1)
+        prior, penalty, wanted = self.user_tower.regression(embedding, context, films, self._drift(context))
+        pairs, rows = films.pairs(context.row, context.movie_idx, 1), films.table[context.movie_idx]
+        unexplained = wanted.unsqueeze(1) - pairs.dots(with_one(prior), films.table)  # by the prior, (R, H)
+        system = normal_equations(films.table, wanted, pairs)[0, :, :-1, :-1] + torch.diag_embed(penalty[0])
+        targets = films.table[target_idx, :, :-1].permute(1, 2, 0)  # (H, D + 1, T)
+        weight = torch.einsum("rhd,hdt->trh", rows[..., :-1], torch.linalg.solve(system, targets))
+        return (weight * unexplained).mean(-1)
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""

@@ -81,7 +81,10 @@ class Batch:
 
     def part(self, chosen: torch.Tensor) -> "Batch":
         """Return the same users with the ratings that a mask (R,) or positions choose."""
-        return Batch(self.users, self.row[chosen], self.movie_idx[chosen], self.stars[chosen], self.day[chosen])
+        if chosen.dtype == torch.bool:
+            chosen = chosen.nonzero().squeeze(1)
+        return Batch(self.users, *(getattr(self, name).index_select(0, chosen)
+                                   for name in ("row", "movie_idx", "stars", "day")))
 
     def context(self) -> Context:
         """Return the ratings as what is known."""

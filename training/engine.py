@@ -42,10 +42,10 @@ class Settings:
     penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
     film_prior: float = 9.0  # on |q_m|^2 per film, the precision of a Gaussian prior
     drift_prior: float = 200.0  # on the squares of the films' drifts, per film and period
-    film_noise: float = 0.4  # standard deviation of the random factors on film coordinates
+    film_noise: float = 0.3  # standard deviation of the random factors on film coordinates
     relevance_weight: float = 1.0  # of the loss of relevance
     seed: int = 0
-    user_dropout: float = 0.9  # share of users whose embedding is left out in a step; no flag
+    user_dropout: float = 0.97  # share of users whose embedding is left out in a step; no flag
 
 
 class Engine:
@@ -114,7 +114,7 @@ class Engine:
         results = (self._backward(piece, cut, seed, number, with_relevance) for piece in pieces(batch))
         sums, num_targets, row_grads = zip(*results, strict=True)
         size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
-        both_sides_of_cut = zip(films.reached_by_users(), cut.reached_by_users(), strict=True)
+        both_sides_of_cut = zip(films.tables(), cut.tables(), strict=True)
         reached = [(tensor, leaf.grad) for tensor, leaf in both_sides_of_cut if leaf.grad is not None]
         torch.autograd.backward(*zip((0.5 * size, None), *reached, strict=True))
         self.ranks.sum_(*self.shared_gradients(with_relevance))
@@ -191,7 +191,7 @@ class Engine:
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
-        column = films.seen.group_column(films.place[target.movie_idx], target.row, self.groups * len(batch.users))
+        column = films.predicted.pairs(target.row, target.movie_idx, self.groups * len(batch.users)).column
         num_targets = torch.bincount(column, minlength=len(films.vectors)).to(score.dtype)
         return sums, num_targets, rows.grad
 
@@ -223,14 +223,15 @@ def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Bat
     Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
     each other than if they saw the same, and their mean errs less, in the time of one model.
     """
-    context, target = batch.part(in_context), batch.part(~in_context)
     if not both_ways:
-        return context, target
+        return batch.part(in_context), batch.part(~in_context)
+    context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
 
-    def one_after_another(first: Batch, second: Batch) -> Batch:
-        columns = ((getattr(first, name), getattr(second, name)) for name in ("movie_idx", "stars", "day"))
-        return Batch(first.users.repeat(2), torch.cat([first.row, second.row + len(first.users)]),
-                     *map(torch.cat, columns))
+    def one_after_another(first: torch.Tensor, second: torch.Tensor) -> Batch:
+        both = batch.part(torch.cat([first, second]))
+        both.users = both.users.repeat(2)
+        both.row[len(first):] += len(batch.users)
+        return both
 
     return one_after_another(context, target), one_after_another(target, context)
 

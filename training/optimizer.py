@@ -14,8 +14,9 @@ import torch
 from models.relevance import Relevance
 from models.two_tower import TwoTower
 
-TABLE_RATE, SHARED_RATE, USER_RATE = 1.0, 10.0, 20.0  # multiples of the base rate
+TABLE_RATE, SHARED_RATE, USER_RATE = 1.5, 10.0, 20.0  # multiples of the base rate
 BETAS, EPSILON = (0.9, 0.99), 1e-8
+WARM_UP = 0.02  # of all steps
 
 
 def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> list[torch.optim.Optimizer]:
@@ -63,9 +64,9 @@ def default_penalty(num_rows: int, num_ratings: int) -> float:
     return num_rows / num_ratings
 
 
-def schedule(step: int, num_steps: int, warmup: float = 0.05) -> float:
+def schedule(step: int, num_steps: int) -> float:
     """Return the factor of the rate at a step: linear warm-up, then half a cosine down to zero."""
-    return min(1.0, (step + 1) / (warmup * num_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    return min(1.0, (step + 1) / (WARM_UP * num_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
 class RowAdam:

@@ -93,8 +93,7 @@ def test_least_work_of_the_layers_is_what_torch_counts(small):
     assert least_work(engine, shape)["film tower"][1] == film_counter.get_total_flops() > 0
     all_films, none = model.films(), Context(*(column[:0] for column in batch.context()))
     with FlopCounterMode(display=False) as user_counter, torch.no_grad():
-        model.user_tower.regression(torch.zeros(30, config.user_dim), none, all_films, none.movie_idx,
-                                    torch.zeros(0))
+        model.user_tower.regression(torch.zeros(30, config.user_dim), none, all_films, torch.zeros(0))
     first_layer = 2 * 30 * config.hidden_dim * (config.user_dim + config.pooled_dim + 3)  # once for each group of heads
     assert least_work(engine, shape)["user tower"][1] == user_counter.get_total_flops() + first_layer > 0
 

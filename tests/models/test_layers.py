@@ -1,94 +1,152 @@
 import pytest
 import torch
 
-from models.layers import gather_rows, gram, gram_padded, paired_dot, ridge_solve, ridge_solve_rows, unexplained_rows
+from models.layers import (
+    Pairs,
+    gather_distinct,
+    normal_equations,
+    paired_dot,
+    pool,
+    ridge_solve,
+    stable_order,
+    with_one,
+)
 
-HEADS, DIM = 2, 3
+HEADS, DIM, NUM_FILMS = 2, 3, 7
 COUNT = torch.tensor([4, 0, 1, 6])  # a user without ratings among them
 ROW = torch.arange(len(COUNT)).repeat_interleave(COUNT)
+COLUMN = torch.tensor([5, 0, 2, 6, 2, 1, 2, 0, 6, 3, 5])  # of film 4 there are none
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "elsewhere"])
+def pairs(request) -> Pairs:
+    """The ratings, taken the way of a CPU and that of other devices."""
+    pairs = Pairs(ROW, COLUMN, len(COUNT), NUM_FILMS, HEADS)
+    pairs.on_cpu = request.param
+    return pairs
 
 
 @pytest.fixture
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    films = torch.randn(len(ROW), HEADS, DIM, dtype=torch.float64)
-    residual = torch.randn(len(ROW), HEADS, dtype=torch.float64)
+    films = torch.randn(NUM_FILMS, HEADS, DIM + 1, dtype=torch.float64)
+    wanted = torch.randn(len(ROW), dtype=torch.float64)
     prior = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
     penalty = torch.rand(len(COUNT), HEADS, DIM, dtype=torch.float64) + 0.1
-    return tuple(tensor.requires_grad_() for tensor in (films, residual, prior, penalty))
+    return tuple(tensor.requires_grad_() for tensor in (films, wanted, prior, penalty))
 
 
-def solve(films, *others):
-    """Solve with a table of a row per rating."""
-    return ridge_solve(films, torch.arange(len(ROW)), *others, ROW, COUNT)
+@pytest.fixture
+def vectors() -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of the users and of the films."""
+    torch.manual_seed(0)
+    users = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64, requires_grad=True)
+    return users, torch.randn(NUM_FILMS, HEADS, DIM, dtype=torch.float64, requires_grad=True)
 
 
-def test_ridge_solve_equals_the_normal_equations_written_out(inputs):
-    films, residual, prior, penalty = inputs
-    solution, unexplained = solve(*inputs)
+def test_products_with_the_matrix_equal_those_of_the_matrix_written_out(pairs, vectors):
+    users, films = (each.detach() for each in vectors)
+    weight = torch.randn(len(ROW), HEADS, dtype=torch.float64)
+    dots = pairs.dots(users, films)
+    for head in range(HEADS):
+        matrix = torch.zeros(len(COUNT), NUM_FILMS, dtype=torch.float64)
+        matrix[ROW, COLUMN] += weight[:, head]
+        torch.testing.assert_close(dots[:, head], (users[:, head] @ films[:, head].T)[ROW, COLUMN])
+        torch.testing.assert_close(pairs.sum_films(films, weight)[:, head], matrix @ films[:, head])
+        torch.testing.assert_close(pairs.sum_users(users, weight)[:, head], matrix.T @ users[:, head])
+
+
+@pytest.mark.parametrize("num_users", [0, 3])
+def test_products_without_ratings_are_empty_or_zero(num_users):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    pairs = Pairs(nothing, nothing, num_users, 5, HEADS)
+    users, films = torch.randn(num_users, HEADS, DIM), torch.randn(5, HEADS, DIM)
+    assert pairs.dots(users, films).shape == (0, HEADS)
+    assert torch.equal(pairs.sum_films(films, torch.zeros(0, HEADS)), torch.zeros(num_users, HEADS, DIM))
+    assert torch.equal(pairs.sum_users(users, torch.zeros(0, HEADS)), torch.zeros(5, HEADS, DIM))
+
+
+@pytest.mark.parametrize("num_keys", [6, 2**16, 2**40])
+def test_stable_order_is_ascending_and_keeps_equal_keys_as_they_come(num_keys):
+    keys = torch.tensor([5, 0, num_keys - 1, 5, 0])
+    assert stable_order(keys, num_keys).tolist() == sorted(range(5), key=lambda place: int(keys[place]))
+
+
+def test_ridge_solve_equals_the_normal_equations_written_out(inputs, pairs):
+    films, wanted, prior, penalty = inputs
+    solution, left = ridge_solve(*inputs, pairs)
     for user in range(len(COUNT)):
+        own = user == ROW
         for head in range(HEADS):
-            v, r = films[user == ROW, head], residual[user == ROW, head]
+            v, r = films[COLUMN[own], head, :-1], wanted[own] - films[COLUMN[own], head, -1]
             above_prior = r - v @ prior[user, head]
             system = v.T @ v + torch.diag(penalty[user, head])
             expected = prior[user, head] + torch.linalg.solve(system, v.T @ above_prior)
             torch.testing.assert_close(solution[user, head], expected)
-            torch.testing.assert_close(unexplained[user == ROW, head], r - v @ expected)
+            torch.testing.assert_close(left[own, head], r - v @ expected)
     torch.testing.assert_close(solution[1], prior[1])  # no ratings, nothing learned
 
 
-@torch.no_grad()
-def test_solving_from_rows_of_a_table_equals_solving_from_their_copies():
-    torch.manual_seed(0)
-    count = torch.tensor([4, 0, 1, 6, 30, 2, 2, 2, 5, 1, 9])  # more users than are gathered at once
-    row = torch.arange(len(count)).repeat_interleave(count)
-    table, index = torch.randn(7, HEADS, DIM, dtype=torch.float64), torch.randint(7, (len(row),))
-    residual = torch.randn(len(row), HEADS, dtype=torch.float64)
-    prior, penalty = torch.randn(2, len(count), HEADS, DIM, dtype=torch.float64).abs().unbind()
-    with_room = torch.nn.functional.pad(table, (0, 1))
-    solution = ridge_solve_rows(with_room, index, residual, prior, penalty, count)
-    expected, left = ridge_solve(table, index, residual, prior, penalty, row, count)
-    torch.testing.assert_close(solution, expected)
-    torch.testing.assert_close(unexplained_rows(with_room, index, residual, solution, row), left)
+def test_ridge_solve_gradients_equal_finite_differences(inputs, pairs):
+    assert torch.autograd.gradcheck(lambda *args: ridge_solve(*args, pairs)[0], inputs)
 
 
-def test_ridge_solve_gradients_equal_finite_differences(inputs):
-    assert torch.autograd.gradcheck(lambda *args: solve(*args)[0], inputs)
-    # Of the table's rows some have many ratings, and one has none.
-    index = torch.randint(len(ROW) - 1, (len(ROW),), generator=torch.Generator().manual_seed(0))
-    assert torch.autograd.gradcheck(lambda table, *args: ridge_solve(table, index, *args, ROW, COUNT)[0], inputs)
-
-
-def test_ridge_solve_gradients_equal_plain_autograd(inputs):
-    def plain(films, residual, prior, penalty):
+def test_ridge_solve_gradients_equal_plain_autograd(inputs, pairs):
+    def plain(films, wanted, prior, penalty):
         solutions = []
         for user in range(len(COUNT)):
-            v, r = films[user == ROW].transpose(0, 1), residual[user == ROW].T.unsqueeze(-1)
+            own = user == ROW
+            v = films[COLUMN[own], :, :-1].transpose(0, 1)
+            r = (wanted[own].unsqueeze(1) - films[COLUMN[own], :, -1]).T.unsqueeze(-1)
             unexplained = r - v @ prior[user].unsqueeze(-1)
             system = v.transpose(1, 2) @ v + torch.diag_embed(penalty[user])
             solutions.append(prior[user] + torch.linalg.solve(system, v.transpose(1, 2) @ unexplained).squeeze(-1))
         return torch.stack(solutions)
 
     weight = torch.randn(len(COUNT), HEADS, DIM, dtype=torch.float64)
-    ours = torch.autograd.grad((solve(*inputs)[0] * weight).sum(), inputs)
+    ours = torch.autograd.grad((ridge_solve(*inputs, pairs)[0] * weight).sum(), inputs)
     theirs = torch.autograd.grad((plain(*inputs) * weight).sum(), inputs)
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, reference)
 
 
-@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1]])
-def test_padded_gram_equals_gram_by_user(sizes):
+@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1], [1] * 30])
+def test_normal_equations_by_user_equal_those_of_padded_pieces(sizes):
+    """The way of a GPU, where launches for every user would cost more."""
+    torch.manual_seed(0)
     count = torch.tensor(sizes)
     row = torch.arange(len(count)).repeat_interleave(count)
-    films = torch.randn(len(row), HEADS, DIM, dtype=torch.float64)
-    torch.testing.assert_close(gram_padded(films, row, count), gram(films, row, count))
+    films, column = torch.randn(9, HEADS, DIM, dtype=torch.float64), torch.randint(9, (len(row),))
+    wanted = torch.randn(len(row), dtype=torch.float64)
+    by_user, padded = (Pairs(row, column, len(count), 9, HEADS) for _ in range(2))
+    padded.on_cpu = False
+    torch.testing.assert_close(normal_equations(films, wanted, padded), normal_equations(films, wanted, by_user))
 
 
-def test_paired_dot_and_gather_rows_have_the_gradients_of_plain_indexing():
+def test_paired_dot_has_the_gradients_of_plain_indexing(pairs, vectors):
+    users, films = vectors
+    torch.testing.assert_close(paired_dot(users, films, pairs), (users[ROW] * films[COLUMN]).sum(-1))
+    assert torch.autograd.gradcheck(lambda u, f: paired_dot(u, f, pairs), vectors)
+
+
+def test_pool_is_the_sum_written_out_with_its_gradients(pairs):
     torch.manual_seed(0)
-    users = torch.randn(3, HEADS, DIM, dtype=torch.float64, requires_grad=True)
-    films = torch.randn(5, HEADS, DIM, dtype=torch.float64, requires_grad=True)
-    row, column = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([4, 1, 1, 0, 4])
-    torch.testing.assert_close(paired_dot(users, films, row, column), (users[row] * films[column]).sum(-1))
-    assert torch.autograd.gradcheck(lambda u, f: paired_dot(u, f, row, column), (users, films))
-    assert torch.autograd.gradcheck(lambda f: gather_rows(f, column), (films,))
+    table = torch.randn(NUM_FILMS, 2 * DIM, dtype=torch.float64, requires_grad=True)
+    weight, pairs.heads = torch.randn(len(ROW), dtype=torch.float64), 1
+    rows = table[COLUMN]
+    rows = weight.unsqueeze(1) * rows[:, :DIM] + rows[:, DIM:]
+    expected = torch.stack([rows[user == ROW].sum(0) for user in range(len(COUNT))])
+    torch.testing.assert_close(pool(table, weight, pairs), expected)
+    assert torch.autograd.gradcheck(lambda table: pool(table, weight, pairs), (table,))
+
+
+def test_gather_distinct_has_the_gradients_of_plain_indexing(vectors):
+    films, index = vectors[1], torch.tensor([4, 0, 6])
+    assert torch.equal(gather_distinct(films, index), films[index])
+    assert torch.autograd.gradcheck(lambda f: gather_distinct(f, index), (films,))
+
+
+def test_with_one_meets_a_bias(vectors):
+    users, films = vectors
+    torch.testing.assert_close((with_one(users)[0] * torch.cat([films[1], torch.full((HEADS, 1), 0.3)], -1)).sum(-1),
+                               (users[0] * films[1]).sum(-1) + 0.3)

@@ -57,7 +57,7 @@ def test_penalty_equals_the_sum_over_targets_written_out(model):
     model.mood.weight.zero_()  # the penalty is on what is solved
     films = step_films(model)
     _, size = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
-    num_targets = torch.bincount(films.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
+    num_targets = torch.bincount(films.seen.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
     size = 0.1 * size + films.size(num_targets, penalty=0.1, film_prior=3.0)
     users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
     vectors = model.films().vectors
@@ -77,15 +77,6 @@ def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
         torch.testing.assert_close(together[user], alone[0])
 
 
-def test_vectors_without_gradients_equal_those_with(model):
-    """They take another way: user by user, in one pass."""
-    context = CONTEXT._replace(row=ROW * 2)  # users 1 and 3 have no ratings
-    arguments = (model.films(), torch.randn(5, 4), context, LAST)
-    with torch.no_grad():
-        quick = model.user_vectors(*arguments)
-    torch.testing.assert_close(quick, model.user_vectors(*arguments).detach())
-
-
 @torch.no_grad()
 def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(model):
     films, embedding = model.films(), torch.zeros(1, 4)
@@ -94,8 +85,7 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
     effects = model.contributions(films, embedding, context, targets)
     model.mood.weight.zero_()  # not a part of the solved history
     whole = model.user_vectors(films, embedding, context, LAST)
-    prior = model.user_tower.regression(embedding, context, films, context.movie_idx,
-                                        model.drift(films.drift, context.movie_idx, context.day))[0]
+    prior = model.user_tower.regression(embedding, context, films, model.drift(context.movie_idx, context.day))[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
     torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])
 

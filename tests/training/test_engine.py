@@ -17,7 +17,7 @@ from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
 from training.engine import Engine, Settings, halves, pieces
-from training.optimizer import schedule
+from training.optimizer import TABLE_RATE, schedule
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
 COUNTS = [1, MOST, 0, 40, 7, 300, 2]  # ratings of each user
@@ -213,4 +213,4 @@ def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
         assert [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups] == expected
         for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
             assert all(torch.equal(old[name], new[name]) for name in old)
-    assert rates[0][0][0] == pytest.approx(0.0005)
+    assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_RATE)
