@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 USERS_IN_CACHE = 8  # whose films' vectors are gathered at once
+FEW_RATINGS = 1024  # to gather so few rows takes less time than to describe a sparse matrix
 
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
@@ -34,7 +35,7 @@ class Pairs:
 
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the users and films that meet, (R, K), of (B, K, D) and (N, K, D)."""
-        if not self.on_cpu:
+        if not self.on_cpu or len(self.row) <= FEW_RATINGS:
             return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
         start = torch.cat([self.user_start, self.user_start.new_tensor([self.heads * len(self.row)])])
         places = torch.sparse_csr_tensor(start.int(), self.film_of.int(), users.new_zeros(len(self.film_of)),

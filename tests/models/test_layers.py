@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models import layers
 from models.layers import (
     Pairs,
     gather_distinct,
@@ -19,8 +20,9 @@ COLUMN = torch.tensor([5, 0, 2, 6, 2, 1, 2, 0, 6, 3, 5])  # of film 4 there are 
 
 
 @pytest.fixture(params=[True, False], ids=["cpu", "elsewhere"])
-def pairs(request) -> Pairs:
-    """The ratings, taken the way of a CPU and that of other devices."""
+def pairs(request, monkeypatch) -> Pairs:
+    """The ratings, taken the way of many ratings on a CPU and that of other devices."""
+    monkeypatch.setattr(layers, "FEW_RATINGS", -1)
     pairs = Pairs(ROW, COLUMN, len(COUNT), NUM_FILMS, HEADS)
     pairs.on_cpu = request.param
     return pairs
@@ -57,7 +59,8 @@ def test_products_with_the_matrix_equal_those_of_the_matrix_written_out(pairs, v
 
 
 @pytest.mark.parametrize("num_users", [0, 3])
-def test_products_without_ratings_are_empty_or_zero(num_users):
+def test_products_without_ratings_are_empty_or_zero(num_users, monkeypatch):
+    monkeypatch.setattr(layers, "FEW_RATINGS", -1)
     nothing = torch.zeros(0, dtype=torch.int64)
     pairs = Pairs(nothing, nothing, num_users, 5, HEADS)
     users, films = torch.randn(num_users, HEADS, DIM), torch.randn(5, HEADS, DIM)
