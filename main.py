@@ -24,10 +24,10 @@ from models.config import PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
 from preprocessing.dataset import DataError
 from training import distributed, report
-from training.batches import DataSet, load_dataset
+from training.batches import DataSet, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
-from training.trainer import Trainer
+from training.trainer import Trainer, solve
 
 RELEVANCE_DIM = 64  # coordinates of tastes
 FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
@@ -181,7 +181,13 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         return
     checkpoint = load_checkpoint(best, fingerprint)
     known = load_dataset(args.data_dir, with_validation=True)
-    results = report.test_results(model_of(checkpoint).to(device), known)
+    model = model_of(checkpoint).to(device)
+    if model.movie_side is not None:  # movies, like users, from all that is known before the test
+        ratings, owned = by_movie(known)
+        model.solved = solve(model.movie_side, ratings.to(device), known.meta["stars_step"], owned)
+        if not args.eval_only:
+            save_checkpoint(best, checkpoint | {"model": model.state_dict()})
+    results = report.test_results(model, known)
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))

@@ -7,8 +7,9 @@ either (compare I-AutoRec and U-AutoRec, Sedhain et al. 2015):
 
     score(u, m) = (p_u . q_m + p'_u . q'_m) / 2 = [p_u / 2, p'_u / 2] . [q_m, q'_m]
 
-The movie side knows nothing of dates. Its movies are solved once, from the training ratings, and kept in `solved`. A
-person without a row in its table of users is scored by the user side alone.
+The movie side knows nothing of dates. Its movies are solved after every epoch from the training ratings, and in the end
+from all that is known before the test; the result is kept in `solved`. A person without a row in its table of users is
+scored by the user side alone.
 
 Letters: B users, T targets, M movies, U users of the data set, K coordinates of a side's vectors.
 """

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import main
+from models.checkpoint import model_of
+from models.user_tower import Context
 from preprocessing import netflix_preprocess
+from training.batches import load_dataset
 
 
 def test_a_run_leaves_all_its_files(run_dir):
@@ -165,3 +168,24 @@ def test_refit_trains_on_validation_too_and_for_the_chosen_epochs(train, data_di
     assert int(best["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
     assert int(last["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"]
     assert json.loads((tmp_path / "test_metrics.json").read_text())["refit"] is True
+
+
+@pytest.mark.parametrize("sides", ["user", "both"])
+def test_in_the_end_movies_are_solved_from_all_that_is_known_before_the_test(sides, train, data_dir, tmp_path):
+    assert train(data_dir, tmp_path, "--epochs", "1", "--sides", sides) == 0
+    best, last = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("best.pt", "last.pt"))
+    changed = [name for name in best if not torch.equal(best[name], last[name])]
+    assert changed == (["solved"] if sides == "both" else [])
+    if sides == "user":
+        return
+    model = model_of(torch.load(tmp_path / "best.pt", weights_only=True))
+    known = load_dataset(data_dir, with_validation=True)
+    train_part = known.train
+    movie = int(torch.bincount(load_dataset(data_dir).validation.movie_idx.long()).argmax())
+    own = train_part.movie_idx == movie
+    users, side = train_part.user_idx()[own], model.movie_side
+    context = Context(torch.zeros_like(users), users, train_part.stars[own].float(), torch.zeros_like(users))
+    with torch.no_grad():
+        vector = side.user_vectors(side.films(), side.user_embedding[movie:movie + 1], context, 0)[0]
+    torch.testing.assert_close(best["solved"][movie], vector, rtol=1e-4, atol=1e-5)
+    assert (best["solved"][movie] - last["solved"][movie]).abs().max() > 1e-3
