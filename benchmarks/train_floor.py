@@ -52,13 +52,14 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
         film tower       reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + H) operations
         user tower       reads a row of 2 P and 4 numbers a context rating: 4 G C (2 P + 4) bytes; 3 G C P to pool
                          them, and 2 G B F (E + P + 3) + 2 B F H D'
-        ridge solve      reads a film's row and residual, writes what is left: 4 C H (D' + 2) bytes; half of a symmetric
-                         product C H (D' + 1) (D' + 2), Cholesky B H D'^3 / 3, two triangles 2 B H D'^2, and the
-                         residuals 2 C H D'
-        gather-dot       reads a film's row, writes a score: 4 T H (D' + 1) bytes; 2 T H D' operations
-        backward         reads a film's row, adds to its gradient: 3 (4 T H D') + 3 (4 C H D') bytes; adds to the pooled
-                         rows: 2 (4 G C 2 P) bytes; 4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 G C P,
-                         and twice the towers' own layers
+        ridge solve      reads a film's row with its bias and what is wanted of it, writes what is left of that by
+                         head: 4 C H (D' + 2) + 4 C bytes; half of a symmetric product C H (D' + 1) (D' + 2), Cholesky
+                         B H D'^3 / 3, two triangles 2 B H D'^2, and the residuals 2 C H D'
+        gather-dot       reads a film's row with its bias, writes a score: 4 T H (D' + 2) bytes; 2 T H D' operations
+        backward         reads a film's and a user's row for a target, a film's and two of a user for a context rating:
+                         2 (4 T H D') + 3 (4 C H D') bytes; a user's row of P for the pooled tables: 4 G C P bytes;
+                         4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 G C P, and twice the towers' own
+                         layers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
                          parameter; Adam 28 bytes per parameter of the shared layers, of B user rows, and of
                          relevance in the steps that train it
@@ -79,11 +80,11 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
         "batch assembly": (21 * shape.ratings, 0),
         "film tower": (8 * films * width, film_layers),
         "user tower": (4 * pooled_ratings * (2 * pooled + 4), 3 * pooled_ratings * pooled + user_layers),
-        "ridge solve": (4 * context * heads * (dim + 2),
+        "ridge solve": (4 * context * (heads * (dim + 2) + 1),
                         context * heads * ((dim + 1) * (dim + 2) + 2 * dim)
                         + users * heads * (dim**3 / 3 + 2 * dim**2)),
-        "gather-dot": (4 * targets * heads * (dim + 1), 2 * targets * heads * dim),
-        "backward": (12 * shape.ratings * heads * dim + 16 * pooled_ratings * pooled,
+        "gather-dot": (4 * targets * heads * (dim + 2), 2 * targets * heads * dim),
+        "backward": (4 * heads * dim * (2 * targets + 3 * context) + 4 * pooled_ratings * pooled,
                      heads * dim * (4 * targets + 6 * context + 2 * users * dim) + 3 * pooled_ratings * pooled
                      + 2 * (film_layers + user_layers)),
         "optimizers": (16 * tables + 4 * films * (width + heads + 2 * pooled) + 28 * shared, 6 * tables + 12 * shared),

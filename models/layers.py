@@ -1,11 +1,12 @@
 """Differentiable operations on ragged groups of ratings, with gradients written out by hand.
 
-A rating joins a user with a film, so the ratings of a step are the entries of a sparse matrix of users and films. What
-training does with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a
-user, a sum over those of a film. On a CPU neither of them, nor its gradient, makes a row of coordinates for every
-rating. The tests hold all of it to plain autograd in float64.
+A rating joins a user with a film, so ratings are the entries of a sparse matrix of users and films. What the towers do
+with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a user, a sum over
+those of a film. On a CPU, unless they are few, none of these and none of their gradients makes a row of coordinates for
+every rating; only the normal equations gather rows, those of USERS_IN_CACHE users at a time. The tests hold all of it
+to plain autograd in float64.
 
-Letters: R ratings, B users, N films, K heads, D coordinates of a head.
+Letters: R ratings, B users, N films, H heads (of a group, where there are groups), D coordinates.
 """
 
 import itertools
@@ -24,28 +25,28 @@ warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 class Pairs:
     """Which user and which film each rating joins: a sparse matrix (B, N), of which only the places are kept.
 
-    Users and films have K vectors each, of which the k-th of a user meets the k-th of a film.
+    Users and films have H vectors each, of which the h-th of a user meets the h-th of a film.
     """
 
     def __init__(self, row: torch.Tensor, column: torch.Tensor, num_users: int, num_films: int, heads: int = 1) -> None:
-        """Keep row and column of the ratings, both int64 (R,), the rows ascending."""
+        """Keep the ratings' rows and columns, both int64 (R,): the rows must ascend, and no pair may occur twice."""
         self.row, self.column = row, column
         self.num_users, self.num_films, self.heads = num_users, num_films, heads
         self.on_cpu = row.device.type == "cpu"  # elsewhere rows are gathered and added up, which suits a GPU
 
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
-        """Return the inner products of the users and films that meet, (R, K), of (B, K, D) and (N, K, D)."""
+        """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
         if not self.on_cpu or len(self.row) <= FEW_RATINGS:
             return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
-        start = torch.cat([self.user_start, self.user_start.new_tensor([self.heads * len(self.row)])])
-        places = torch.sparse_csr_tensor(start.int(), self.film_of.int(), users.new_zeros(len(self.film_of)),
+        start, column = self._compressed
+        places = torch.sparse_csr_tensor(start, column, users.new_zeros(len(column)),
                                          (self.heads * self.num_users, self.heads * self.num_films),
                                          check_invariants=False)
         dots = torch.sparse.sampled_addmm(places, _by_head(users), films.flatten(0, 1).T, beta=0.0).values()
         return dots.view(self.heads, len(self.row)).T
 
     def sum_films(self, films: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return for each user the sum of weight times film over his ratings, (B, K, D), of (N, K, D) and (R, K)."""
+        """Return for each user the sum of weight times film over his ratings, (B, H, D), of (N, H, D) and (R, H)."""
         if not self.on_cpu:
             rows = films.index_select(0, self.column) * weight.unsqueeze(-1)
             return films.new_zeros(self.num_users, *films.shape[1:]).index_add_(0, self.row, rows)
@@ -53,7 +54,7 @@ class Pairs:
         return sums.unflatten(0, (self.heads, self.num_users)).transpose(0, 1)
 
     def sum_users(self, users: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return for each film the sum of weight times user over its ratings, (N, K, D), of (B, K, D) and (R, K)."""
+        """Return for each film the sum of weight times user over its ratings, (N, H, D), of (B, H, D) and (R, H)."""
         if not self.on_cpu:
             rows = users.index_select(0, self.row) * weight.unsqueeze(-1)
             return users.new_zeros(self.num_films, *users.shape[1:]).index_add_(0, self.column, rows)
@@ -67,13 +68,19 @@ class Pairs:
 
     @cached_property
     def user_start(self) -> torch.Tensor:
-        """Where the ratings of a head and user begin among those of all heads, int64 (K B,), head by head."""
+        """Where the ratings of a head and user begin among those of all heads, int64 (H B,), head by head."""
         return self._of_heads(self.count.cumsum(0) - self.count, len(self.row))
 
     @cached_property
     def film_of(self) -> torch.Tensor:
-        """The row among the films' vectors (N K) that a rating of a head meets, int64 (K R,), head by head."""
-        return (self.column * self.heads + torch.arange(self.heads, device=self.row.device).unsqueeze(1)).view(-1)
+        """The row among the films' vectors (N H) that a rating of a head meets, int64 (H R,), head by head."""
+        return self._of_heads(self.column * self.heads, 1)
+
+    @cached_property
+    def _compressed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starts of the rows, int32 (H B + 1,), and columns, int32 (H R,), of the matrix of all heads."""
+        end = self.user_start.new_tensor([len(self.film_of)])
+        return torch.cat([self.user_start, end]).int(), self.film_of.int()
 
     @cached_property
     def order(self) -> torch.Tensor:
@@ -82,23 +89,22 @@ class Pairs:
 
     @cached_property
     def film_start(self) -> torch.Tensor:
-        """Where the ratings of a head and film begin in the order of the films, int64 (K N,), head by head."""
+        """Where the ratings of a head and film begin in the order of the films, int64 (H N,), head by head."""
         count = torch.bincount(self.column, minlength=self.num_films)
         return self._of_heads(count.cumsum(0) - count, len(self.row))
 
     @cached_property
     def user_of(self) -> torch.Tensor:
-        """The row among the users' vectors, head by head, that each rating meets in the order of the films, int64 (K
-        R,)."""
+        """The row among the users' vectors by head that a rating meets, film by film, int64 (H R,), head by head."""
         return self._of_heads(self.row[self.order], self.num_users)
 
     def _of_heads(self, values: torch.Tensor, step: int) -> torch.Tensor:
-        """Return int64 (V,) once for every head, (K V,), each time with a step added."""
+        """Return int64 (V,) once for every head, (H V,), each time with a step added."""
         return (values + step * torch.arange(self.heads, device=values.device).unsqueeze(1)).view(-1)
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Return the inner products of the users and films that meet, (R, K), of (B, K, D) and (N, K, D)."""
+    """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
     return _PairedDot.apply(users, films, pairs)
 
 
@@ -127,19 +133,20 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
 
         w_u = (V_u' V_u + diag(penalty_u))^-1 (V_u' residual_u + diag(penalty_u) prior_u)
 
-    (Hu, Koren and Volinsky 2008, for the solution with a prior of zero). With z = A^-1 dL/dw the gradients are
-    dL/dresidual_j = v_j.z, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w, dL/dprior = penalty z and
+    (Hu, Koren and Volinsky 2008, for the solution with a prior of zero). With A = V_u' V_u + diag(penalty_u) and
+    z = A^-1 dL/dw the gradients are dL/dresidual_j = v_j.z, which wanted_j has the sum of over heads and b_j has from
+    every rating with a minus, dL/dv_j = (residual_j - v_j.w) z - (v_j.z) w, dL/dprior = penalty z and
     dL/dpenalty = (prior - w) z, so the backward pass costs R D, not R D^2.
 
     Args:
-        films: float (N, K, D + 1).
+        films: float (N, H, D + 1).
         wanted: float (R,).
-        prior: float (B, K, D), the solution of a user without ratings.
-        penalty: float (B, K, D), positive.
+        prior: float (B, H, D), the solution of a user without ratings.
+        penalty: float (B, H, D), positive.
         pairs: of users and films.
 
     Returns:
-        w, float (B, K, D), and what it leaves of the residuals, (R, K), of which no gradient is taken.
+        w, float (B, H, D), and what it leaves of the residuals, (R, H), of which no gradient is taken.
     """
     return _RidgeSolve.apply(films, wanted, prior, penalty, pairs)
 
@@ -154,12 +161,12 @@ def stable_order(keys: torch.Tensor, num_keys: int = 2**63) -> torch.Tensor:
 
 
 def with_one(users: torch.Tensor) -> torch.Tensor:
-    """Append a coordinate of 1, which meets the films' biases: (B, K, D) -> (B, K, D + 1)."""
+    """Append a coordinate of 1, which meets the films' biases: (B, H, D) -> (B, H, D + 1)."""
     return torch.nn.functional.pad(users, (0, 1), value=1.0)
 
 
 def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Return [V_u, residual_u]' [V_u, residual_u] per user and head, float (B, K, D + 1, D + 1); see `ridge_solve`.
+    """Return [V_u, residual_u]' [V_u, residual_u] per user and head, float (B, H, D + 1, D + 1); see `ridge_solve`.
 
     On a CPU only the rows of a few users are gathered at a time, always into the same memory, which a core's cache
     holds.
@@ -177,13 +184,13 @@ def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) ->
     for group, start, stop in zip(groups, bounds[:-1], bounds[1:], strict=True):
         rows = torch.index_select(films, 0, pairs.column[start:stop], out=buffer[:stop - start])
         torch.sub(wanted[start:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        for own in rows.transpose(0, 1).split_with_sizes(group, 1):  # (K, R of a user, D + 1)
+        for own in rows.transpose(0, 1).split_with_sizes(group, 1):  # (H, R of a user, D + 1)
             torch.bmm(own.transpose(1, 2), own, out=next(outputs))
     return product
 
 
 def gram_padded(rows: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:
-    """Return the products of each user's rows by themselves, float (B, K, D, D), of (R, K, D), row and count as of
+    """Return the products of each user's rows by themselves, float (B, H, D, D), of (R, H, D), row and count as of
     `Pairs`, from one batched product of padded pieces: on a GPU, launches per user cost more."""
     num_users, (_, heads, dim) = len(count), rows.shape
     pieces = (count + piece - 1) // piece
@@ -193,21 +200,19 @@ def gram_padded(rows: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piec
     num_pieces = len(row) // piece + num_users
     padded = rows.new_zeros(num_pieces * piece, heads, dim)
     padded[first_piece[row] * piece + place] = rows
-    padded = padded.view(num_pieces, piece, heads, dim).transpose(1, 2)  # (pieces, K, 128, D)
-    products = padded.transpose(2, 3) @ padded  # (pieces, K, D, D)
+    padded = padded.view(num_pieces, piece, heads, dim).transpose(1, 2)  # (pieces, H, 128, D)
+    products = padded.transpose(2, 3) @ padded  # (pieces, H, D, D)
     owner = torch.searchsorted(pieces.cumsum(0), torch.arange(num_pieces, device=row.device), right=True)
     return rows.new_zeros(num_users + 1, heads, dim, dim).index_add_(0, owner, products)[:num_users]
 
 
 def _by_head(users: torch.Tensor) -> torch.Tensor:
-    """Return vectors (B, K, D) head by head, (K B, D)."""
+    """Return vectors (B, H, D) head by head, (H B, D)."""
     return users.transpose(0, 1).flatten(0, 1)
 
 
-def _sum_rows(table: torch.Tensor, index: torch.Tensor, start: torch.Tensor,
-              weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the sums of weighted rows of a table, (S, D), of index and weight (R,): from each start (S,) to the
-    next."""
+def _sum_rows(table: torch.Tensor, index: torch.Tensor, start: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return S sums of weighted rows of a table, (S, D), of index and weight (R,): from each start (S,) to the next."""
     return torch.embedding_bag(table, index, start, mode=0, per_sample_weights=weight)[0]
 
 
@@ -235,7 +240,7 @@ class _Pool(torch.autograd.Function):
             return rows.new_zeros(pairs.num_users, rows.shape[1]).index_add_(0, pairs.row, rows)
         halves = torch.stack([2 * pairs.column, 2 * pairs.column + 1], 1).view(-1)  # rows of the table cut in two
         weights = torch.stack([weight, torch.ones_like(weight)], 1).view(-1)
-        return _sum_rows(table.view(-1, table.shape[1] // 2), halves, 2 * pairs.user_start, weights)
+        return _sum_rows(table.reshape(-1, table.shape[1] // 2), halves, 2 * pairs.user_start, weights)
 
     @staticmethod
     def backward(ctx, grad):
@@ -274,7 +279,7 @@ class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         (films, prior, penalty, factor, solution, left), pairs = ctx.saved_tensors, ctx.pairs
-        adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, K, D)
+        adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, H, D)
         solved, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias
         grad_residual = pairs.dots(adjoints, films)
         grad_films = pairs.sum_users(adjoints, left).sub_(pairs.sum_users(solved, grad_residual))

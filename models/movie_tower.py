@@ -26,7 +26,7 @@ class Films:
     """
 
     table: torch.Tensor  # float (N G, H / G, D + 2): a film's vector, what the user's bias multiplies, the film's bias
-    mean: torch.Tensor  # float (M,), of the shrunk training stars of every movie, less the global mean
+    mean: torch.Tensor  # float (M,): of every movie the shrunk mean of the training stars, less the global mean
     place: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
     groups: int = 1  # G
 
@@ -57,7 +57,7 @@ class StepFilms(NamedTuple):
     predicted: Films  # with the noise of the targets
 
     def tables(self) -> list[torch.Tensor]:
-        """Return what the users' part of the step sends gradients to."""
+        """Return where gradients of the users' part of the step go on into that of the films."""
         return [self.seen.table, self.predicted.table]
 
     def cut_off(self) -> "StepFilms":

@@ -26,7 +26,7 @@ class FilmDrift(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
 
     def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the scores of movies on days of the data set, float (R,), both int64 (R,)."""
+        """Return what is added to the scores of movies, int64 (R,), on days of the data set, int64 (R,); float (R,)."""
         return self.table.view(-1).index_select(0, movie_idx * PERIODS + day // self.days)
 
 
@@ -56,17 +56,18 @@ class UserMood(nn.Module):
             return residual.new_zeros(len(target_row)) * self.weight.sum()
         last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
                                                         "amax")
-        # A day of a user's in one number, context and questions, in order; of each how much was rated, and how.
-        key = torch.cat([(context_row + 1) * MOST_DAYS - 1 - (last[context_row] - context_day)
-                         for context_row, context_day in ((row, day), (target_row, target_day))])
+        # A day of a user's in one number, context and questions, ascending; of each the sum of residuals, their number.
+        days = ((row, day), (target_row, target_day))
+        key = torch.cat([(of_row + 1) * MOST_DAYS - 1 - (last[of_row] - of_day) for of_row, of_day in days])  # (R + T,)
         order = stable_order(key)
-        key, total = key[order], torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]),
-                                                         (0, len(target_row)))[:, order]
+        key = key[order]
+        total = torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]), (0, len(target_row)))
+        total = total[:, order]  # (2, R + T)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
-        place = place[len(row):]  # of the questions
+        place = place[len(row):]  # of the questions (T,)
         mood, last_window = residual.new_zeros(len(place)), 1
-        for number, window in enumerate(WINDOWS):  # each of several of the last
+        for number, window in enumerate(WINDOWS):  # made of whole windows of the size before
             key, group = torch.unique_consecutive(key // (window // last_window), return_inverse=True)
             total = total.new_zeros(2, len(key)).index_add_(1, group, total)
             place, last_window = group[place], window

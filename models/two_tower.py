@@ -67,7 +67,7 @@ class TwoTower(nn.Module):
         """
         users, unexplained = self._users(films.seen, embedding, context)
         score = self._scores(users, films.predicted, target)
-        of_days = self._drift(target) + self._mood(context, unexplained, target, len(users))
+        of_days = self._drift(target.movie_idx, target.day) + self._mood(context, unexplained, target, len(users))
         size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size
 
@@ -93,18 +93,17 @@ class TwoTower(nn.Module):
                 for k in range(2)]
         return StepFilms(self.movie_tower.num_ratings[distinct], vectors, *both)
 
-    def films(self, movie_idx: torch.Tensor | None = None) -> Films:
-        """Return the films of distinct movies, int64 (N,); of the whole catalogue where None are given."""
-        if movie_idx is None:
-            movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        return Films(table_of(*self.movie_tower(movie_idx), self._constant), self.movie_tower.mean)
+    def films(self) -> Films:
+        """Return the films of the whole catalogue."""
+        vectors, bias = self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
+        return Films(table_of(vectors, bias, self._constant), self.movie_tower.mean)
 
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
         `user_vectors`."""
         users, unexplained = self._users(films, embedding, context)
         score = self._scores(users, films, target).mean(1) + self.offset
-        return score + self._drift(target) + self._mood(context, unexplained, target, len(users))
+        return score + self._drift(target.movie_idx, target.day) + self._mood(context, unexplained, target, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -113,15 +112,14 @@ class TwoTower(nn.Module):
 
         Args:
             day: drift has its value on this day.
-            movie_idx: int64 (N,), the movies asked for; None for all.
-            films: of these movies, where they are at hand.
+            movie_idx: int64 (N,), the distinct movies asked for; None for all.
+            films: `films()`, where they are at hand and all are asked for.
         """
-        films = self.films(movie_idx) if films is None else films
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        drift = self._drift(Target(movie_idx, movie_idx, torch.full_like(movie_idx, day)))
-        bias = films.table[..., -1] + self.offset + drift.unsqueeze(1)
-        return torch.cat([films.table[..., :-1], bias.unsqueeze(-1)], -1).flatten(1)
+        vectors, bias = self.movie_tower(movie_idx) if films is None else (films.vectors, films.table[..., -1])
+        bias = bias + self.offset + self._drift(movie_idx, torch.full_like(movie_idx, day)).unsqueeze(1)
+        return table_of(vectors, bias, CONSTANT).flatten(1)
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.
@@ -147,22 +145,21 @@ class TwoTower(nn.Module):
         return CONSTANT * self.config.has("biases")
 
     def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, films, self._drift(context))
+        return self.user_tower(embedding, context, films, self._drift(context.movie_idx, context.day))
 
     def _scores(self, users: torch.Tensor, films: Films, target: Target) -> torch.Tensor:
         """Return the scores (T, H) without offset and dates."""
         return paired_dot(with_one(users), films.table, films.pairs(target.row, target.movie_idx, len(users)))
 
-    def _drift(self, of: Context | Target) -> torch.Tensor:
-        if self.drift is None:
-            return self.offset.new_zeros(len(of.row))
-        return self.drift(of.movie_idx, of.day)
+    def _drift(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        return self.offset.new_zeros(len(day)) if self.drift is None else self.drift(movie_idx, day)
 
     def _mood(self, context: Context, unexplained: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
         if self.mood is None:
             return self.offset.new_zeros(len(target.row))
         return self.mood(context.row, context.day, unexplained.mean(1), target.row, target.day, num_users)
 
+    @torch.no_grad()
     def contributions(self, films: Films, embedding: torch.Tensor, context: Context,
                       target_idx: torch.Tensor) -> torch.Tensor:
         """Return what each context rating of one user adds to the scores of some movies, float (T, R).
@@ -176,7 +173,8 @@ class TwoTower(nn.Module):
             context: what the user has rated (R).
             target_idx: int64 (T,), movies to explain.
         """
-        prior, penalty, wanted = self.user_tower.regression(embedding, context, films, self._drift(context))
+        drift = self._drift(context.movie_idx, context.day)
+        prior, penalty, wanted = self.user_tower.regression(embedding, context, films, drift)
         pairs, rows = films.pairs(context.row, context.movie_idx, 1), films.table[context.movie_idx]
         unexplained = wanted.unsqueeze(1) - pairs.dots(with_one(prior), films.table)  # by the prior, (R, H)
         system = normal_equations(films.table, wanted, pairs)[0, :, :-1, :-1] + torch.diag_embed(penalty[0])

@@ -53,12 +53,12 @@ class UserTower(nn.Module):
             films: at least those of the context.
             drift: float (R,), the films' drift at the time.
         """
-        users, penalty, wanted = self.regression(embedding, context, films, drift)
+        prior, penalty, wanted = self.regression(embedding, context, films, drift)
         pairs = films.pairs(context.row, context.movie_idx, len(embedding))
         if self.config.has("solved_history"):
-            return ridge_solve(films.table, wanted, users, penalty, pairs)
+            return ridge_solve(films.table, wanted, prior, penalty, pairs)
         with torch.no_grad():
-            return users, wanted.unsqueeze(1) - pairs.dots(with_one(users), films.table)
+            return prior, wanted.unsqueeze(1) - pairs.dots(with_one(prior), films.table)
 
     def regression(self, embedding: torch.Tensor, context: Context, films: Films,
                    drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

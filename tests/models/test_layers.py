@@ -153,3 +153,20 @@ def test_with_one_meets_a_bias(vectors):
     users, films = vectors
     torch.testing.assert_close((with_one(users)[0] * torch.cat([films[1], torch.full((HEADS, 1), 0.3)], -1)).sum(-1),
                                (users[0] * films[1]).sum(-1) + 0.3)
+
+
+@pytest.mark.parametrize(("num_users", "num_films", "heads"), [(40, 500, 2), (5, 70_000, 3), (900, 9, 1)])
+def test_many_ratings_in_single_precision_agree_with_plain_indexing(num_users, num_films, heads):
+    """The kernels that training meets; more films than numbers of two bytes are sorted another way."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randperm(num_users * num_films, generator=generator)[:5000].sort().values
+    row, column = cells // num_films, cells % num_films
+    assert len(row) > layers.FEW_RATINGS
+    users, films = (torch.randn(size, heads, 34, generator=generator) for size in (num_users, num_films))
+    weight, ours = torch.randn(len(row), heads, generator=generator), Pairs(row, column, num_users, num_films, heads)
+    plain = Pairs(row, column, num_users, num_films, heads)
+    plain.on_cpu = False
+    for mine, reference in ((ours.dots(users, films), plain.dots(users, films)),
+                            (ours.sum_films(films, weight), plain.sum_films(films, weight)),
+                            (ours.sum_users(users, weight), plain.sum_users(users, weight))):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)

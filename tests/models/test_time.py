@@ -50,3 +50,23 @@ def test_the_mood_of_one_question_a_user_equals_that_of_forward():
         chosen = recent(row, age, asked_age)
         assert 0 < len(chosen) < 300
         torch.testing.assert_close(mood.at(row[chosen], age[chosen], residual[chosen], asked_age), expected)
+
+
+@torch.no_grad()
+def test_moods_of_many_questions_equal_those_counted_one_by_one():
+    torch.manual_seed(0)
+    mood = UserMood().double()
+    mood.weight.copy_(torch.randn(len(WINDOWS)))
+    row, target_row = torch.randint(6, (60,)).sort().values, torch.randint(7, (40,)).sort().values
+    day, target_day = torch.randint(700, (60,)), torch.randint(900, (40,))  # in no order, some asked twice
+    target_row, target_day = torch.cat([target_row, target_row[-3:]]), torch.cat([target_day, target_day[-3:]])
+    residual = torch.randn(60, dtype=torch.float64)
+    moods = mood(row, day, residual, target_row, target_day, 7)
+    for user, asked, found in zip(target_row.tolist(), target_day.tolist(), moods, strict=True):
+        own = row == user
+        last = max(day[own].tolist() + target_day[target_row == user].tolist())
+        expected = 0
+        for window, weight, shrink in zip(WINDOWS, mood.weight, mood.log_shrink.exp(), strict=True):
+            same = residual[own][(last - day[own]) // window == (last - asked) // window]
+            expected += weight * same.sum() / (len(same) + shrink)
+        torch.testing.assert_close(found, expected)

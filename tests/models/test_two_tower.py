@@ -103,8 +103,12 @@ def test_a_movie_without_training_ratings_has_no_embedding(model):
     assert (model.movie_tower.embedding[1:] != 0).all()
 
 
+@pytest.mark.parametrize("part", [None, *PARTS])
 @torch.no_grad()
-def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days(model):
+def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days(part, model):
+    if part is not None:
+        whole, model = model, TwoTower(replace(CONFIG, without=(part,))).eval()
+        model.load_state_dict(whole.state_dict(), strict=False)
     films, embedding = model.films(), torch.zeros(3, 4)
     for day in (0, 41, 90, 99):
         target = Target(torch.arange(3).repeat_interleave(11), torch.arange(11).repeat(3), torch.full((33,), day))

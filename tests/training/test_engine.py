@@ -10,6 +10,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from models import layers
 from models.config import ModelConfig
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
@@ -142,8 +143,9 @@ def test_groups_of_heads_see_the_halves_both_ways_round():
     assert [part.row.tolist() for part in halves(batch, in_context, both_ways=False)] == [[0, 2], [0, 2, 2]]
 
 
-def test_a_group_of_heads_is_a_model_of_its_own(float64):
+def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
     """The heads of a group score as they do where all heads see what this group sees."""
+    monkeypatch.setattr(layers, "FEW_RATINGS", -1)  # as if they were many
     ratings = planted_ratings([5, 40, 9])
     engine, batch = engine_of(ratings, num_heads=4), batch_of(ratings, torch.arange(3))
     batch.stars = batch.stars.double()
