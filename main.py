@@ -1,4 +1,5 @@
-"""Train the two towers on a processed data set, choose the epoch by validation, and measure it once on test.
+"""Train the two towers on a processed data set, choose the epoch by validation, fit them once more to training and
+validation ratings together where these are not too many, and measure the result once on test.
 
     python main.py --epochs 100 --batch_size 128 --lr 0.001
     python main.py --resume                # go on after Ctrl-C or a crash
@@ -24,13 +25,14 @@ from models.config import PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
 from preprocessing.dataset import DataError
 from training import distributed, report
-from training.batches import DataSet, by_movie, load_dataset
+from training.batches import DataSet, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
-from training.trainer import Trainer, solve
+from training.trainer import Trainer, solve_movies
 
 RELEVANCE_DIM = 64  # coordinates of tastes
 FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
+REFIT_RATINGS = 10_000_000  # of training: with more, a second fit is made only where it is asked for
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,8 +122,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="auto takes the GPU where there is one (default: auto)")
     add("seed", int, settings.seed, "seed of all chance")
     parser.add_argument("--num_threads", type=int, metavar="I", help="CPU threads (default: one per core)")
-    parser.add_argument("--refit", action="store_true",
-                        help="train again with the validation ratings, for the epochs that validation chose")
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction,
+                        help="train again with the validation ratings, for the epochs that validation chose, which "
+                        f"takes as long as these (default: up to {REFIT_RATINGS // 10**6} million training ratings)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --run_dir")
     parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
@@ -175,16 +178,16 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     if not args.eval_only:
         train(args, data, device, ranks)
-    if args.refit and not args.eval_only:
+    wants_refit = split["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
+    if wants_refit and split["num_validation"] and not args.eval_only:
         refit(args, device, ranks)
     if not ranks.is_main:
         return
     checkpoint = load_checkpoint(best, fingerprint)
     known = load_dataset(args.data_dir, with_validation=True)
     model = model_of(checkpoint).to(device)
-    if model.movie_side is not None:  # movies, like users, from all that is known before the test
-        ratings, owned = by_movie(known)
-        model.solved = solve(model.movie_side, ratings.to(device), known.meta["stars_step"], owned)
+    if model.movie_side is not None:
+        solve_movies(model, known)
         if not args.eval_only:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     results = report.test_results(model, known)
@@ -249,6 +252,9 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     best = args.run_dir / "best.pt"
     data = load_dataset(args.data_dir, ranks, with_validation=True)
     chosen = load_checkpoint(best, data.meta["fingerprint"])
+    if ranks.is_main:
+        print(f"epoch {chosen['epoch']} was best; as many again with the validation ratings (without: --no-refit)",
+              flush=True)
     trainer = build_trainer(args, data, device, ranks)
     if trainer.model.relevance is not None:  # its weights have been chosen by validation too
         trainer.model.relevance.weights.copy_(chosen["model"]["relevance.weights"])

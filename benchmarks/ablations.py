@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --data_dir data/processed --seeds 3
     python benchmarks/ablations.py --data_dir data/processed --seeds 3 --rows dates,heads
 
-Runs main.py with its default flags, then with the flags of a row beside them (see ROWS), each with the seeds 0 to N-1.
+Runs main.py --no-refit, then with the flags of a row beside it (see ROWS), each with the seeds 0 to N-1.
 RMSE is of the test part, at the epoch that validation chose. The change is that of a row against the default with the
 same seed, its mean and the deviation of these paired differences, a sample's, null for a single seed; above zero the
 part helps. Ratings/s are training ratings times epochs, over the seconds of training. The last line is JSON.
@@ -134,7 +134,7 @@ def choose_rows(named: list[str] | None, data_dir: Path, meta: dict) -> list[str
 def train_row(data_dir: Path, flags: list[str], seed: int, num_threads: int) -> dict[str, float]:
     """Train once in a temporary folder; return test RMSE, training ratings/s and epochs."""
     with tempfile.TemporaryDirectory() as folder:
-        written = train_towers(data_dir, Path(folder), seed, num_threads, flags=flags)
+        written = train_towers(data_dir, Path(folder), seed, num_threads, ["--no-refit", *flags])
         metrics = read_metrics(Path(folder) / "metrics.csv")
     return {"rmse": written["two_tower"]["rmse"], "epochs": len(metrics),
             "ratings_per_s": statistics.harmonic_mean([row.ratings_per_s for row in metrics])}

@@ -4,8 +4,9 @@
     python benchmarks/compare_accuracy.py --data_dir data/u1 data/u2 data/u3 data/u4 data/u5 --models two_tower,myfm
 
 Reads processed data sets (preprocessing/); of several, and of all seeds, it prints mean and standard deviation.
-    two_tower    main.py with default flags: trained on the training part, the epoch chosen by validation, which joins
-                 what is known of a user at test; with --refit fitted again on training and validation ratings
+    two_tower    main.py with default flags: trained on the training part, the epoch chosen by validation, then, up to
+                 10 million ratings, fitted again to training and validation ratings. With --no-refit validation only
+                 joins what is known of users and movies at test
     the others   fitted on training and validation ratings together, for they choose nothing on validation; how each
                  is configured stands in benchmarks/peers.py
 All predict the same test ratings and rank the same movies by training.metrics; peers' predictions are cut to the scale.
@@ -71,7 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, MODELS, "all whose packages are installed, but libmf")
-    parser.add_argument("--refit", action="store_true", help="the towers as by main.py --refit")
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed on to main.py (default: not)")
     return checked(parser, parser.parse_args(argv), MODELS)
 
 
@@ -186,18 +187,18 @@ def check(data_dir: Path) -> DataSet:
     return data
 
 
-def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool) -> dict[str, float]:
+def run_towers(data_dir: Path, seed: int, num_threads: int, refit: bool | None) -> dict[str, float]:
     """Train the towers in a temporary folder; return what was written about the test."""
     with tempfile.TemporaryDirectory() as folder:
-        written = train_towers(data_dir, Path(folder), seed, num_threads, refit)
+        flags = [] if refit is None else ["--refit" if refit else "--no-refit"]
+        written = train_towers(data_dir, Path(folder), seed, num_threads, flags)
     return {**written["two_tower"], "fit_s": written["train_s"]}
 
 
-def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, refit: bool = False,
-                 flags: Sequence[str] = ()) -> dict:
+def train_towers(data_dir: Path, run_dir: Path, seed: int, num_threads: int, flags: Sequence[str] = ()) -> dict:
     """Run main.py with default flags but those given, quietly; return its test_metrics.json."""
     flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--seed", str(seed), "--num_threads",
-             str(num_threads), *(["--refit"] if refit else []), *flags]
+             str(num_threads), *flags]
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         train_command.run(train_command.parse_args(flags), ALONE)
@@ -242,7 +243,8 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
           f"ratings, {args.seeds} seed(s), {args.num_threads} thread(s)")
     print(f"{'':<24}" + "".join(f"{name.upper():>18}" for name in MEASURES[:4]) + f"{'FIT S':>10}{'RUNS':>6}")
     for name, row in sorted(results.items(), key=lambda item: -(item[1]["rmse"] or math.inf)):
-        title = PEERS[name].title if name != "two_tower" else "two towers" + (", refit" if args.refit else "")
+        towers = "two towers" + (", no refit" if args.refit is False else "")
+        title = towers if name == "two_tower" else PEERS[name].title
         cells = "".join(f"{format_cell(row[measure], row[f'{measure}_std']):>18}" for measure in MEASURES[:4])
         print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
 

@@ -6,7 +6,7 @@
 Reads processed data sets (preprocessing/); of several, and of all seeds, it prints mean and standard deviation.
 Relevant are test movies of 4 stars and more; candidates are all movies with training ratings that the user has not
 rated before the test; users without a relevant test movie are left out (training.metrics.evaluate_ranking).
-    two_tower    main.py with default flags, a row per order that its vectors give: the highest predicted stars (rating)
+    two_tower    main.py --no-refit, a row per order that its vectors give: the highest predicted stars (rating)
                  and, where the model has a second output, relevance
     the others   benchmarks/ranking_peers.py; settings are chosen by NDCG@10 on the validation part, by --trials fits on
                  the training part, seed 0; fitted on both with the chosen ones. The test part is read once per fit.
@@ -118,7 +118,7 @@ def run_peer(name: str, data: DataSet, seed: int, num_threads: int, settings: di
 def run_towers(data_dir: Path, data: DataSet, seed: int, num_threads: int) -> dict[str, dict[str, float]]:
     """Train the towers in a temporary folder and measure each order they have: {"two_tower_rating": .., ..}."""
     with tempfile.TemporaryDirectory() as folder:
-        written = train_towers(data_dir, Path(folder), seed, num_threads)
+        written = train_towers(data_dir, Path(folder), seed, num_threads, ["--no-refit"])
         model = model_of(load_checkpoint(Path(folder) / "best.pt", data.meta["fingerprint"]))
         orders = {order: make(model, data.train, data.meta["stars_step"], data.last_day)
                   for order, make in TOWER_ORDERS.items()}

@@ -3,7 +3,7 @@
     python benchmarks/learning_curve.py --data_dir data/processed --out benchmarks/learning_curve.png
     python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --cpu_time
 
-    two towers   main.py with default flags, measured after every epoch; only the training of the epochs is counted,
+    two towers   main.py --no-refit, measured after every epoch; only the training of the epochs is counted,
                  not validation or this measurement; the star is the epoch that validation chooses
     the peers    as compare_accuracy.py has them, each point a fit of its own from the start, with so many rounds:
                  epochs of SVD and SVD++, iterations of ALS and LIBMF, kept samples of myFM; see ROUNDS and --rounds
@@ -43,7 +43,7 @@ from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE
-from training.trainer import predict_errors
+from training.trainer import predict_errors, solve_movies
 
 ROUNDS = {  # the argument of the peer's fit, and its values, the last one being its full fit
     "svd": ("n_epochs", (1, 2, 5, 10, 20)),
@@ -148,6 +148,8 @@ def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int) 
     points, seconds = [], 0.0
     for metrics in trainer.epochs():
         seconds += metrics.seconds
+        if trainer.model.movie_side is not None:
+            solve_movies(trainer.model, known)
         rmse = predict_errors(trainer.model, known.train, known.test, known.meta["stars_step"]).rmse
         points.append({"rounds": metrics.epoch, "seconds": seconds, "rmse": rmse})
         print(f"two_tower, epoch {metrics.epoch}: RMSE {rmse:.4f}, {seconds:.1f} s", file=sys.stderr)

@@ -32,7 +32,7 @@ from preprocessing.dataset import FILES, read_meta
 from training import report
 from training.batches import load_dataset
 
-MODEL = ["--embedding_dim", "32", "--num_heads", "2", "--hidden_dim", "32", "--num_threads", "1"]
+MODEL = ["--embedding_dim", "32", "--num_heads", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
 EPOCHS = 4  # of a run that is killed; enough that most kills hit one
 
 context = multiprocessing.get_context("fork")  # so that a kill falls into the work and not into the imports

@@ -28,11 +28,11 @@ def data_dir(raw_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train() -> Callable[..., int]:
-    """Return main.py's command with a model small enough for tests."""
+    """Return main.py's command with a model small enough for tests, and without a second fit."""
 
     def command(data_dir: Path, run_dir: Path, *flags: str) -> int:
         return main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--embedding_dim", "16",
-                          "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", *flags])
+                          "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit", *flags])
 
     return command
 

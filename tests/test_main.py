@@ -159,6 +159,17 @@ def test_wrong_flags_exit_with_code_2(flags):
     assert exit_info.value.code == 2
 
 
+@pytest.mark.parametrize(("flags", "most", "expected"), [
+    (["--refit"], 0, True), (["--no-refit"], 10**9, False), ([], 10**9, True), ([], 100, False)])
+def test_few_ratings_are_fitted_again_unless_it_is_asked_otherwise(flags, most, expected, data_dir, tmp_path, capsys,
+                                                                   monkeypatch):
+    monkeypatch.setattr(main, "REFIT_RATINGS", most)
+    small = ["--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1"]
+    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path), *small, *flags]) == 0
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["refit"] is expected
+    assert ("refit   1" in capsys.readouterr().out) is expected
+
+
 def test_refit_trains_on_validation_too_and_for_the_chosen_epochs(train, data_dir, tmp_path):
     assert train(data_dir, tmp_path, "--epochs", "3", "--refit") == 0
     best, last = (torch.load(tmp_path / name, weights_only=True) for name in ("best.pt", "last.pt"))

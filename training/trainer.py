@@ -140,6 +140,13 @@ class Trainer:
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
 
 
+def solve_movies(model: TwoSided, known: DataSet) -> None:
+    """Solve the movies of the movie side anew, from a data set's training ratings, which may be all known before the
+    test: as users are."""
+    ratings, owned = by_movie(known)
+    model.solved = solve(model.movie_side, ratings.to(model.device), known.meta["stars_step"], owned)
+
+
 @torch.no_grad()
 def solve(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: tuple[int, int]) -> torch.Tensor:
     """Return the vectors of a side's users, float (U, K), from all of their ratings; zero for those not owned."""

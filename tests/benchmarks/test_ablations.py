@@ -16,7 +16,7 @@ def test_a_row_is_a_run_of_main_with_its_flags(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_accuracy.train_command, "parse_args", lambda flags: parse([*SMALL, *flags]))
     measured = ablations.train_row(data_dir, ablations.ROWS["solved_history"], 1, 1)
     monkeypatch.undo()
-    flags = ["--seed", "1", "--num_threads", "1", *SMALL, "--without", "solved_history"]
+    flags = ["--seed", "1", "--num_threads", "1", "--no-refit", *SMALL, "--without", "solved_history"]
     command = ["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "run"), *flags]
     assert compare_accuracy.train_command.main(command) == 0
     written = json.loads((tmp_path / "run" / "test_metrics.json").read_text())

@@ -22,7 +22,7 @@ def small_towers(monkeypatch):
 @pytest.mark.usefixtures("small_towers")
 def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path):
     points, chosen = learning_curve.measure_towers(data_dir, compare_accuracy.check(data_dir), 1, 1)
-    written = compare_accuracy.train_towers(data_dir, tmp_path, 1, 1)
+    written = compare_accuracy.train_towers(data_dir, tmp_path, 1, 1, ["--no-refit"])
     assert chosen == written["best_epoch"]
     assert points[chosen - 1]["rmse"] == pytest.approx(written["two_tower"]["rmse"], abs=1e-6)  # other blocks of users
     seconds = [point["seconds"] for point in points]

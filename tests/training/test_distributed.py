@@ -12,7 +12,8 @@ from preprocessing import netflix_preprocess, synthetic_netflix
 from training.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2"]
+FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
+         "--no-refit"]
 
 
 # main.py, but for one rank, which is killed before it shares the gradients of a step.

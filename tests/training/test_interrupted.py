@@ -15,7 +15,7 @@ from preprocessing.dataset import read_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--epochs", "3", "--batch_size", "32"]  # 13 steps an epoch
-SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1"]
+SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit"]
 QUALITY = ("epoch", "train_loss", "train_rmse", "val_rmse", "val_mae", "lr")  # columns without time and memory
 # Sends itself a signal in the middle of a step: the moment is the same on any machine.
 PROGRAM = """
