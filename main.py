@@ -251,6 +251,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     """Train anew on training and validation ratings, for as many epochs as validation chose; replace best.pt."""
     best = args.run_dir / "best.pt"
     data = load_dataset(args.data_dir, ranks, with_validation=True)
+    ranks.sum_(torch.zeros(1, device=device))  # by then the main process has written best.pt
     chosen = load_checkpoint(best, data.meta["fingerprint"])
     if ranks.is_main:
         print(f"epoch {chosen['epoch']} was best; as many again with the validation ratings (without: --no-refit)",

@@ -81,6 +81,18 @@ def test_more_ranks_than_users_equal_one(tmp_path):
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "three"))
 
 
+def test_two_ranks_fit_again_for_the_epochs_that_one_would(data_dir, tmp_path):
+    flags = ["--data_dir", str(data_dir), "--sides", "both", "--refit", "--lr", "0.0003"]
+    assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
+    result = torchrun(2, *flags, "--run_dir", str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\nrefit ") == 2
+    one, two = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("one", "two"))
+    assert one["refit"] and two["refit"] and one["epoch"] == two["epoch"] == 2
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
+
+
 def test_a_run_of_two_resumes_as_one(data_dir, tmp_path):
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
     assert torchrun(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), "--epochs", "2").returncode == 0
