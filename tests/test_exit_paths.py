@@ -17,7 +17,8 @@ from models.checkpoint import lock_run, save_checkpoint
 from preprocessing import netflix_preprocess, parsing
 from preprocessing.dataset import DataError
 
-TRAIN = "--data_dir {data} --run_dir {new} --embedding_dim 16 --num_heads 2 --hidden_dim 16 --epochs 1 --num_threads 1"
+TRAIN = ("--data_dir {data} --run_dir {new} --embedding_dim 16 --num_heads 2 --hidden_dim 16 --epochs 1 --num_threads 1"
+         " --no-refit")
 AGAIN = TRAIN.replace("{new}", "{run}")
 LISTS = "--data_dir {data} --run_dir {run}"
 PARSES = "--raw_dir {raw} --out_dir {new}"

@@ -262,7 +262,8 @@ def test_planted_truth_is_recovered(tmp_path):
     synthetic_netflix.generate(raw, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
     assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "4", "--embedding_dim", "16",
-                      "--num_heads", "2", "--hidden_dim", "32", "--relevance_weight", "0", "--num_threads", "1"]) == 0
+                      "--num_heads", "2", "--hidden_dim", "32", "--relevance_weight", "0", "--num_threads", "1",
+                      "--no-refit"]) == 0
     truth = np.load(raw / "planted_truth.npz", allow_pickle=False)
     rmse = json.loads((run / "test_metrics.json").read_text())["two_tower"]["rmse"]
     assert rmse < truth["best_rmse_latest"] + 0.02

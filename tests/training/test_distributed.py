@@ -59,16 +59,21 @@ def assert_same_run(one: dict, other: dict) -> None:
             assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize("sides", ["user", "both"])
-def test_two_ranks_equal_one(sides, data_dir, tmp_path):
-    flags = ["--data_dir", str(data_dir), "--sides", sides]
-    assert main.main([*flags, "--run_dir", str(tmp_path / "one"), *FLAGS]) == 0
+@pytest.mark.parametrize(("sides", "more"), [("user", []), ("both", ["--refit", "--lr", "0.0003"])])
+def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
+    flags = ["--data_dir", str(data_dir), "--sides", sides, *more]
+    assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
     result = torchrun(2, *flags, "--run_dir", str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "two"))
     assert result.stdout.count("epoch   1") == 1  # one process speaks for all
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
+    assert result.stdout.count("\nrefit ") == 2 * bool(more)  # both for as many epochs as were best
+    one, two = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("one", "two"))
+    assert one["refit"] is two["refit"] is bool(more) and one["epoch"] == two["epoch"]
+    for name, tensor in one["model"].items():
+        torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_more_ranks_than_users_equal_one(tmp_path):
@@ -79,18 +84,6 @@ def test_more_ranks_than_users_equal_one(tmp_path):
     result = torchrun(3, "--data_dir", str(data), "--run_dir", str(tmp_path / "three"))
     assert result.returncode == 0, result.stderr
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "three"))
-
-
-def test_two_ranks_fit_again_for_the_epochs_that_one_would(data_dir, tmp_path):
-    flags = ["--data_dir", str(data_dir), "--sides", "both", "--refit", "--lr", "0.0003"]
-    assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
-    result = torchrun(2, *flags, "--run_dir", str(tmp_path / "two"))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\nrefit ") == 2
-    one, two = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("one", "two"))
-    assert one["refit"] and two["refit"] and one["epoch"] == two["epoch"] == 2
-    for name, tensor in one["model"].items():
-        torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_a_run_of_two_resumes_as_one(data_dir, tmp_path):
