@@ -186,7 +186,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     checkpoint = load_checkpoint(best, fingerprint)
     known = load_dataset(args.data_dir, with_validation=True)
     model = model_of(checkpoint).to(device)
-    if model.movie_side is not None:
+    if model.movie_side is not None and not checkpoint["refit"]:  # which has solved them so
         solve_movies(model, known)
         if not args.eval_only:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})

@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, MODELS, "all whose packages are installed, but libmf")
-    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed on to main.py (default: not)")
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed to main.py (default: neither)")
     return checked(parser, parser.parse_args(argv), MODELS)
 
 

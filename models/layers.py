@@ -67,6 +67,11 @@ class Pairs:
         return torch.bincount(self.row, minlength=self.num_users)
 
     @cached_property
+    def film_count(self) -> torch.Tensor:
+        """The ratings of each film, int64 (N,)."""
+        return torch.bincount(self.column, minlength=self.num_films)
+
+    @cached_property
     def user_start(self) -> torch.Tensor:
         """Where the ratings of a head and user begin among those of all heads, int64 (H B,), head by head."""
         return self._of_heads(self.count.cumsum(0) - self.count, len(self.row))
@@ -90,8 +95,7 @@ class Pairs:
     @cached_property
     def film_start(self) -> torch.Tensor:
         """Where the ratings of a head and film begin in the order of the films, int64 (H N,), head by head."""
-        count = torch.bincount(self.column, minlength=self.num_films)
-        return self._of_heads(count.cumsum(0) - count, len(self.row))
+        return self._of_heads(self.film_count.cumsum(0) - self.film_count, len(self.row))
 
     @cached_property
     def user_of(self) -> torch.Tensor:
@@ -163,6 +167,12 @@ def stable_order(keys: torch.Tensor, num_keys: int = 2**63) -> torch.Tensor:
 def with_one(users: torch.Tensor) -> torch.Tensor:
     """Append a coordinate of 1, which meets the films' biases: (B, H, D) -> (B, H, D + 1)."""
     return torch.nn.functional.pad(users, (0, 1), value=1.0)
+
+
+def unexplained(wanted: torch.Tensor, users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Return what users leave of the residuals, float (R, H), of users (B, H, D); films and wanted as for
+    `ridge_solve`."""
+    return wanted.unsqueeze(1) - pairs.dots(with_one(users), films)
 
 
 def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -270,7 +280,7 @@ class _RidgeSolve(torch.autograd.Function):
         factor = torch.linalg.cholesky(system)
         right = torch.addcmul(product[..., :-1, -1], penalty, prior)
         solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-        left = wanted.unsqueeze(1) - pairs.dots(with_one(solution), films)
+        left = unexplained(wanted, solution, films, pairs)
         ctx.save_for_backward(films, prior, penalty, factor, solution, left)
         ctx.pairs = pairs
         ctx.mark_non_differentiable(left)

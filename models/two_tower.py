@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import normal_equations, paired_dot, with_one
+from models.layers import normal_equations, paired_dot, unexplained, with_one
 from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
 from models.time import FilmDrift, UserMood, ages, recent
 from models.user_tower import Context, UserTower
@@ -54,7 +54,7 @@ class TwoTower(nn.Module):
         self.register_buffer("offset", torch.tensor(share / (1 - share)).log())  # score of the training mean
 
     def forward(self, embedding: torch.Tensor, context: Context, target: Target,
-                films: StepFilms) -> tuple[torch.Tensor, torch.Tensor]:
+                films: StepFilms) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
@@ -63,13 +63,15 @@ class TwoTower(nn.Module):
             films: of the step.
 
         Returns:
-            Scores per head of a group, float (T, H / G), and the sum over targets and heads of |p_u|^2, a scalar.
+            Scores per head of a group, float (T, H / G); the sum over targets and heads of |p_u|^2, a scalar; and the
+            number of targets by film and group, float (N G,).
         """
-        users, unexplained = self._users(films.seen, embedding, context)
-        score = self._scores(users, films.predicted, target)
-        of_days = self._drift(target.movie_idx, target.day) + self._mood(context, unexplained, target, len(users))
-        size = users.square().sum((1, 2)) @ torch.bincount(target.row, minlength=len(users)).to(users.dtype)
-        return score + of_days.unsqueeze(1) + self.offset, size
+        users, left = self._users(films.seen, embedding, context)
+        pairs = films.predicted.pairs(target.row, target.movie_idx, len(users))
+        score = paired_dot(with_one(users), films.predicted.table, pairs)
+        of_days = self._drift(target.movie_idx, target.day) + self._mood(context, left, target, len(users))
+        size = users.square().sum((1, 2)) @ pairs.count.to(users.dtype)
+        return score + of_days.unsqueeze(1) + self.offset, size, pairs.film_count.to(users.dtype)
 
     def step_films(self, movie_idx: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None,
                    groups: int = 1) -> StepFilms:
@@ -101,9 +103,10 @@ class TwoTower(nn.Module):
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
         `user_vectors`."""
-        users, unexplained = self._users(films, embedding, context)
-        score = self._scores(users, films, target).mean(1) + self.offset
-        return score + self._drift(target.movie_idx, target.day) + self._mood(context, unexplained, target, len(users))
+        users, left = self._users(films, embedding, context)
+        pairs = films.pairs(target.row, target.movie_idx, len(users))
+        score = paired_dot(with_one(users), films.table, pairs).mean(1) + self.offset
+        return score + self._drift(target.movie_idx, target.day) + self._mood(context, left, target, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -130,12 +133,12 @@ class TwoTower(nn.Module):
             context: what is known of the users.
             day: the same as for `movie_vectors`.
         """
-        users, unexplained = self._users(films, embedding, context)
+        users, left = self._users(films, embedding, context)
         bias = users[..., -1:]
         if self.mood is not None:
             age, asked_age = ages(context.row, context.day, context.day.new_full((len(embedding),), day))
             chosen = recent(context.row, age, asked_age)
-            mood = self.mood.at(context.row[chosen], age[chosen], unexplained[chosen].mean(1), asked_age)
+            mood = self.mood.at(context.row[chosen], age[chosen], left[chosen].mean(1), asked_age)
             bias = bias + mood.view(-1, 1, 1) / CONSTANT
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
@@ -147,17 +150,13 @@ class TwoTower(nn.Module):
     def _users(self, films: Films, embedding: torch.Tensor, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         return self.user_tower(embedding, context, films, self._drift(context.movie_idx, context.day))
 
-    def _scores(self, users: torch.Tensor, films: Films, target: Target) -> torch.Tensor:
-        """Return the scores (T, H) without offset and dates."""
-        return paired_dot(with_one(users), films.table, films.pairs(target.row, target.movie_idx, len(users)))
-
     def _drift(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         return self.offset.new_zeros(len(day)) if self.drift is None else self.drift(movie_idx, day)
 
-    def _mood(self, context: Context, unexplained: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
+    def _mood(self, context: Context, left: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
         if self.mood is None:
             return self.offset.new_zeros(len(target.row))
-        return self.mood(context.row, context.day, unexplained.mean(1), target.row, target.day, num_users)
+        return self.mood(context.row, context.day, left.mean(1), target.row, target.day, num_users)
 
     @torch.no_grad()
     def contributions(self, films: Films, embedding: torch.Tensor, context: Context,
@@ -176,11 +175,11 @@ class TwoTower(nn.Module):
         drift = self._drift(context.movie_idx, context.day)
         prior, penalty, wanted = self.user_tower.regression(embedding, context, films, drift)
         pairs, rows = films.pairs(context.row, context.movie_idx, 1), films.table[context.movie_idx]
-        unexplained = wanted.unsqueeze(1) - pairs.dots(with_one(prior), films.table)  # by the prior, (R, H)
+        left = unexplained(wanted, prior, films.table, pairs)  # by the prior, (R, H)
         system = normal_equations(films.table, wanted, pairs)[0, :, :-1, :-1] + torch.diag_embed(penalty[0])
         targets = films.table[target_idx, :, :-1].permute(1, 2, 0)  # (H, D + 1, T)
         weight = torch.einsum("rhd,hdt->trh", rows[..., :-1], torch.linalg.solve(system, targets))
-        return (weight * unexplained).mean(-1)
+        return (weight * left).mean(-1)
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import Pairs, pool, ridge_solve, with_one
+from models.layers import Pairs, pool, ridge_solve, unexplained
 from models.movie_tower import MEAN_SHRINK, Films
 
 
@@ -58,7 +58,7 @@ class UserTower(nn.Module):
         if self.config.has("solved_history"):
             return ridge_solve(films.table, wanted, prior, penalty, pairs)
         with torch.no_grad():
-            return prior, wanted.unsqueeze(1) - pairs.dots(with_one(prior), films.table)
+            return prior, unexplained(wanted, prior, films.table, pairs)
 
     def regression(self, embedding: torch.Tensor, context: Context, films: Films,
                    drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

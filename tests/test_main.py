@@ -191,11 +191,10 @@ def test_in_the_end_movies_are_solved_from_all_that_is_known_before_the_test(sid
         return
     model = model_of(torch.load(tmp_path / "best.pt", weights_only=True))
     known = load_dataset(data_dir, with_validation=True)
-    train_part = known.train
     movie = int(torch.bincount(load_dataset(data_dir).validation.movie_idx.long()).argmax())
-    own = train_part.movie_idx == movie
-    users, side = train_part.user_idx()[own], model.movie_side
-    context = Context(torch.zeros_like(users), users, train_part.stars[own].float(), torch.zeros_like(users))
+    own = known.train.movie_idx == movie
+    users, side = known.train.user_idx()[own], model.movie_side
+    context = Context(torch.zeros_like(users), users, known.train.stars[own].float(), torch.zeros_like(users))
     with torch.no_grad():
         vector = side.user_vectors(side.films(), side.user_embedding[movie:movie + 1], context, 0)[0]
     torch.testing.assert_close(best["solved"][movie], vector, rtol=1e-4, atol=1e-5)

@@ -2,10 +2,9 @@
 
 In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
 the loss, for half of the heads one way round and for half the other (with an odd number of heads, for all the same
-way): no rating is ever predicted from itself. The
-films' part of a step is computed once, that of the users in pieces where they are many. Everything random is a
-function of (seed, epoch), so that a resumed run continues as if it had never stopped, and many processes do what one
-would.
+way): no rating is ever predicted from itself. The films' part of a step is computed once, that of the users in pieces
+where they are many. Everything random is a function of (seed, epoch), so that a resumed run continues as if it had
+never stopped, and many processes do what one would.
 
 An engine trains one side of the model. For the movie side, "users" are the movies and "movies" the users.
 """
@@ -181,7 +180,8 @@ class Engine:
         context, target = halves(batch, in_context, both_ways=self.groups == 2)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
-        score, size = model((rows * keep).repeat(self.groups, 1), context.context(), target.target(), films)
+        embedding = (rows * keep).repeat(self.groups, 1)
+        score, size, num_targets = model(embedding, context.context(), target.target(), films)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * self.penalty * size
         loss.backward()
@@ -191,8 +191,6 @@ class Engine:
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
                             torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
-        column = films.predicted.pairs(target.row, target.movie_idx, self.groups * len(batch.users)).column
-        num_targets = torch.bincount(column, minlength=len(films.vectors)).to(score.dtype)
         return sums, num_targets, rows.grad
 
     def _epoch_seed(self, epoch: int) -> int:

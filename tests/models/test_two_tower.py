@@ -48,7 +48,7 @@ def test_training_starts_at_the_global_mean():
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
     users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST)
     exported = (users[TARGET[0]] * model.movie_vectors(LAST)[TARGET[1]]).sum(1)
-    scores, _ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_films(model))
+    scores, *_ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_films(model))
     torch.testing.assert_close(scores.mean(1), exported)
 
 
@@ -56,8 +56,9 @@ def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
 def test_penalty_equals_the_sum_over_targets_written_out(model):
     model.mood.weight.zero_()  # the penalty is on what is solved
     films = step_films(model)
-    _, size = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
+    _, size, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
     num_targets = torch.bincount(films.seen.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
+    assert torch.equal(counted, num_targets)
     size = 0.1 * size + films.size(num_targets, penalty=0.1, film_prior=3.0)
     users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
     vectors = model.films().vectors

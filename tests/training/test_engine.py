@@ -157,11 +157,11 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
     embedding = torch.randn(3, 4)
     with torch.no_grad():
         context, target = halves(batch, in_context, both_ways=True)
-        scores, _ = model(embedding.repeat(2, 1), context.context(), target.target(),
+        scores, *_ = model(embedding.repeat(2, 1), context.context(), target.target(),
                           model.step_films(batch.movie_idx, groups=2))
         one, other, films = batch.part(in_context), batch.part(~in_context), model.step_films(batch.movie_idx)
-        first, _ = model(embedding, one.context(), other.target(), films)
-        second, _ = model(embedding, other.context(), one.target(), films)
+        first, *_ = model(embedding, one.context(), other.target(), films)
+        second, *_ = model(embedding, other.context(), one.target(), films)
     torch.testing.assert_close(scores, torch.cat([first[:, :2], second[:, 2:]]))
 
 
