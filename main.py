@@ -23,6 +23,7 @@ import torch
 from models.checkpoint import DAMAGE, load_checkpoint, lock_run, model_of, save_checkpoint
 from models.config import PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
+from models.time import first_days
 from preprocessing.dataset import DataError
 from training import distributed, report
 from training.batches import DataSet, load_dataset
@@ -296,12 +297,15 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
                          dropout=args.dropout, without=args.without)
     both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
     model = TwoSided(config, both)
-    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    first_day = first_days(data.train.movie_idx.long(), data.train.day.long(), data.num_movies).to(device)
+    ranks.min_(first_day)
+    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count, first_day)
     if model.relevance is not None:
         model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
     if both:
         count, total = count_and_total(data.train.user_idx(), data.num_users)
-        model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
+        zeros = torch.zeros(data.num_users)  # users have no year, nor does the movie side know of days
+        model.movie_side.movie_tower.set_statistics(zeros, count, total - mean * count, zeros)
     return model
 
 

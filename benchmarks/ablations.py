@@ -31,7 +31,7 @@ from benchmarks.compare_accuracy import (
     summarize,
     train_towers,
 )
-from models.config import ModelConfig
+from models.config import OF_DATES, ModelConfig
 from models.sides import wants_both
 from preprocessing import dataset
 from preprocessing.dataset import DataError
@@ -49,8 +49,10 @@ ROWS = {  # the flags that leave a part out
     "movie_features": ["--without", "movie_features"],
     "biases": ["--without", "biases"],
     "drift": ["--without", "drift"],
+    "film_age": ["--without", "film_age"],
+    "tenure": ["--without", "tenure"],
     "mood": ["--without", "mood"],
-    "dates": ["--without", "drift,mood"],
+    "dates": ["--without", ",".join(OF_DATES)],
     "penalty": ["--penalty", "0", "--film_prior", "0"],
     "film_noise": ["--film_noise", "0"],
     "heads": ["--num_heads", "1", "--embedding_dim", str(HEAD_DIM)],

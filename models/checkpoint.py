@@ -26,7 +26,7 @@ from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
 from preprocessing.dataset import DataError, locked
 
-FORMAT = 3
+FORMAT = 4
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+OF_DATES = ("drift", "film_age", "tenure", "mood")  # see models/time.py
 PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
-         "drift", "mood")
+         *OF_DATES)
 
 
 @dataclass

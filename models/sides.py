@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import nn
 
-from models.config import ModelConfig
+from models.config import OF_DATES, ModelConfig
 from models.movie_tower import Films
 from models.relevance import Relevance
 from models.two_tower import Target, TwoTower
@@ -38,7 +38,7 @@ class TwoSided(nn.Module):
         self.movie_side = None
         if both:
             self.movie_side = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
-                                               without=(*config.without, "year", "drift", "mood")))
+                                               without=(*config.without, *OF_DATES, "year")))
             width = config.num_heads * (config.head_dim + 2)
             self.register_buffer("solved", torch.zeros(config.num_movies, width))
         # Last, so that the towers begin the same with it and without.

@@ -26,7 +26,7 @@ from torch import nn
 from models.config import ModelConfig
 from models.layers import normal_equations, paired_dot, unexplained, with_one
 from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
-from models.time import FilmDrift, UserMood, ages, recent
+from models.time import DaysSince, FilmDrift, UserMood, ages, first_days, recent
 from models.user_tower import Context, UserTower
 
 
@@ -47,6 +47,8 @@ class TwoTower(nn.Module):
         self.movie_tower = MovieTower(config)
         self.user_tower = UserTower(config)
         self.drift = FilmDrift(config.num_movies, config.num_days) if config.has("drift") else None
+        self.film_age = DaysSince() if config.has("film_age") else None
+        self.tenure = DaysSince() if config.has("tenure") else None
         self.mood = UserMood() if config.has("mood") else None
         self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
         spread = config.stars_high - config.stars_low
@@ -69,7 +71,7 @@ class TwoTower(nn.Module):
         users, left = self._users(films.seen, embedding, context)
         pairs = films.predicted.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.predicted.table, pairs)
-        of_days = self._drift(target.movie_idx, target.day) + self._mood(context, left, target, len(users))
+        of_days = self._film_on(target.movie_idx, target.day) + self._user_on(context, left, target, len(users))
         size = users.square().sum((1, 2)) @ pairs.count.to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size, pairs.film_count.to(users.dtype)
 
@@ -106,7 +108,7 @@ class TwoTower(nn.Module):
         users, left = self._users(films, embedding, context)
         pairs = films.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.table, pairs).mean(1) + self.offset
-        return score + self._drift(target.movie_idx, target.day) + self._mood(context, left, target, len(users))
+        return score + self._film_on(target.movie_idx, target.day) + self._user_on(context, left, target, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -114,14 +116,14 @@ class TwoTower(nn.Module):
         the movie's bias.
 
         Args:
-            day: drift has its value on this day.
+            day: drift and age have their values on this day.
             movie_idx: int64 (N,), the distinct movies asked for; None for all.
             films: `films()`, where they are at hand and all are asked for.
         """
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
         vectors, bias = self.movie_tower(movie_idx) if films is None else (films.vectors, films.table[..., -1])
-        bias = bias + self.offset + self._drift(movie_idx, torch.full_like(movie_idx, day)).unsqueeze(1)
+        bias = bias + self.offset + self._film_on(movie_idx, torch.full_like(movie_idx, day)).unsqueeze(1)
         return table_of(vectors, bias, CONSTANT).flatten(1)
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
@@ -134,12 +136,15 @@ class TwoTower(nn.Module):
             day: the same as for `movie_vectors`.
         """
         users, left = self._users(films, embedding, context)
-        bias = users[..., -1:]
+        bias, asked = users[..., -1:], context.day.new_full((len(embedding),), day)
         if self.mood is not None:
-            age, asked_age = ages(context.row, context.day, context.day.new_full((len(embedding),), day))
+            age, asked_age = ages(context.row, context.day, asked)
             chosen = recent(context.row, age, asked_age)
             mood = self.mood.at(context.row[chosen], age[chosen], left[chosen].mean(1), asked_age)
             bias = bias + mood.view(-1, 1, 1) / CONSTANT
+        if self.tenure is not None:
+            tenure = self.tenure(first_days(context.row, context.day, len(embedding)), asked)
+            bias = bias + tenure.view(-1, 1, 1) / CONSTANT
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
     @property
@@ -153,10 +158,21 @@ class TwoTower(nn.Module):
     def _drift(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         return self.offset.new_zeros(len(day)) if self.drift is None else self.drift(movie_idx, day)
 
-    def _mood(self, context: Context, left: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
-        if self.mood is None:
-            return self.offset.new_zeros(len(target.row))
-        return self.mood(context.row, context.day, left.mean(1), target.row, target.day, num_users)
+    def _film_on(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        """Return what the days of questions add, whoever asks, float (T,); movie_idx and day int64 (T,)."""
+        score = self._drift(movie_idx, day)
+        if self.film_age is not None:
+            score = score + self.film_age(self.movie_tower.first_day[movie_idx], day)
+        return score
+
+    def _user_on(self, context: Context, left: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
+        """Return what the days of questions add, whatever the movies, float (T,)."""
+        score = self.offset.new_zeros(len(target.row))
+        if self.mood is not None:
+            score = score + self.mood(context.row, context.day, left.mean(1), target.row, target.day, num_users)
+        if self.tenure is not None:
+            score = score + self.tenure(first_days(context.row, context.day, num_users)[target.row], target.day)
+        return score
 
     @torch.no_grad()
     def contributions(self, films: Films, embedding: torch.Tensor, context: Context,

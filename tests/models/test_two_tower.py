@@ -22,12 +22,18 @@ def model() -> TwoTower:
     torch.manual_seed(0)
     model = TwoTower(CONFIG)
     model.movie_tower.set_statistics(torch.tensor([1990, 0, *range(1960, 1978, 2)]), torch.arange(11.0),
-                                     torch.linspace(-3, 3, 11))
+                                     torch.linspace(-3, 3, 11), torch.arange(0, 110, 10))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
     torch.nn.init.normal_(model.drift.table, std=0.3)
-    torch.nn.init.normal_(model.mood.weight)
+    for part in (model.mood, model.film_age, model.tenure):
+        torch.nn.init.normal_(part.weight)
     return model.eval()
+
+
+def bare_of_dates(model: TwoTower) -> None:
+    for part in (model.mood, model.tenure):
+        part.weight.data.zero_()
 
 
 def step_films(model: TwoTower) -> StepFilms:
@@ -54,7 +60,7 @@ def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
 
 @torch.no_grad()
 def test_penalty_equals_the_sum_over_targets_written_out(model):
-    model.mood.weight.zero_()  # the penalty is on what is solved
+    bare_of_dates(model)  # the penalty is on what is solved
     films = step_films(model)
     _, size, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
     num_targets = torch.bincount(films.seen.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
@@ -84,7 +90,7 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
     targets = torch.tensor([3, 7])
     context = Context(*(column[:3] for column in CONTEXT))
     effects = model.contributions(films, embedding, context, targets)
-    model.mood.weight.zero_()  # not a part of the solved history
+    bare_of_dates(model)  # not a part of the solved history
     whole = model.user_vectors(films, embedding, context, LAST)
     prior = model.user_tower.regression(embedding, context, films, model.drift(context.movie_idx, context.day))[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
