@@ -12,6 +12,7 @@ Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --ru
 
 import argparse
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import DAMAGE, load_checkpoint, lock_run, model_of, save_checkpoint
-from models.config import PARTS, ModelConfig
+from models.config import DEFAULT_PARTS, OPTIONAL_PARTS, PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
 from models.time import first_days
 from preprocessing.dataset import DataError
@@ -100,7 +101,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
                         help="folder of the run (default: %(default)s)")
     add("epochs", int, settings.epochs, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
-    add("batch_size", int, settings.batch_size, "USERS a step, each with all of his training ratings")
+    parser.add_argument("--batch_size", type=int, metavar="I", help="USERS a step, each with all of his training "
+                        "ratings (default: 128, up to 1024 where there are many users)")
     add("lr", float, settings.lr, "base learning rate")
     add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
     add("embedding_dim", int, model.embedding_dim, "coordinates of a user or movie vector, over all heads")
@@ -117,8 +119,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "parameters of its own; 0: leave that order out")
     parser.add_argument("--sides", choices=("auto", "user", "both"), default="auto", help="both: also movies solved "
                         "from their ratings (default: auto, both where there are at most 4 users per movie)")
-    parser.add_argument("--without", type=parse_parts, default=(), metavar="PARTS",
-                        help=f"leave parts of the model out, comma separated, of: {', '.join(PARTS)}")
+    for flag, dest, parts, text in (("--without", "without", DEFAULT_PARTS, "leave parts of the model out"),
+                                    ("--with", "added", OPTIONAL_PARTS, "add parts that are left out by default")):
+        parser.add_argument(flag, dest=dest, type=functools.partial(parse_parts, allowed=parts), default=(),
+                            metavar="PARTS", help=f"{text}, comma separated, of: {', '.join(parts)}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
     add("seed", int, settings.seed, "seed of all chance")
@@ -131,7 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "patience", "embedding_dim", "num_heads", "hidden_dim"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
     if args.embedding_dim % args.num_heads:
         parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --num_heads {args.num_heads}")
@@ -148,16 +152,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
+    left_out = {*args.without, *OPTIONAL_PARTS} - set(args.added)
+    args.without = tuple(part for part in PARTS if part in left_out)
     return args
 
 
-def parse_parts(text: str) -> tuple[str, ...]:
+def parse_parts(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """Read names of parts of the model, separated by commas."""
     parts = tuple(text.split(","))
     for part in parts:
-        if part not in PARTS:
-            raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
+        if part not in allowed:
+            raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(allowed)}")
     return parts
+
+
+def name_parts(without: tuple[str, ...]) -> str:
+    """Return the flags that leave these parts out and no others."""
+    left_out = [part for part in without if part not in OPTIONAL_PARTS]
+    added = [part for part in OPTIONAL_PARTS if part not in without]
+    return f"--without {','.join(left_out) or 'nothing'}" + f" --with {','.join(added)}" * bool(added)
 
 
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
@@ -215,10 +228,9 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         for name in FIXED:
             before, now = checkpoint["config"][name], getattr(args, name)
             if before != now:
-                if name == "without":
-                    before, now = ",".join(before) or "nothing", ",".join(now) or "nothing"
-                raise DataError(f"{last} was trained with --{name} {before}, not {now}; resume with the same, or start "
-                                "anew in another --run_dir")
+                before, now = map(name_parts, (before, now)) if name == "without" else (f"--{name} {before}", now)
+                raise DataError(f"{last} was trained with {before}, not {now}; resume with the same, or start anew in "
+                                "another --run_dir")
         both = model.movie_side is not None
         if checkpoint["both"] != both:
             sides = {True: "both", False: "user"}

@@ -6,7 +6,8 @@
 Runs main.py --no-refit, then with the flags of a row beside it (see ROWS), each with the seeds 0 to N-1.
 RMSE is of the test part, at the epoch that validation chose. The change is that of a row against the default with the
 same seed, its mean and the deviation of these paired differences, a sample's, null for a single seed; above zero the
-part helps. Ratings/s are training ratings times epochs, over the seconds of training. The last line is JSON.
+part helps, and one that a row adds (with_...) where it is below zero. Ratings/s are training ratings times epochs, over
+the seconds of training. The last line is JSON.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from benchmarks.compare_accuracy import (
     summarize,
     train_towers,
 )
-from models.config import OF_DATES, ModelConfig
+from models.config import ModelConfig
 from models.sides import wants_both
 from preprocessing import dataset
 from preprocessing.dataset import DataError
@@ -49,10 +50,11 @@ ROWS = {  # the flags that leave a part out
     "movie_features": ["--without", "movie_features"],
     "biases": ["--without", "biases"],
     "drift": ["--without", "drift"],
-    "film_age": ["--without", "film_age"],
-    "tenure": ["--without", "tenure"],
     "mood": ["--without", "mood"],
-    "dates": ["--without", ",".join(OF_DATES)],
+    "dates": ["--without", "drift,mood"],
+    "with_film_age": ["--with", "film_age"],
+    "with_tenure": ["--with", "tenure"],
+    "with_both_ages": ["--with", "film_age,tenure"],
     "penalty": ["--penalty", "0", "--film_prior", "0"],
     "film_noise": ["--film_noise", "0"],
     "heads": ["--num_heads", "1", "--embedding_dim", str(HEAD_DIM)],

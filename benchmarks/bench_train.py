@@ -18,7 +18,6 @@ Each for --seconds after a warm-up, in whole steps. Prints a table; the last lin
 import argparse
 import contextlib
 import json
-import math
 import platform
 import sys
 from collections.abc import Callable
@@ -36,7 +35,8 @@ from benchmarks import train_floor
 from benchmarks.train_floor import Clock, Enough, run_epochs
 from preprocessing.dataset import Movies, Users
 from training.batches import DataSet, RatingTensors
-from training.engine import RELEVANCE_STEPS, Engine, Settings
+from training.engine import RELEVANCE_USERS, Engine, Settings
+from training.optimizer import default_batch_size
 from training.trainer import Trainer, peak_rss_mib
 
 NETFLIX_USERS, NETFLIX_MOVIES, NETFLIX_RATINGS, NUM_DAYS = 480_189, 17_770, 100_480_507, 2243
@@ -93,8 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=int, default=20_000_000, help="how many, about (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="of each timing (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=Settings().batch_size,
-                        help="users a step of ours (default: main.py's %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=default_batch_size(NETFLIX_USERS),
+                        help="users a step of ours (default: %(default)s, that of main.py on all of Netflix)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
     parser.add_argument("--num_threads", type=int, help="CPU threads (default: torch's)")
@@ -168,7 +168,7 @@ def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int,
     side = model.user_side
     side.user_embedding = torch.empty(NETFLIX_USERS, side.config.user_dim).normal_(std=0.05)
     engine = Trainer(model.to(device), data, Settings(batch_size=batch_size, seed=seed)).engines[0]
-    engine.relevance_every = max(math.ceil(NETFLIX_USERS / batch_size) // RELEVANCE_STEPS, 1)  # as on all of Netflix
+    engine.relevance_every = max(NETFLIX_USERS // RELEVANCE_USERS, 1)  # as on all of Netflix
     return engine
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-OF_DATES = ("drift", "film_age", "tenure", "mood")  # see models/time.py
-PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
-         *OF_DATES)
+DEFAULT_PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
+                 "biases", "drift", "mood")
+OPTIONAL_PARTS = ("film_age", "tenure")  # left out unless they are asked for: validation gains nothing by them
+PARTS = DEFAULT_PARTS + OPTIONAL_PARTS
+OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/time.py
 
 
 @dataclass
@@ -24,7 +26,7 @@ class ModelConfig:
     pooled_dim: int = 32
     relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
     dropout: float = 0.0  # of hidden units
-    without: tuple[str, ...] = ()  # of PARTS, left out to see what they are worth
+    without: tuple[str, ...] = OPTIONAL_PARTS  # of PARTS, left out
 
     @property
     def head_dim(self) -> int:

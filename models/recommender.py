@@ -186,7 +186,7 @@ class Recommender:
         return self.model.user_vectors(self._films, torch.arange(first, last + 1),
                                        Context(row - first, movie_idx, stars, day), self.day)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
                   rank_by: str = "rating") -> list[Recommendation]:
         """Return the best movies, best first; fewer than top_n if there are no more.
@@ -216,7 +216,7 @@ class Recommender:
         order = best_of(num_ratings, self._allowed(filters, None), top_n).tolist()
         return [self._line(rank, movie, stars=float(mean[movie])) for rank, movie in enumerate(order, start=1)]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies whose vectors have the highest cosine with a movie's, nearest first, itself left out.
 
@@ -238,7 +238,7 @@ class Recommender:
         movie_idx = self._allowed(filters, None).nonzero()[:, 0]
         return movie_idx, self._films.vectors[movie_idx].flatten(1)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3) -> None:
         """Fill `because` of each recommendation with the rated movies that raised its score most."""
         if not len(history.movie_idx) or not recommendations:

@@ -26,7 +26,7 @@ from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
 CONTEXT_SHARE = 0.5  # of a user's ratings in a step
-RELEVANCE_STEPS = 1000  # of an epoch, so many to twice as many also train relevance, where there are more
+RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 
 
@@ -35,7 +35,7 @@ class Settings:
     """How to train; every field is a flag of main.py, unless it says otherwise."""
 
     epochs: int = 100
-    batch_size: int = 128
+    batch_size: int | None = None  # users a step; None: see `default_batch_size`
     lr: float = 0.001
     patience: int = 10
     penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
@@ -72,7 +72,7 @@ class Engine:
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.relevance = relevance
         self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads; two see the halves both ways round
-        self.relevance_every = max(self.num_steps // RELEVANCE_STEPS, 1)
+        self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
 

@@ -17,6 +17,7 @@ from models.two_tower import TwoTower
 TABLE_RATE, SHARED_RATE, USER_RATE = 1.5, 10.0, 20.0  # multiples of the base rate
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
+STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
 
 
 def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> list[torch.optim.Optimizer]:
@@ -57,6 +58,18 @@ def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 def planned_epochs(num_users: int, most: int) -> int:
     """Return over how many epochs the rate falls to zero: 20, but down to 8 where many users teach the films more."""
     return min(most, 20, max(8, 120_000 // num_users))
+
+
+def default_batch_size(num_users: int) -> int:
+    """Return how many users a step has: 128, but up to 1024 where an epoch still has 400 steps.
+
+    A film moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
+    the same for all sizes.
+    """
+    size = 128
+    while size < 1024 and num_users >= STEPS_OF_AN_EPOCH * 2 * size:
+        size *= 2
+    return size
 
 
 def default_penalty(num_rows: int, num_ratings: int) -> float:

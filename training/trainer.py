@@ -20,7 +20,7 @@ from training.batches import DataSet, RatingTensors, batch_of, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.metrics import RatingErrors
-from training.optimizer import TABLE_RATE, default_penalty, planned_epochs
+from training.optimizer import TABLE_RATE, default_batch_size, default_penalty, planned_epochs
 from training.relevance import RelevanceLoss, fit_weights
 
 EVALUATION_USERS = 512  # users whose vectors are made at once
@@ -64,16 +64,17 @@ class Trainer:
             num_rated = int((data.movies.num_train_ratings > 0).sum())
             penalties = [default_penalty(num_rows, self.num_ratings) for num_rows in (num_rated, data.num_users)]
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
+        batch_size = settings.batch_size or default_batch_size(data.num_users)
         relevance = None
         if model.relevance is not None:
             relevance = RelevanceLoss(model.relevance, model.user_side.movie_tower.num_ratings,
                                       data.meta["split"]["method"] in ("latest", "probe"))
         self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings,
-                               penalties[0], settings.batch_size, settings.seed, self.stars_step, ranks, relevance)]
+                               penalties[0], batch_size, settings.seed, self.stars_step, ranks, relevance)]
         if model.movie_side is not None:
             ratings, owned = by_movie(data, ranks)
             self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalties[1],
-                                       math.ceil(settings.batch_size / 2), settings.seed + MOVIE_SIDE_SEED,
+                                       math.ceil(batch_size / 2), settings.seed + MOVIE_SIDE_SEED,
                                        self.stars_step, ranks))
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf

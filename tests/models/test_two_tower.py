@@ -9,7 +9,7 @@ from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
-                     embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4)
+                     embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4, without=())
 ROW = torch.tensor([0, 0, 0, 1, 1, 2])
 MOVIE = torch.tensor([1, 4, 9, 0, 4, 10])
 STARS = torch.tensor([5.0, 3.0, 1.0, 4.0, 4.0, 2.0])

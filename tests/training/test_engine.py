@@ -43,7 +43,7 @@ def engine_of(ratings: RatingTensors, batch_size: int = 128, num_heads: int = 2,
     num_users = len(ratings.offset) - 1
     stars, movie_idx = ratings.stars.double(), ratings.movie_idx.long()
     config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, num_heads, 8, user_dim=4,
-                         pooled_dim=4)
+                         pooled_dim=4, without=())
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
                                      torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES),

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.optimizer import BETAS, EPSILON, USER_RATE, WARM_UP, RowAdam, planned_epochs, schedule
+from training.optimizer import BETAS, EPSILON, USER_RATE, WARM_UP, RowAdam, default_batch_size, planned_epochs, schedule
 
 
 def test_row_adam_equals_adam_when_every_row_is_touched_every_step():
@@ -37,6 +37,12 @@ def test_rate_warms_up_and_falls_to_nearly_zero():
                                                              (480_189, 3, 3)])
 def test_fewer_epochs_are_planned_for_more_users(num_users, most, expected):
     assert planned_epochs(num_users, most) == expected
+
+
+@pytest.mark.parametrize(("num_users", "expected"), [(1, 128), (102_399, 128), (102_400, 256), (204_799, 256),
+                                                     (204_800, 512), (480_189, 1024), (10_000_000, 1024)])
+def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
+    assert default_batch_size(num_users) == expected
 
 
 @pytest.mark.parametrize(("step", "num_steps", "expected"), [

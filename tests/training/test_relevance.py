@@ -28,11 +28,11 @@ def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir,
     assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
 
 
-def test_of_very_many_steps_only_some_train_relevance(data_dir, monkeypatch):
+def test_of_very_many_users_only_some_steps_train_relevance(data_dir, monkeypatch):
     data = load_dataset(data_dir)
-    args = parse_args(["--batch_size", "100"])  # 4 steps an epoch
+    args = parse_args(["--batch_size", "100"])  # of 400
     assert build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance_every == 1
-    monkeypatch.setattr(training_engine, "RELEVANCE_STEPS", 2)
+    monkeypatch.setattr(training_engine, "RELEVANCE_USERS", 200)
     engine = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0]
     assert engine.relevance_every == 2
     batch, relevance = batch_of(engine.ratings, torch.arange(100)), engine.relevance.relevance
