@@ -58,7 +58,8 @@ class Pairs:
         if not self.on_cpu:
             rows = users.index_select(0, self.row) * weight.unsqueeze(-1)
             return users.new_zeros(self.num_films, *users.shape[1:]).index_add_(0, self.column, rows)
-        sums = _sum_rows(_by_head(users), self.user_of, self.film_start, weight.T[:, self.order].reshape(-1))
+        weight = torch.cat([column.index_select(0, self.order) for column in weight.unbind(1)])
+        sums = _sum_rows(_by_head(users), self.user_of, self.film_start, weight)
         return sums.unflatten(0, (self.heads, self.num_films)).transpose(0, 1)
 
     @cached_property
@@ -100,7 +101,7 @@ class Pairs:
     @cached_property
     def user_of(self) -> torch.Tensor:
         """The row among the users' vectors by head that a rating meets, film by film, int64 (H R,), head by head."""
-        return self._of_heads(self.row[self.order], self.num_users)
+        return self._of_heads(self.row.index_select(0, self.order), self.num_users)
 
     def _of_heads(self, values: torch.Tensor, step: int) -> torch.Tensor:
         """Return int64 (V,) once for every head, (H V,), each time with a step added."""

@@ -42,7 +42,7 @@ class Films:
             row, movie_idx: int64 (R,), the ratings' users' rows and movies.
             num_rows: of users, G B.
         """
-        column = movie_idx if self.place is None else self.place[movie_idx]
+        column = movie_idx if self.place is None else self.place.index_select(0, movie_idx)
         if self.groups > 1:
             column = column * self.groups + row // (num_rows // self.groups)
         return Pairs(row, column, num_rows, *self.table.shape[:2])

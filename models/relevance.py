@@ -54,9 +54,9 @@ class Relevance(nn.Module):
         """Return t_u, float (B, E), from the users' context ratings."""
         row, movie_idx = context.row, context.movie_idx
         pairs = Pairs(row, movie_idx, num_users, self.config.num_movies)
-        surprise = context.stars - self.config.stars_mean - self.film_mean[movie_idx]
+        surprise = context.stars - self.config.stars_mean - self.film_mean.index_select(0, movie_idx)
         mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (pairs.count + MEAN_SHRINK)
-        return pool(self.history, surprise - mean[row], pairs) * (pairs.count + 1).rsqrt().unsqueeze(1)
+        return pool(self.history, surprise - mean.index_select(0, row), pairs) * (pairs.count + 1).rsqrt().unsqueeze(1)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
         """Return users' vectors, float (B, E + 1 + K), whose product with `movie_vectors` is relevance.

@@ -75,11 +75,12 @@ class UserMood(nn.Module):
                                                         "amax")
         # A day of a user's in one number, context and questions, ascending; of each the sum of residuals, their number.
         days = ((row, day), (target_row, target_day))
-        key = torch.cat([(of_row + 1) * MOST_DAYS - 1 - (last[of_row] - of_day) for of_row, of_day in days])  # (R + T,)
+        key = torch.cat([(of_row + 1) * MOST_DAYS - 1 - (last.index_select(0, of_row) - of_day)
+                         for of_row, of_day in days])  # (R + T,)
         order = stable_order(key)
-        key = key[order]
+        key = key.index_select(0, order)
         total = torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]), (0, len(target_row)))
-        total = total[:, order]  # (2, R + T)
+        total = total.index_select(1, order)  # (2, R + T)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         place = place[len(row):]  # of the questions (T,)
@@ -87,7 +88,7 @@ class UserMood(nn.Module):
         for number, window in enumerate(WINDOWS):  # made of whole windows of the size before
             key, group = torch.unique_consecutive(key // (window // last_window), return_inverse=True)
             total = total.new_zeros(2, len(key)).index_add_(1, group, total)
-            place, last_window = group[place], window
+            place, last_window = group.index_select(0, place), window
             mean = total[0] / (total[1] + self.log_shrink[number].exp())
             mood = mood + self.weight[number] * mean.index_select(0, place)
         return mood

@@ -72,14 +72,14 @@ class UserTower(nn.Module):
         pairs = Pairs(row, context.movie_idx, num_users, config.num_movies)
         size = pairs.count.to(context.stars.dtype)
         above_mean = context.stars - config.stars_mean  # (R,)
-        surprise = above_mean - films.mean[context.movie_idx]
+        surprise = above_mean - films.mean.index_select(0, context.movie_idx)
 
         def sum_by_user(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(num_users).index_add_(0, row, values)
 
         mean = sum_by_user(surprise) / (size + MEAN_SHRINK)
         spread = (sum_by_user(surprise.square()) / (size + 1)).sqrt()
-        pooled = pool(self.pooled, surprise - mean[row], pairs)
+        pooled = pool(self.pooled, surprise - mean.index_select(0, row), pairs)
         features = torch.stack([(size + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding * config.has("user_embedding"),
                        pooled * (size + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),

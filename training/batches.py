@@ -175,10 +175,10 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1)
     count = ratings.offset[users + 1] - start
     total = int(count.sum())
     row = torch.arange(len(users), device=users.device).repeat_interleave(count, output_size=total)
-    place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count)[row]
-    stars = ratings.stars[place].float()
-    return Batch(users, row, ratings.movie_idx[place].long(), stars if stars_step == 1 else stars * stars_step,
-                 ratings.day[place].long())
+    place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count).index_select(0, row)
+    movie_idx, stars, day = (getattr(ratings, name).index_select(0, place) for name in ("movie_idx", "stars", "day"))
+    stars = stars.float()
+    return Batch(users, row, movie_idx.long(), stars if stars_step == 1 else stars * stars_step, day.long())
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:

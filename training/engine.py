@@ -176,7 +176,7 @@ class Engine:
             of the user rows (B, E).
         """
         model, settings = self.model, self.settings
-        in_context = uniform(seed, batch.users[batch.row], batch.movie_idx) < CONTEXT_SHARE
+        in_context = uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_SHARE
         context, target = halves(batch, in_context, both_ways=self.groups == 2)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
