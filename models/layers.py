@@ -3,20 +3,20 @@
 A rating joins a user with a film, so ratings are the entries of a sparse matrix of users and films. What the towers do
 with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a user, a sum over
 those of a film. On a CPU, unless they are few, none of these and none of their gradients makes a row of coordinates for
-every rating; only the normal equations gather rows, those of USERS_IN_CACHE users at a time. The tests hold all of it
-to plain autograd in float64.
+every rating; only the normal equations gather rows, those of a few users at a time. The tests hold all of it to plain
+autograd in float64.
 
 Letters: R ratings, B users, N films, H heads (of a group, where there are groups), D coordinates.
 """
 
-import itertools
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
 
-USERS_IN_CACHE = 8  # whose films' vectors are gathered at once
+USERS_TOGETHER = 32  # in a batched product, at most
 FEW_RATINGS = 1024  # to gather so few rows takes less time than to describe a sparse matrix
 
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
@@ -179,25 +179,45 @@ def unexplained(wanted: torch.Tensor, users: torch.Tensor, films: torch.Tensor, 
 def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """Return [V_u, residual_u]' [V_u, residual_u] per user and head, float (B, H, D + 1, D + 1); see `ridge_solve`.
 
-    On a CPU only the rows of a few users are gathered at a time, always into the same memory, which a core's cache
-    holds.
+    On a CPU users with about as many ratings share a batched product, padded with films of zeros to as many rows as the
+    largest has. Rows are always gathered into the same memory, which a core's cache holds.
     """
-    if not pairs.on_cpu:
+    if not pairs.on_cpu or len(pairs.row) <= FEW_RATINGS:
         rows = films.index_select(0, pairs.column)
         torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        return gram_padded(rows, pairs.row, pairs.count)
-    sizes, (_, heads, dim) = pairs.count.tolist(), films.shape
-    groups = [sizes[first:first + USERS_IN_CACHE] for first in range(0, len(sizes), USERS_IN_CACHE)]
-    bounds = [0, *itertools.accumulate(map(sum, groups))]
-    buffer = films.new_empty(max(map(sum, groups), default=0), heads, dim)
-    product = films.new_empty(len(sizes), heads, dim, dim)
-    outputs = iter(product.unbind())
-    for group, start, stop in zip(groups, bounds[:-1], bounds[1:], strict=True):
-        rows = torch.index_select(films, 0, pairs.column[start:stop], out=buffer[:stop - start])
-        torch.sub(wanted[start:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        for own in rows.transpose(0, 1).split_with_sizes(group, 1):  # (H, R of a user, D + 1)
-            torch.bmm(own.transpose(1, 2), own, out=next(outputs))
-    return product
+        if not pairs.on_cpu:
+            return gram_padded(rows, pairs.row, pairs.count)
+        return torch.stack([own.mT @ own for own in rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)])
+    (num_films, heads, dim), num_users = films.shape, pairs.num_users
+    order = stable_order(pairs.count)  # of users, from few ratings to many
+    sizes = pairs.count[order].tolist()
+    groups = list(_alike(sizes))
+    padded = np.repeat([sizes[last - 1] for _, last in groups], [last - first for first, last in groups])
+    start = torch.empty_like(order)  # of a user's rows among the padded ones
+    start[order] = torch.from_numpy(padded.cumsum() - padded)
+    place = torch.arange(len(pairs.row)) + (start - pairs.count.cumsum(0) + pairs.count).index_select(0, pairs.row)
+    column = place.new_full((int(padded.sum()),), num_films).scatter_(0, place, pairs.column)
+    wanted = wanted.new_zeros(len(column)).scatter_(0, place, wanted)
+    films = torch.nn.functional.pad(films, (0, 0, 0, 0, 0, 1))
+    buffer = films.new_empty(max((last - first) * sizes[last - 1] for first, last in groups), heads, dim)
+    product, stop = films.new_empty(heads, num_users, dim, dim), 0
+    for first, last in groups:
+        begin, stop = stop, stop + (last - first) * sizes[last - 1]
+        rows = torch.index_select(films, 0, column[begin:stop], out=buffer[:stop - begin])
+        torch.sub(wanted[begin:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
+        for head, own in enumerate(rows.unflatten(0, (last - first, -1)).unbind(2)):  # (users, rows of each, D + 1)
+            torch.bmm(own.mT, own, out=product[head, first:last])
+    return product.transpose(0, 1).index_select(0, torch.empty_like(order).scatter_(0, order, torch.arange(num_users)))
+
+
+def _alike(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and one past the last of runs of ascending sizes that differ by little, at most USERS_TOGETHER."""
+    first = 0
+    for place, size in enumerate(sizes):
+        if place - first == USERS_TOGETHER or size > 1.25 * sizes[first] + 4:
+            yield first, place
+            first = place
+    yield first, len(sizes)
 
 
 def gram_padded(rows: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:

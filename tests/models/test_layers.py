@@ -113,17 +113,24 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs, pairs):
         torch.testing.assert_close(mine, reference)
 
 
-@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1], [1] * 30])
-def test_normal_equations_by_user_equal_those_of_padded_pieces(sizes):
-    """The way of a GPU, where launches for every user would cost more."""
+@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1], [1] * 80, [*range(90), *range(90)]])
+def test_normal_equations_are_the_same_on_all_ways(sizes, monkeypatch):
+    """User by user; many of about as many ratings together; and in pieces of one size, the way of a GPU."""
     torch.manual_seed(0)
     count = torch.tensor(sizes)
     row = torch.arange(len(count)).repeat_interleave(count)
     films, column = torch.randn(9, HEADS, DIM, dtype=torch.float64), torch.randint(9, (len(row),))
     wanted = torch.randn(len(row), dtype=torch.float64)
-    by_user, padded = (Pairs(row, column, len(count), 9, HEADS) for _ in range(2))
-    padded.on_cpu = False
-    torch.testing.assert_close(normal_equations(films, wanted, padded), normal_equations(films, wanted, by_user))
+    expected = []
+    for user in range(len(count)):
+        rows = films[column[row == user]]
+        rows[..., -1] = wanted[row == user].unsqueeze(1) - rows[..., -1]
+        expected.append(torch.einsum("rhd,rhe->hde", rows, rows))
+    for few, on_cpu in ((2**40, True), (-1, True), (-1, False)):
+        monkeypatch.setattr(layers, "FEW_RATINGS", few)
+        pairs = Pairs(row, column, len(count), 9, HEADS)
+        pairs.on_cpu = on_cpu
+        torch.testing.assert_close(normal_equations(films, wanted, pairs), torch.stack(expected))
 
 
 def test_paired_dot_has_the_gradients_of_plain_indexing(pairs, vectors):
