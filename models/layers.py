@@ -176,8 +176,8 @@ def unexplained(wanted: torch.Tensor, users: torch.Tensor, films: torch.Tensor, 
     return wanted.unsqueeze(1) - pairs.dots(with_one(users), films)
 
 
-def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Return [V_u, residual_u]' [V_u, residual_u] per user and head, float (B, H, D + 1, D + 1); see `ridge_solve`.
+def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return V_u' V_u and V_u' residual_u per user and head, float (B, H, D, D) and (B, H, D); see `ridge_solve`.
 
     On a CPU users with about as many ratings share a batched product, padded with films of zeros to as many rows as the
     largest has. Rows are always gathered into the same memory, which a core's cache holds.
@@ -185,9 +185,12 @@ def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) ->
     if not pairs.on_cpu or len(pairs.row) <= FEW_RATINGS:
         rows = films.index_select(0, pairs.column)
         torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        if not pairs.on_cpu:
-            return gram_padded(rows, pairs.row, pairs.count)
-        return torch.stack([own.mT @ own for own in rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)])
+        if pairs.on_cpu:
+            of_users = rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)
+            product = torch.stack([own.mT @ own for own in of_users])
+        else:
+            product = gram_padded(rows, pairs.row, pairs.count)
+        return product[..., :-1, :-1], product[..., :-1, -1]
     (num_films, heads, dim), num_users = films.shape, pairs.num_users
     order = stable_order(pairs.count)  # of users, from few ratings to many
     sizes = pairs.count[order].tolist()
@@ -207,7 +210,9 @@ def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) ->
         torch.sub(wanted[begin:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
         for head, own in enumerate(rows.unflatten(0, (last - first, -1)).unbind(2)):  # (users, rows of each, D + 1)
             torch.bmm(own.mT, own, out=product[head, first:last])
-    return product.transpose(0, 1).index_select(0, torch.empty_like(order).scatter_(0, order, torch.arange(num_users)))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(num_users))  # of a user in this order
+    product = product.transpose(0, 1)  # (B, H, D + 1, D + 1)
+    return product[..., :-1, :-1].index_select(0, place), product[..., :-1, -1].index_select(0, place)
 
 
 def _alike(sizes: list[int]) -> Iterator[tuple[int, int]]:
@@ -295,11 +300,10 @@ class _GatherDistinct(torch.autograd.Function):
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, wanted, prior, penalty, pairs):
-        product = normal_equations(films, wanted, pairs)
-        system = product[..., :-1, :-1]
+        system, right = normal_equations(films, wanted, pairs)
         system.diagonal(dim1=-2, dim2=-1).add_(penalty)
         factor = torch.linalg.cholesky(system)
-        right = torch.addcmul(product[..., :-1, -1], penalty, prior)
+        right = torch.addcmul(right, penalty, prior)
         solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
         left = unexplained(wanted, solution, films, pairs)
         ctx.save_for_backward(films, prior, penalty, factor, solution, left)

@@ -192,7 +192,7 @@ class TwoTower(nn.Module):
         prior, penalty, wanted = self.user_tower.regression(embedding, context, films, drift)
         pairs, rows = films.pairs(context.row, context.movie_idx, 1), films.table[context.movie_idx]
         left = unexplained(wanted, prior, films.table, pairs)  # by the prior, (R, H)
-        system = normal_equations(films.table, wanted, pairs)[0, :, :-1, :-1] + torch.diag_embed(penalty[0])
+        system = normal_equations(films.table, wanted, pairs)[0][0] + torch.diag_embed(penalty[0])
         targets = films.table[target_idx, :, :-1].permute(1, 2, 0)  # (H, D + 1, T)
         weight = torch.einsum("rhd,hdt->trh", rows[..., :-1], torch.linalg.solve(system, targets))
         return (weight * left).mean(-1)

@@ -121,16 +121,17 @@ def test_normal_equations_are_the_same_on_all_ways(sizes, monkeypatch):
     row = torch.arange(len(count)).repeat_interleave(count)
     films, column = torch.randn(9, HEADS, DIM, dtype=torch.float64), torch.randint(9, (len(row),))
     wanted = torch.randn(len(row), dtype=torch.float64)
-    expected = []
+    expected = [[], []]
     for user in range(len(count)):
-        rows = films[column[row == user]]
-        rows[..., -1] = wanted[row == user].unsqueeze(1) - rows[..., -1]
-        expected.append(torch.einsum("rhd,rhe->hde", rows, rows))
+        vectors, bias = films[column[row == user]].split([DIM - 1, 1], -1)
+        expected[0].append(torch.einsum("rhd,rhe->hde", vectors, vectors))
+        expected[1].append(torch.einsum("rhd,rh->hd", vectors, wanted[row == user].unsqueeze(1) - bias.squeeze(-1)))
     for few, on_cpu in ((2**40, True), (-1, True), (-1, False)):
         monkeypatch.setattr(layers, "FEW_RATINGS", few)
         pairs = Pairs(row, column, len(count), 9, HEADS)
         pairs.on_cpu = on_cpu
-        torch.testing.assert_close(normal_equations(films, wanted, pairs), torch.stack(expected))
+        found = normal_equations(films, wanted, pairs)
+        torch.testing.assert_close(found, tuple(map(torch.stack, expected)))
 
 
 def test_paired_dot_has_the_gradients_of_plain_indexing(pairs, vectors):
