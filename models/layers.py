@@ -186,8 +186,10 @@ def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) ->
         rows = films.index_select(0, pairs.column)
         torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
         if pairs.on_cpu:
-            of_users = rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)
-            product = torch.stack([own.mT @ own for own in of_users])
+            of_users = rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)  # (H, R of a user, D + 1)
+            product = films.new_empty(pairs.num_users, *rows.shape[1:], rows.shape[2])
+            for own, out in zip(of_users, product.unbind(), strict=True):
+                torch.bmm(own.mT, own, out=out)
         else:
             product = gram_padded(rows, pairs.row, pairs.count)
         return product[..., :-1, :-1], product[..., :-1, -1]

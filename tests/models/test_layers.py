@@ -69,6 +69,15 @@ def test_products_without_ratings_are_empty_or_zero(num_users, monkeypatch):
     assert torch.equal(pairs.sum_users(users, torch.zeros(0, HEADS)), torch.zeros(5, HEADS, DIM))
 
 
+@pytest.mark.parametrize("num_users", [0, 3])
+def test_normal_equations_without_ratings_are_zero(num_users):
+    nothing = torch.zeros(0, dtype=torch.int64)
+    pairs = Pairs(nothing, nothing, num_users, 5, HEADS)
+    products = normal_equations(torch.randn(5, HEADS, DIM), torch.zeros(0), pairs)
+    assert torch.equal(products[0], torch.zeros(num_users, HEADS, DIM - 1, DIM - 1))
+    assert torch.equal(products[1], torch.zeros(num_users, HEADS, DIM - 1))
+
+
 @pytest.mark.parametrize("num_keys", [6, 2**16, 2**40])
 def test_stable_order_is_ascending_and_keeps_equal_keys_as_they_come(num_keys):
     keys = torch.tensor([5, 0, num_keys - 1, 5, 0])
