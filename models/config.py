@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 DEFAULT_PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
                  "biases", "drift", "mood")
-OPTIONAL_PARTS = ("film_age", "tenure")  # left out unless they are asked for: validation gains nothing by them
+OPTIONAL_PARTS = ("film_age", "tenure")  # only where asked for: validation hardly gains by them
 PARTS = DEFAULT_PARTS + OPTIONAL_PARTS
 OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/time.py
 
