@@ -75,6 +75,7 @@ def work(args: argparse.Namespace) -> int:
         with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
             run(args, ranks)
     except DataError as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks the others to end when one has
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
