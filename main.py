@@ -310,15 +310,16 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
                          dropout=args.dropout, without=args.without)
     both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
     model = TwoSided(config, both)
-    first_day = first_days(data.train.movie_idx.long(), data.train.day.long(), data.num_movies).to(device)
-    ranks.min_(first_day)
-    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count, first_day)
+    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    if model.user_side.film_age is not None:
+        first_day = first_days(data.train.movie_idx.long(), data.train.day.long(), data.num_movies).to(device)
+        ranks.min_(first_day)
+        model.user_side.first_day.copy_(first_day)
     if model.relevance is not None:
         model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
     if both:
         count, total = count_and_total(data.train.user_idx(), data.num_users)
-        zeros = torch.zeros(data.num_users)  # users have no year, nor does the movie side know of days
-        model.movie_side.movie_tower.set_statistics(zeros, count, total - mean * count, zeros)
+        model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
     return model
 
 

@@ -121,7 +121,7 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     model = TwoSided(config, both=False)
     count = torch.tensor(movies.num_train_ratings).double()
     total = torch.randn(len(count)).double() * count
-    model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, total, torch.zeros(len(count)))
+    model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, total)
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
         "refit": False, "model": model.state_dict()})

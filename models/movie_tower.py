@@ -93,13 +93,11 @@ class MovieTower(nn.Module):
         self.register_buffer("year", torch.zeros(config.num_movies))  # 0 where unknown
         self.register_buffer("num_ratings", torch.zeros(config.num_movies))  # in training
         self.register_buffer("mean", torch.zeros(config.num_movies))  # shrunk, of their stars less the global mean
-        self.register_buffer("first_day", torch.zeros(config.num_movies, dtype=torch.int64))  # with a training rating
 
     @torch.no_grad()
-    def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor,
-                       first_day: torch.Tensor) -> None:
-        """Take over what is known of the movies (M): year, 0 if unknown; number, sum and first day of their training
-        ratings, the sum in stars above the global mean; a film without any has its first day yet to come.
+    def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
+        """Take over what is known of the movies (M): year, 0 if unknown; number and sum of their training ratings,
+        the sum in stars above the global mean.
 
         The biases begin at the shrunk means. The random embeddings shrink where ratings are few, so that chance does
         not speak for a film; one without training ratings has none, only its features speak for it.
@@ -107,7 +105,6 @@ class MovieTower(nn.Module):
         self.year.copy_(year)
         self.num_ratings.copy_(num_ratings)
         self.mean.copy_(sum_ratings / (num_ratings + MEAN_SHRINK))
-        self.first_day.copy_(first_day)
         self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
         self.embedding *= (num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1)
 

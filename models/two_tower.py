@@ -47,7 +47,10 @@ class TwoTower(nn.Module):
         self.movie_tower = MovieTower(config)
         self.user_tower = UserTower(config)
         self.drift = FilmDrift(config.num_movies, config.num_days) if config.has("drift") else None
-        self.film_age = DaysSince() if config.has("film_age") else None
+        self.film_age = None
+        if config.has("film_age"):
+            self.film_age = DaysSince()
+            self.register_buffer("first_day", torch.zeros(config.num_movies, dtype=torch.int64))  # see `first_days`
         self.tenure = DaysSince() if config.has("tenure") else None
         self.mood = UserMood() if config.has("mood") else None
         self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
@@ -162,7 +165,7 @@ class TwoTower(nn.Module):
         """Return what the days of questions add, whoever asks, float (T,); movie_idx and day int64 (T,)."""
         score = self._drift(movie_idx, day)
         if self.film_age is not None:
-            score = score + self.film_age(self.movie_tower.first_day[movie_idx], day)
+            score = score + self.film_age(self.first_day[movie_idx], day)
         return score
 
     def _user_on(self, context: Context, left: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:

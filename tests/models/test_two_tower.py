@@ -22,7 +22,8 @@ def model() -> TwoTower:
     torch.manual_seed(0)
     model = TwoTower(CONFIG)
     model.movie_tower.set_statistics(torch.tensor([1990, 0, *range(1960, 1978, 2)]), torch.arange(11.0),
-                                     torch.linspace(-3, 3, 11), torch.arange(0, 110, 10))
+                                     torch.linspace(-3, 3, 11))
+    model.first_day.copy_(torch.arange(0, 110, 10))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
     torch.nn.init.normal_(model.drift.table, std=0.3)

@@ -59,7 +59,8 @@ def assert_same_run(one: dict, other: dict) -> None:
             assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
 
 
-@pytest.mark.parametrize(("sides", "more"), [("user", []), ("both", ["--refit", "--lr", "0.0003"])])
+@pytest.mark.parametrize(("sides", "more"), [
+    ("user", ["--with", "film_age,tenure"]), ("both", ["--refit", "--lr", "0.0003"])])
 def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
     flags = ["--data_dir", str(data_dir), "--sides", sides, *more]
     assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
@@ -69,9 +70,9 @@ def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
     assert result.stdout.count("epoch   1") == 1  # one process speaks for all
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
-    assert result.stdout.count("\nrefit ") == 2 * bool(more)  # both for as many epochs as were best
+    assert result.stdout.count("\nrefit ") == 2 * ("--refit" in more)  # both for as many epochs as were best
     one, two = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("one", "two"))
-    assert one["refit"] is two["refit"] is bool(more) and one["epoch"] == two["epoch"]
+    assert one["refit"] is two["refit"] is ("--refit" in more) and one["epoch"] == two["epoch"]
     for name, tensor in one["model"].items():
         torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
 
