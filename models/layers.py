@@ -3,23 +3,19 @@
 A rating joins a user with a film, so ratings are the entries of a sparse matrix of users and films. What the towers do
 with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a user, a sum over
 those of a film. On a CPU, unless they are few, none of these and none of their gradients makes a row of coordinates for
-every rating; only the normal equations gather rows, those of a few users at a time. Rows are picked by index_select, in
-half of the time of indexing. The tests hold all of it to plain autograd in float64.
+every rating; nor do the ridge regressions, which are compiled loops as the scores are (models/kernels.py). Rows are
+picked by index_select, in half of the time of indexing. The tests hold all of it to plain autograd in float64.
 
 Letters: R ratings, B users, N films, H heads (of a group, where there are groups), D coordinates.
 """
 
-import warnings
-from collections.abc import Iterator
 from functools import cached_property
+from types import ModuleType
 
 import numpy as np
 import torch
 
-USERS_TOGETHER = 32  # in a batched product, at most
-FEW_RATINGS = 1024  # to gather so few rows takes less time than to describe a sparse matrix
-
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+FEW_RATINGS = 1024  # for so few, compiled loops are not loaded
 
 
 class Pairs:
@@ -29,21 +25,21 @@ class Pairs:
     """
 
     def __init__(self, row: torch.Tensor, column: torch.Tensor, num_users: int, num_films: int, heads: int = 1) -> None:
-        """Keep the ratings' rows and columns, both int64 (R,): the rows must ascend, and no pair may occur twice."""
+        """Keep the ratings' rows and columns, both int64 (R,), the rows ascending."""
         self.row, self.column = row, column
         self.num_users, self.num_films, self.heads = num_users, num_films, heads
         self.on_cpu = row.device.type == "cpu"  # elsewhere rows are gathered and added up, which suits a GPU
 
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled loops go through the ratings."""
+        return self.on_cpu and len(self.row) > FEW_RATINGS
+
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
-        if not self.on_cpu or len(self.row) <= FEW_RATINGS:
-            return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
-        start, column = self._compressed
-        places = torch.sparse_csr_tensor(start, column, users.new_zeros(len(column)),
-                                         (self.heads * self.num_users, self.heads * self.num_films),
-                                         check_invariants=False)
-        dots = torch.sparse.sampled_addmm(places, _by_head(users), films.flatten(0, 1).T, beta=0.0).values()
-        return dots.view(self.heads, len(self.row)).T
+        if self.compiled:
+            return kernels().dots(users, films, self.column, self.start)
+        return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
 
     def sum_films(self, films: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return for each user the sum of weight times film over his ratings, (B, H, D), of (N, H, D) and (R, H)."""
@@ -73,20 +69,19 @@ class Pairs:
         return torch.bincount(self.column, minlength=self.num_films)
 
     @cached_property
+    def start(self) -> torch.Tensor:
+        """Where the ratings of each user begin, and their end, int64 (B + 1,)."""
+        return starts(self.count)
+
+    @cached_property
     def user_start(self) -> torch.Tensor:
         """Where the ratings of a head and user begin among those of all heads, int64 (H B,), head by head."""
-        return self._of_heads(self.count.cumsum(0) - self.count, len(self.row))
+        return self._of_heads(self.start[:-1], len(self.row))
 
     @cached_property
     def film_of(self) -> torch.Tensor:
         """The row among the films' vectors (N H) that a rating of a head meets, int64 (H R,), head by head."""
         return self._of_heads(self.column * self.heads, 1)
-
-    @cached_property
-    def _compressed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starts of the rows, int32 (H B + 1,), and columns, int32 (H R,), of the matrix of all heads."""
-        end = self.user_start.new_tensor([len(self.film_of)])
-        return torch.cat([self.user_start, end]).int(), self.film_of.int()
 
     @cached_property
     def order(self) -> torch.Tensor:
@@ -106,6 +101,11 @@ class Pairs:
     def _of_heads(self, values: torch.Tensor, step: int) -> torch.Tensor:
         """Return int64 (V,) once for every head, (H V,), each time with a step added."""
         return (values + step * torch.arange(self.heads, device=values.device).unsqueeze(1)).view(-1)
+
+
+def starts(count: torch.Tensor) -> torch.Tensor:
+    """Return where groups of so many ratings begin, and the end of the last, int64 (B + 1,)."""
+    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -156,6 +156,12 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
     return _RidgeSolve.apply(films, wanted, prior, penalty, pairs)
 
 
+def kernels() -> ModuleType:
+    """Return models/kernels.py, which is imported when it is first needed: the list of one user does without it."""
+    from models import kernels
+    return kernels
+
+
 def stable_order(keys: torch.Tensor, num_keys: int = 2**63) -> torch.Tensor:
     """Return where keys, int64 (R,) from 0 to num_keys - 1, stand in ascending order, equal ones as they come."""
     if keys.device.type != "cpu":
@@ -177,54 +183,17 @@ def unexplained(wanted: torch.Tensor, users: torch.Tensor, films: torch.Tensor, 
 
 
 def normal_equations(films: torch.Tensor, wanted: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return V_u' V_u and V_u' residual_u per user and head, float (B, H, D, D) and (B, H, D); see `ridge_solve`.
-
-    On a CPU users with about as many ratings share a batched product, padded with films of zeros to as many rows as the
-    largest has. Rows are always gathered into the same memory, which a core's cache holds.
-    """
-    if not pairs.on_cpu or len(pairs.row) <= FEW_RATINGS:
-        rows = films.index_select(0, pairs.column)
-        torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        if pairs.on_cpu:
-            of_users = rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)  # (H, R of a user, D + 1)
-            product = films.new_empty(pairs.num_users, *rows.shape[1:], rows.shape[2])
-            for own, out in zip(of_users, product.unbind(), strict=True):
-                torch.bmm(own.mT, own, out=out)
-        else:
-            product = gram_padded(rows, pairs.row, pairs.count)
-        return product[..., :-1, :-1], product[..., :-1, -1]
-    (num_films, heads, dim), num_users = films.shape, pairs.num_users
-    order = stable_order(pairs.count)  # of users, from few ratings to many
-    sizes = pairs.count[order].tolist()
-    groups = list(_alike(sizes))
-    padded = np.repeat([sizes[last - 1] for _, last in groups], [last - first for first, last in groups])
-    start = torch.empty_like(order)  # of a user's rows among the padded ones
-    start[order] = torch.from_numpy(padded.cumsum() - padded)
-    place = torch.arange(len(pairs.row)) + (start - pairs.count.cumsum(0) + pairs.count).index_select(0, pairs.row)
-    column = place.new_full((int(padded.sum()),), num_films).scatter_(0, place, pairs.column)
-    wanted = wanted.new_zeros(len(column)).scatter_(0, place, wanted)
-    films = torch.nn.functional.pad(films, (0, 0, 0, 0, 0, 1))
-    buffer = films.new_empty(max((last - first) * sizes[last - 1] for first, last in groups), heads, dim)
-    product, stop = films.new_empty(heads, num_users, dim, dim), 0
-    for first, last in groups:
-        begin, stop = stop, stop + (last - first) * sizes[last - 1]
-        rows = torch.index_select(films, 0, column[begin:stop], out=buffer[:stop - begin])
-        torch.sub(wanted[begin:stop].unsqueeze(1), rows[..., -1], out=rows[..., -1])
-        for head, own in enumerate(rows.unflatten(0, (last - first, -1)).unbind(2)):  # (users, rows of each, D + 1)
-            torch.bmm(own.mT, own, out=product[head, first:last])
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(num_users))  # of a user in this order
-    product = product.transpose(0, 1)  # (B, H, D + 1, D + 1)
-    return product[..., :-1, :-1].index_select(0, place), product[..., :-1, -1].index_select(0, place)
-
-
-def _alike(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield first and one past the last of runs of ascending sizes that differ by little, at most USERS_TOGETHER."""
-    first = 0
-    for place, size in enumerate(sizes):
-        if place - first == USERS_TOGETHER or size > 1.25 * sizes[first] + 4:
-            yield first, place
-            first = place
-    yield first, len(sizes)
+    """Return V_u' V_u and V_u' residual_u per user and head, float (B, H, D, D) and (B, H, D); see `ridge_solve`."""
+    rows = films.index_select(0, pairs.column)
+    torch.sub(wanted.unsqueeze(1), rows[..., -1], out=rows[..., -1])
+    if pairs.on_cpu:
+        of_users = rows.transpose(0, 1).split_with_sizes(pairs.count.tolist(), 1)  # (H, R of a user, D + 1)
+        product = films.new_empty(pairs.num_users, *rows.shape[1:], rows.shape[2])
+        for own, out in zip(of_users, product.unbind(), strict=True):
+            torch.bmm(own.mT, own, out=out)
+    else:
+        product = gram_padded(rows, pairs.row, pairs.count)
+    return product[..., :-1, :-1], product[..., :-1, -1]
 
 
 def gram_padded(rows: torch.Tensor, row: torch.Tensor, count: torch.Tensor, piece: int = 128) -> torch.Tensor:
@@ -302,11 +271,15 @@ class _GatherDistinct(torch.autograd.Function):
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, wanted, prior, penalty, pairs):
-        system, right = normal_equations(films, wanted, pairs)
-        system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-        factor = torch.linalg.cholesky(system)
-        right = torch.addcmul(right, penalty, prior)
-        solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+        if pairs.compiled:
+            solution, factor = kernels().ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
+                                                keep=any(ctx.needs_input_grad))
+        else:
+            system, right = normal_equations(films, wanted, pairs)
+            system.diagonal(dim1=-2, dim2=-1).add_(penalty)
+            factor = torch.linalg.cholesky(system)
+            right = torch.addcmul(right, penalty, prior)
+            solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
         left = unexplained(wanted, solution, films, pairs)
         ctx.save_for_backward(films, prior, penalty, factor, solution, left)
         ctx.pairs = pairs
@@ -316,7 +289,10 @@ class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         (films, prior, penalty, factor, solution, left), pairs = ctx.saved_tensors, ctx.pairs
-        adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, H, D)
+        if pairs.compiled:
+            adjoint = kernels().ridge_again(factor, grad)
+        else:
+            adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, H, D)
         solved, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias
         grad_residual = pairs.dots(adjoints, films)
         grad_films = pairs.sum_users(adjoints, left).sub_(pairs.sum_users(solved, grad_residual))

@@ -11,7 +11,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.layers import stable_order
+from models.layers import FEW_RATINGS, kernels, stable_order, starts
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
@@ -64,34 +64,17 @@ class UserMood(nn.Module):
         """Return what is added to the scores of questions, float (T,).
 
         Args:
-            row, day: int64 (R,), user and day of the context ratings; quickest in the order of users and days.
+            row, day: int64 (R,), user and day of the context ratings, both ascending: by user, then by day.
             residual: float (R,), what of them the user's vector leaves unexplained, in units of score.
-            target_row, target_day: int64 (T,), user and day of the questions.
+            target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        if not len(row):
-            return residual.new_zeros(len(target_row)) * self.weight.sum()
-        last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
-                                                        "amax")
-        # A day of a user's in one number, context and questions, ascending; of each the sum of residuals, their number.
-        days = ((row, day), (target_row, target_day))
-        key = torch.cat([(of_row + 1) * MOST_DAYS - 1 - (last.index_select(0, of_row) - of_day)
-                         for of_row, of_day in days])  # (R + T,)
-        order = stable_order(key)
-        key = key.index_select(0, order)
-        total = torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]), (0, len(target_row)))
-        total = total.index_select(1, order)  # (2, R + T)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        place = place[len(row):]  # of the questions (T,)
-        mood, last_window = residual.new_zeros(len(place)), 1
-        for number, window in enumerate(WINDOWS):  # made of whole windows of the size before
-            key, group = torch.unique_consecutive(key // (window // last_window), return_inverse=True)
-            total = total.new_zeros(2, len(key)).index_add_(1, group, total)
-            place, last_window = group.index_select(0, place), window
-            mean = total[0] / (total[1] + self.log_shrink[number].exp())
-            mood = mood + self.weight[number] * mean.index_select(0, place)
-        return mood
+        if len(row) > FEW_RATINGS and row.device.type == "cpu":
+            start, asked_start = (starts(torch.bincount(each, minlength=num_users)) for each in (row, target_row))
+            total, count = kernels().mood_sums(day, residual, start, target_day, asked_start, WINDOWS)
+        else:
+            total, count = _sums_in_windows(row, day, residual, target_row, target_day, num_users)
+        return (total / (count + self.log_shrink.exp())) @ self.weight  # of (T, W)
 
     def at(self, row: torch.Tensor, age: torch.Tensor, residual: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
         """Return what `forward` does, float (B,), where every user is asked about one day, without sorting.
@@ -106,6 +89,29 @@ class UserMood(nn.Module):
             0, row, torch.cat([same * residual.unsqueeze(1), same], 1))
         residuals, count = total.chunk(2, 1)
         return (residuals / (count + self.log_shrink.exp())) @ self.weight
+
+
+def _sums_in_windows(row: torch.Tensor, day: torch.Tensor, residual: torch.Tensor, target_row: torch.Tensor,
+                     target_day: torch.Tensor, num_users: int) -> torch.Tensor:
+    """Return the sums of the residuals in the windows of the questions, and their numbers, float (2, T, W); arguments
+    as for `UserMood.forward`."""
+    last = day.new_zeros(num_users).scatter_reduce_(0, torch.cat([row, target_row]), torch.cat([day, target_day]),
+                                                    "amax")
+    # A day of a user's in one number, context and questions, ascending; of each the residual, and that it is one.
+    key = torch.cat([(of_row + 1) * MOST_DAYS - 1 - (last.index_select(0, of_row) - of_day)
+                     for of_row, of_day in ((row, day), (target_row, target_day))])  # (R + T,)
+    order = stable_order(key)
+    key = key.index_select(0, order)
+    each = torch.nn.functional.pad(torch.stack([residual, torch.ones_like(residual)]), (0, len(target_row)))
+    each = each.index_select(1, order)  # (2, R + T)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    place = place[len(row):]  # of the questions (T,)
+    sums = []
+    for window in WINDOWS:
+        number = (key // window).diff(prepend=key[:1] // window).ne(0).cumsum(0)  # of the window
+        total = torch.zeros_like(each).index_add_(1, number, each)
+        sums.append(total.index_select(1, number.index_select(0, place)))
+    return torch.stack(sums, -1)
 
 
 def ages(row: torch.Tensor, day: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

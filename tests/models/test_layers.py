@@ -122,9 +122,9 @@ def test_ridge_solve_gradients_equal_plain_autograd(inputs, pairs):
         torch.testing.assert_close(mine, reference)
 
 
-@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1], [1] * 80, [*range(90), *range(90)]])
-def test_normal_equations_are_the_same_on_all_ways(sizes, monkeypatch):
-    """User by user; many of about as many ratings together; and in pieces of one size, the way of a GPU."""
+@pytest.mark.parametrize("sizes", [[4, 0, 1, 6], [300, 128, 1, 0, 129], [1]])
+def test_normal_equations_are_the_same_on_both_ways(sizes):
+    """User by user, and in pieces of one size, the way of a GPU."""
     torch.manual_seed(0)
     count = torch.tensor(sizes)
     row = torch.arange(len(count)).repeat_interleave(count)
@@ -135,12 +135,10 @@ def test_normal_equations_are_the_same_on_all_ways(sizes, monkeypatch):
         vectors, bias = films[column[row == user]].split([DIM - 1, 1], -1)
         expected[0].append(torch.einsum("rhd,rhe->hde", vectors, vectors))
         expected[1].append(torch.einsum("rhd,rh->hd", vectors, wanted[row == user].unsqueeze(1) - bias.squeeze(-1)))
-    for few, on_cpu in ((2**40, True), (-1, True), (-1, False)):
-        monkeypatch.setattr(layers, "FEW_RATINGS", few)
+    for on_cpu in (True, False):
         pairs = Pairs(row, column, len(count), 9, HEADS)
         pairs.on_cpu = on_cpu
-        found = normal_equations(films, wanted, pairs)
-        torch.testing.assert_close(found, tuple(map(torch.stack, expected)))
+        torch.testing.assert_close(normal_equations(films, wanted, pairs), tuple(map(torch.stack, expected)))
 
 
 def test_paired_dot_has_the_gradients_of_plain_indexing(pairs, vectors):
@@ -172,7 +170,10 @@ def test_with_one_meets_a_bias(vectors):
                                (users[0] * films[1]).sum(-1) + 0.3)
 
 
-@pytest.mark.parametrize(("num_users", "num_films", "heads"), [(40, 500, 2), (5, 70_000, 3), (900, 9, 1)])
+SHAPES = [(40, 500, 2), (5, 70_000, 3), (900, 9, 1), (200, 40, 70)]  # users, films, heads
+
+
+@pytest.mark.parametrize(("num_users", "num_films", "heads"), SHAPES)
 def test_many_ratings_in_single_precision_agree_with_plain_indexing(num_users, num_films, heads):
     """The kernels that training meets; more films than numbers of two bytes are sorted another way."""
     generator = torch.Generator().manual_seed(0)
@@ -187,3 +188,54 @@ def test_many_ratings_in_single_precision_agree_with_plain_indexing(num_users, n
                             (ours.sum_films(films, weight), plain.sum_films(films, weight)),
                             (ours.sum_users(users, weight), plain.sum_users(users, weight))):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("num_users", "num_films", "heads"), SHAPES)
+def test_compiled_ridge_regressions_agree_with_those_of_array_operations(num_users, num_films, heads):
+    """Packs that are full and not, of one user and of many; users without ratings, and with as many as films."""
+    generator = torch.Generator().manual_seed(0)
+    share = torch.rand(num_users, 1, generator=generator) ** 2
+    share[:2] = torch.tensor([[1.0], [0.0]])
+    row, column = (torch.rand(num_users, num_films, generator=generator) < share).nonzero().unbind(1)
+    row, column = row[:20_000], column[:20_000]
+    films = torch.randn(num_films, heads, 34, generator=generator)
+    inputs = [films, torch.randn(len(row), generator=generator), torch.randn(num_users, heads, 33, generator=generator),
+              torch.rand(num_users, heads, 33, generator=generator) + 1]
+    grad, results = torch.randn(num_users, heads, 33, generator=generator), []
+    for on_cpu in (True, False):
+        pairs = Pairs(row, column, num_users, num_films, heads)
+        pairs.on_cpu = on_cpu
+        assert pairs.compiled == on_cpu
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        solution, left = ridge_solve(*leaves, pairs)
+        results.append([solution.detach(), left, *torch.autograd.grad(solution, leaves, grad)])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-3, atol=2e-3)
+
+
+def test_compiled_loops_give_the_same_bits_on_any_number_of_threads():
+    generator = torch.Generator().manual_seed(0)
+    row = torch.arange(700).repeat_interleave(40)
+    films, wanted = torch.randn(60, 2, 34, generator=generator), torch.randn(len(row), generator=generator)
+    column = torch.randint(60, (len(row),), generator=generator)
+    prior, penalty = torch.zeros(700, 2, 33, requires_grad=True), torch.ones(700, 2, 33)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            solution, left = ridge_solve(films, wanted, prior, penalty, Pairs(row, column, 700, 60, 2))
+            results.append([solution, left, *torch.autograd.grad(solution.square().sum(), prior)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for result in results[1:] for one, other in zip(results[0], result, strict=True))
+
+
+def test_a_regression_of_what_is_not_finite_is_not_finite():
+    """So that training sees it; a compiler that took every number for finite might lose it."""
+    row = torch.arange(100).repeat_interleave(20)
+    films = torch.ones(5, 2, 4)
+    films[3, 1, 0] = torch.nan
+    solution, left = ridge_solve(films, torch.ones(len(row)), torch.zeros(100, 2, 3), torch.ones(100, 2, 3),
+                                 Pairs(row, torch.arange(len(row)) % 5, 100, 5, 2))
+    assert solution[:, 0].isfinite().all() and not solution[:, 1].isfinite().any()
+    assert left[:, 0].isfinite().all() and not left[:, 1].isfinite().any()

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from models import time
 from models.time import WINDOWS, DaysSince, FilmDrift, UserMood, ages, first_days, recent
 
 
@@ -60,6 +61,7 @@ def test_the_mood_of_one_question_a_user_equals_that_of_forward():
     mood.weight.copy_(torch.randn(len(WINDOWS)))
     row = torch.randint(20, (300,)).sort().values
     day, residual = torch.randint(700, (300,)), torch.randn(300, dtype=torch.float64)
+    day = day[(row * 1000 + day).argsort()]
     for asked_day in (0, 350, 699, 900):
         asked = torch.full((21,), asked_day)  # the last user has no ratings
         expected = mood(row, day, residual, torch.arange(21), asked, 21)
@@ -71,13 +73,18 @@ def test_the_mood_of_one_question_a_user_equals_that_of_forward():
 
 
 @torch.no_grad()
-def test_moods_of_many_questions_equal_those_counted_one_by_one():
+@pytest.mark.parametrize("few", [1024, -1])
+def test_moods_of_many_questions_equal_those_counted_one_by_one(few, monkeypatch):
+    """On the way of few ratings, and by the compiled loop."""
+    monkeypatch.setattr(time, "FEW_RATINGS", few)
     torch.manual_seed(0)
     mood = UserMood().double()
     mood.weight.copy_(torch.randn(len(WINDOWS)))
-    row, target_row = torch.randint(6, (60,)).sort().values, torch.randint(7, (40,)).sort().values
-    day, target_day = torch.randint(700, (60,)), torch.randint(900, (40,))  # in no order, some asked twice
-    target_row, target_day = torch.cat([target_row, target_row[-3:]]), torch.cat([target_day, target_day[-3:]])
+    row, target_row = torch.randint(6, (60,)), torch.randint(7, (40,))
+    day, target_day = torch.randint(700, (60,)), torch.randint(900, (40,))
+    target_row, target_day = torch.cat([target_row, target_row[-3:]]), torch.cat([target_day, target_day[-3:]])  # twice
+    order, target_order = ((each * 1000 + days).argsort() for each, days in ((row, day), (target_row, target_day)))
+    (row, day), (target_row, target_day) = (row[order], day[order]), (target_row[target_order], target_day[target_order])
     residual = torch.randn(60, dtype=torch.float64)
     moods = mood(row, day, residual, target_row, target_day, 7)
     for user, asked, found in zip(target_row.tolist(), target_day.tolist(), moods, strict=True):

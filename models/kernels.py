@@ -1,0 +1,271 @@
+"""What training does with every rating on a CPU, as loops that Numba compiles; the formulas are in layers.py and time.py.
+
+In array operations the rows of a user's films are gathered into memory, multiplied there, and factorised by a library
+that is made for larger matrices. Here a row is read where it lies, and the systems of a pack of users are factorised
+side by side: numbers of the same place in all of them follow each other, and vector instructions take them together.
+
+Loops release Python's lock, and their users are shared out over threads. A user is computed by one thread in one order,
+so results do not depend on the number of threads.
+
+Letters: R ratings, T questions, B users in packs, N films, H heads, D coordinates of a film's vector, S = D + 1 of a
+user's, W windows. A user's ratings, or questions, are start[user]:start[user + 1], start being int64 (B + 1,).
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+
+LANES = 64  # systems of a pack, about
+SHARES = 4  # of the users, per thread: one that is held up takes fewer
+OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
+LITTLE = 10_000  # ratings that are not worth a second thread
+
+_threads = ThreadPoolExecutor(os.cpu_count(), "kernel")
+
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a function when it is first called; what is compiled is kept beside this file for the next process.
+
+    Sums may be taken in another order than written, but numbers that are not finite stay so.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the folder of this file nor that of the user can be written to
+        return numba.njit(**options)(function)
+
+
+def dots(users: torch.Tensor, films: torch.Tensor, column: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Return the inner products, float (R, H), of users (B, H, S) with the films (N, H, S) that they meet.
+
+    Args:
+        column: int64 (R,), the rating's film.
+        start: of the users' ratings.
+    """
+    out = users.new_empty(len(column), users.shape[1])
+    _in_threads(_dots, start.numpy(), users, films, column, start, out)
+    return out
+
+
+def ridge(films: torch.Tensor, wanted: torch.Tensor, column: torch.Tensor, start: torch.Tensor, prior: torch.Tensor,
+          penalty: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the solutions of `ridge_solve`, float (B, H, S), and what `ridge_again` needs, if it is to be kept.
+
+    Args:
+        films: float (N, H, S + 1).
+        wanted, column: float and int64 (R,), of each rating: what is to be explained, and its film.
+        start: of the users' ratings.
+        prior, penalty: float (B, H, S).
+    """
+    (num_users, heads, size), solution = prior.shape, torch.empty_like(prior)
+    users = max(LANES // heads, 1)
+    factor = films.new_empty(-(-num_users // users) if keep else 0, size, size, users * heads)
+    _in_threads(_ridge, _packs(start.numpy(), users), films, wanted, column, start, prior, penalty, factor, solution)
+    return solution, factor
+
+
+def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the solutions of the same systems for other right sides, both float (B, H, S)."""
+    solution, (num_users, heads, _) = torch.empty_like(right), right.shape
+    _in_threads(_ridge_again, _packs(np.arange(num_users + 1), factor.shape[-1] // heads), factor, right, solution)
+    return solution
+
+
+def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, asked: torch.Tensor,
+              asked_start: torch.Tensor, windows: tuple[int, ...]) -> torch.Tensor:
+    """Return for each question and window the sum of the residuals that its user has in the same window, and their
+    number, float (2, T, W); see `UserMood`.
+
+    Args:
+        day, residual, start: int64 (R,), ascending within a user, float (R,), and of the users' ratings.
+        asked, asked_start: int64 (T,), the same days of the questions, and of the users' questions.
+        windows: days, powers of two.
+    """
+    sums = residual.new_empty(2, len(asked), len(windows))
+    shifts = torch.tensor([window.bit_length() - 1 for window in windows])
+    _in_threads(_mood_sums, (start + asked_start).numpy(), day, residual, start, asked, asked_start, shifts, sums)
+    return sums
+
+
+def _packs(start: np.ndarray, users: int) -> np.ndarray:
+    """Return where the ratings of packs of so many users begin, and their end."""
+    last = len(start) - 1
+    return start[np.minimum(np.arange(-(-last // users) + 1) * users, last)]
+
+
+def _in_threads(kernel: Callable[..., None], start: np.ndarray, *tensors: torch.Tensor) -> None:
+    """Call kernel(*arrays, first, last) for shares of the users (or packs) on torch's number of threads."""
+    arrays, threads = [tensor.contiguous().numpy() for tensor in tensors], torch.get_num_threads()
+    cost = start + OF_A_USER * np.arange(len(start))
+    if threads == 1 or cost[-1] < LITTLE:
+        kernel(*arrays, 0, len(start) - 1)
+        return
+    bounds = np.searchsorted(cost, np.linspace(0, cost[-1], SHARES * threads + 1)).tolist()
+    shares = iter(list(itertools.pairwise(bounds)))
+
+    def work() -> None:
+        for first, last in shares:
+            kernel(*arrays, first, last)
+
+    others = [_threads.submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+@compiled
+def _dots(users, films, column, start, out, first, last):
+    heads, size = users.shape[1:]
+    for user in range(first, last):
+        whole = start[user] + (start[user + 1] - start[user]) // 4 * 4
+        for rating in range(start[user], whole, 4):  # four together, whose sums do not wait for each other
+            for head in range(heads):
+                own = users[user, head]
+                film_a, film_b = films[column[rating], head], films[column[rating + 1], head]
+                film_c, film_d = films[column[rating + 2], head], films[column[rating + 3], head]
+                a = b = c = d = films.dtype.type(0)
+                for i in range(size):
+                    a += own[i] * film_a[i]
+                    b += own[i] * film_b[i]
+                    c += own[i] * film_c[i]
+                    d += own[i] * film_d[i]
+                out[rating, head], out[rating + 1, head], out[rating + 2, head], out[rating + 3, head] = a, b, c, d
+        for rating in range(whole, start[user + 1]):
+            for head in range(heads):
+                a = films.dtype.type(0)
+                for i in range(size):
+                    a += users[user, head, i] * films[column[rating], head, i]
+                out[rating, head] = a
+
+
+@compiled
+def _ridge(films, wanted, column, start, prior, penalty, factor, solution, first, last):
+    num_users, heads, size = prior.shape
+    dim, users = size - 1, max(LANES // heads, 1)
+    rows = np.zeros((4, dim + 2), films.dtype)  # of four ratings: a vector, its constant, what it shall explain
+    gram = np.zeros((heads, dim + 2, dim), films.dtype)  # of a user: products of these with the vectors,
+    corner = np.zeros((heads, 2), films.dtype)  # and of the constants with themselves and what they shall explain
+    right = np.zeros((size, users * heads), films.dtype)
+    scratch = np.zeros((size, size, users * heads), films.dtype)
+    for pack in range(first, last):
+        system = factor[pack] if len(factor) else scratch
+        begin, end = pack * users, min((pack + 1) * users, num_users)
+        for user in range(begin, end):
+            gram[:] = 0
+            corner[:] = 0
+            for four in range(start[user], start[user + 1], 4):  # the sums are loaded and stored once for four
+                for head in range(heads):
+                    for k in range(4):
+                        if four + k < start[user + 1]:
+                            film = films[column[four + k], head]
+                            for i in range(dim):
+                                rows[k, i] = film[i]
+                            rows[k, dim], rows[k, size] = film[dim], wanted[four + k] - film[size]
+                            corner[head, 0] += film[dim] * film[dim]
+                            corner[head, 1] += film[dim] * rows[k, size]
+                        else:
+                            rows[k] = 0
+                    for i in range(dim + 2):
+                        a, b, c, d = rows[0, i], rows[1, i], rows[2, i], rows[3, i]
+                        for j in range(dim):
+                            gram[head, i, j] += a * rows[0, j] + b * rows[1, j] + c * rows[2, j] + d * rows[3, j]
+            for head in range(heads):
+                lane = (user - begin) * heads + head
+                for i in range(dim):
+                    for j in range(i + 1):
+                        system[j, i, lane] = gram[head, i, j]
+                    system[i, dim, lane], right[i, lane] = gram[head, dim, i], gram[head, size, i]
+                system[dim, dim, lane], right[dim, lane] = corner[head]
+                for i in range(size):
+                    system[i, i, lane] += penalty[user, head, i]
+                    right[i, lane] += penalty[user, head, i] * prior[user, head, i]
+        lanes = (end - begin) * heads
+        _factorise(system, lanes)
+        _substitute(system, right, lanes)
+        for user in range(begin, end):
+            for head in range(heads):
+                for i in range(size):
+                    solution[user, head, i] = right[i, (user - begin) * heads + head]
+
+
+@compiled
+def _ridge_again(factor, right, solution, first, last):
+    num_users, heads, size = right.shape
+    users = factor.shape[-1] // heads
+    values = np.zeros((size, users * heads), right.dtype)
+    for pack in range(first, last):
+        begin, end = pack * users, min((pack + 1) * users, num_users)
+        for user in range(begin, end):
+            for head in range(heads):
+                for i in range(size):
+                    values[i, (user - begin) * heads + head] = right[user, head, i]
+        _substitute(factor[pack], values, (end - begin) * heads)
+        for user in range(begin, end):
+            for head in range(heads):
+                for i in range(size):
+                    solution[user, head, i] = values[i, (user - begin) * heads + head]
+
+
+@compiled
+def _factorise(system, lanes):
+    """Turn the upper triangles of matrices A (S, S, lanes) into Cholesky's factors U, A = U'U, with the reciprocals of
+    their diagonals."""
+    size = len(system)
+    for i in range(size):
+        for j in range(i, size):
+            for k in range(i):
+                for lane in range(lanes):
+                    system[i, j, lane] -= system[k, i, lane] * system[k, j, lane]
+            if j == i:
+                for lane in range(lanes):
+                    system[i, i, lane] = 1 / np.sqrt(system[i, i, lane])
+            else:
+                for lane in range(lanes):
+                    system[i, j, lane] *= system[i, i, lane]
+
+
+@compiled
+def _substitute(factor, values, lanes):
+    """Solve U'U x = values with what `_factorise` leaves; values (S, lanes) become x."""
+    size = len(factor)
+    for i in range(size):
+        for k in range(i):
+            for lane in range(lanes):
+                values[i, lane] -= factor[k, i, lane] * values[k, lane]
+        for lane in range(lanes):
+            values[i, lane] *= factor[i, i, lane]
+    for i in range(size - 1, -1, -1):
+        for j in range(i + 1, size):
+            for lane in range(lanes):
+                values[i, lane] -= factor[i, j, lane] * values[j, lane]
+        for lane in range(lanes):
+            values[i, lane] *= factor[i, i, lane]
+
+
+@compiled
+def _mood_sums(day, residual, start, asked, asked_start, shifts, sums, first, last):
+    for user in range(first, last):
+        end, newest = start[user + 1], np.int64(0)
+        if end > start[user]:
+            newest = day[end - 1]
+        if asked_start[user + 1] > asked_start[user]:
+            newest = max(newest, asked[asked_start[user + 1] - 1])
+        for number in range(len(shifts)):
+            place, current = start[user], np.int64(-1)
+            total = count = sums.dtype.type(0)
+            for question in range(asked_start[user], asked_start[user + 1]):
+                window = (newest - asked[question]) >> shifts[number]
+                if window != current:
+                    current, total, count = window, sums.dtype.type(0), sums.dtype.type(0)
+                    while place < end and (newest - day[place]) >> shifts[number] > window:
+                        place += 1
+                    while place < end and (newest - day[place]) >> shifts[number] == window:
+                        total += residual[place]
+                        count += 1
+                        place += 1
+                sums[0, question, number], sums[1, question, number] = total, count
