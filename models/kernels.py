@@ -1,43 +1,40 @@
-"""What training does with every rating on a CPU, as loops that Numba compiles; the formulas are in layers.py and time.py.
+"""What training does with every rating on a CPU, as loops that Numba compiles; formulas are in layers.py and time.py.
 
 In array operations the rows of a user's films are gathered into memory, multiplied there, and factorised by a library
 that is made for larger matrices. Here a row is read where it lies, and the systems of a pack of users are factorised
 side by side: numbers of the same place in all of them follow each other, and vector instructions take them together.
 
-Loops release Python's lock, and their users are shared out over threads. A user is computed by one thread in one order,
-so results do not depend on the number of threads.
+Users are shared out over OpenMP's threads, which torch has started: a thread of another kind would compete with them.
+A user is computed by one thread in one order, so results do not depend on the number of threads.
 
 Letters: R ratings, T questions, B users in packs, N films, H heads, D coordinates of a film's vector, S = D + 1 of a
 user's, W windows. A user's ratings, or questions, are start[user]:start[user + 1], start being int64 (B + 1,).
 """
 
-import itertools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
 import torch
 
 LANES = 64  # systems of a pack, about
-SHARES = 4  # of the users, per thread: one that is held up takes fewer
 OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
 LITTLE = 10_000  # ratings that are not worth a second thread
 
-_threads = ThreadPoolExecutor(os.cpu_count(), "kernel")
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None], parallel: bool = False) -> Callable[..., None]:
     """Compile a function when it is first called; what is compiled is kept beside this file for the next process.
 
     Sums may be taken in another order than written, but numbers that are not finite stay so.
     """
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, parallel=parallel, **options)(function)
     except RuntimeError:  # neither the folder of this file nor that of the user can be written to
-        return numba.njit(**options)(function)
+        return numba.njit(parallel=parallel, **options)(function)
 
 
 def dots(users: torch.Tensor, films: torch.Tensor, column: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
@@ -48,13 +45,13 @@ def dots(users: torch.Tensor, films: torch.Tensor, column: torch.Tensor, start: 
         start: of the users' ratings.
     """
     out = users.new_empty(len(column), users.shape[1])
-    _in_threads(_dots, start.numpy(), users, films, column, start, out)
+    _in_threads(_dots, _dots_shared_out, start.numpy(), 1, users, films, column, start, out)
     return out
 
 
 def ridge(films: torch.Tensor, wanted: torch.Tensor, column: torch.Tensor, start: torch.Tensor, prior: torch.Tensor,
-          penalty: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the solutions of `ridge_solve`, float (B, H, S), and what `ridge_again` needs, if it is to be kept.
+          penalty: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `ridge_solve` does, float (B, H, S) and (R, H), and what `ridge_again` needs, if it is to be kept.
 
     Args:
         films: float (N, H, S + 1).
@@ -62,17 +59,20 @@ def ridge(films: torch.Tensor, wanted: torch.Tensor, column: torch.Tensor, start
         start: of the users' ratings.
         prior, penalty: float (B, H, S).
     """
-    (num_users, heads, size), solution = prior.shape, torch.empty_like(prior)
+    num_users, heads, size = prior.shape
+    solution, left = torch.empty_like(prior), wanted.new_empty(len(wanted), heads)
     users = max(LANES // heads, 1)
     factor = films.new_empty(-(-num_users // users) if keep else 0, size, size, users * heads)
-    _in_threads(_ridge, _packs(start.numpy(), users), films, wanted, column, start, prior, penalty, factor, solution)
-    return solution, factor
+    _in_threads(_ridge, _ridge_shared_out, start.numpy(), users, films, wanted, column, start, prior, penalty, factor,
+                solution, left)
+    return solution, left, factor
 
 
 def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return the solutions of the same systems for other right sides, both float (B, H, S)."""
     solution, (num_users, heads, _) = torch.empty_like(right), right.shape
-    _in_threads(_ridge_again, _packs(np.arange(num_users + 1), factor.shape[-1] // heads), factor, right, solution)
+    _in_threads(_ridge_again, _ridge_again_shared_out, np.arange(num_users + 1), factor.shape[-1] // heads, factor,
+                right, solution)
     return solution
 
 
@@ -88,34 +88,25 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
     """
     sums = residual.new_empty(2, len(asked), len(windows))
     shifts = torch.tensor([window.bit_length() - 1 for window in windows])
-    _in_threads(_mood_sums, (start + asked_start).numpy(), day, residual, start, asked, asked_start, shifts, sums)
+    _in_threads(_mood_sums, _mood_sums_shared_out, (start + asked_start).numpy(), 1, day, residual, start,
+                asked, asked_start, shifts, sums)
     return sums
 
 
-def _packs(start: np.ndarray, users: int) -> np.ndarray:
-    """Return where the ratings of packs of so many users begin, and their end."""
-    last = len(start) - 1
-    return start[np.minimum(np.arange(-(-last // users) + 1) * users, last)]
-
-
-def _in_threads(kernel: Callable[..., None], start: np.ndarray, *tensors: torch.Tensor) -> None:
-    """Call kernel(*arrays, first, last) for shares of the users (or packs) on torch's number of threads."""
+def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], start: np.ndarray, pack: int,
+                *tensors: torch.Tensor) -> None:
+    """Call kernel(*arrays, first, last) for shares of the packs of so many users, on torch's number of threads."""
     arrays, threads = [tensor.contiguous().numpy() for tensor in tensors], torch.get_num_threads()
-    cost = start + OF_A_USER * np.arange(len(start))
-    if threads == 1 or cost[-1] < LITTLE:
-        kernel(*arrays, 0, len(start) - 1)
+    num_users = len(start) - 1
+    num_packs = -(-num_users // pack)
+    cost = start + OF_A_USER * np.arange(num_users + 1)
+    if threads == 1 or cost[-1] < LITTLE:  # the caller may be one of many threads, which OpenMP's are not for
+        kernel(*arrays, 0, num_packs)
         return
-    bounds = np.searchsorted(cost, np.linspace(0, cost[-1], SHARES * threads + 1)).tolist()
-    shares = iter(list(itertools.pairwise(bounds)))
-
-    def work() -> None:
-        for first, last in shares:
-            kernel(*arrays, first, last)
-
-    others = [_threads.submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    cost = cost[np.minimum(np.arange(num_packs + 1) * pack, num_users)]
+    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    shared_out(*arrays, np.searchsorted(cost, np.linspace(0, cost[-1], threads + 1)))
 
 
 @compiled
@@ -143,8 +134,14 @@ def _dots(users, films, column, start, out, first, last):
                 out[rating, head] = a
 
 
+@partial(compiled, parallel=True)
+def _dots_shared_out(users, films, column, start, out, bounds):
+    for share in numba.prange(len(bounds) - 1):
+        _dots(users, films, column, start, out, bounds[share], bounds[share + 1])
+
+
 @compiled
-def _ridge(films, wanted, column, start, prior, penalty, factor, solution, first, last):
+def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, first, last):
     num_users, heads, size = prior.shape
     dim, users = size - 1, max(LANES // heads, 1)
     rows = np.zeros((4, dim + 2), films.dtype)  # of four ratings: a vector, its constant, what it shall explain
@@ -191,6 +188,16 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, first
             for head in range(heads):
                 for i in range(size):
                     solution[user, head, i] = right[i, (user - begin) * heads + head]
+        _dots(solution, films, column, start, left, begin, end)
+        for rating in range(start[begin], start[end]):
+            for head in range(heads):
+                left[rating, head] = wanted[rating] - films[column[rating], head, size] - left[rating, head]
+
+
+@partial(compiled, parallel=True)
+def _ridge_shared_out(films, wanted, column, start, prior, penalty, factor, solution, left, bounds):
+    for share in numba.prange(len(bounds) - 1):
+        _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, bounds[share], bounds[share + 1])
 
 
 @compiled
@@ -209,6 +216,12 @@ def _ridge_again(factor, right, solution, first, last):
             for head in range(heads):
                 for i in range(size):
                     solution[user, head, i] = values[i, (user - begin) * heads + head]
+
+
+@partial(compiled, parallel=True)
+def _ridge_again_shared_out(factor, right, solution, bounds):
+    for share in numba.prange(len(bounds) - 1):
+        _ridge_again(factor, right, solution, bounds[share], bounds[share + 1])
 
 
 @compiled
@@ -269,3 +282,9 @@ def _mood_sums(day, residual, start, asked, asked_start, shifts, sums, first, la
                         count += 1
                         place += 1
                 sums[0, question, number], sums[1, question, number] = total, count
+
+
+@partial(compiled, parallel=True)
+def _mood_sums_shared_out(day, residual, start, asked, asked_start, shifts, sums, bounds):
+    for share in numba.prange(len(bounds) - 1):
+        _mood_sums(day, residual, start, asked, asked_start, shifts, sums, bounds[share], bounds[share + 1])

@@ -272,15 +272,15 @@ class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, wanted, prior, penalty, pairs):
         if pairs.compiled:
-            solution, factor = kernels().ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
-                                                keep=any(ctx.needs_input_grad))
+            solution, left, factor = kernels().ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
+                                                     keep=any(ctx.needs_input_grad))
         else:
             system, right = normal_equations(films, wanted, pairs)
             system.diagonal(dim1=-2, dim2=-1).add_(penalty)
             factor = torch.linalg.cholesky(system)
             right = torch.addcmul(right, penalty, prior)
             solution = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-        left = unexplained(wanted, solution, films, pairs)
+            left = unexplained(wanted, solution, films, pairs)
         ctx.save_for_backward(films, prior, penalty, factor, solution, left)
         ctx.pairs = pairs
         ctx.mark_non_differentiable(left)
