@@ -12,9 +12,9 @@ demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, reco
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
 	@echo "the training curve lies in demo/run/training.png"
 
-test: .venv/dev ## lint, then run the tests
+test: .venv/dev ## lint, then run the tests, a process per core
 	$(PY) -m ruff check
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
 lint: .venv/dev ## run the linter alone
 	$(PY) -m ruff check
