@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-FEW_RATINGS = 1024  # for so few, compiled loops are not loaded
+FEW_RATINGS = 1024  # array operations are as fast for so few
 
 
 class Pairs:
@@ -33,7 +33,7 @@ class Pairs:
     @property
     def compiled(self) -> bool:
         """Whether compiled loops go through the ratings."""
-        return self.on_cpu and len(self.row) > FEW_RATINGS
+        return self.on_cpu and are_many(self.row, self.num_users)
 
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
@@ -61,7 +61,7 @@ class Pairs:
     @cached_property
     def count(self) -> torch.Tensor:
         """The ratings of each user, int64 (B,)."""
-        return torch.bincount(self.row, minlength=self.num_users)
+        return self.start.diff()
 
     @cached_property
     def film_count(self) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Pairs:
     @cached_property
     def start(self) -> torch.Tensor:
         """Where the ratings of each user begin, and their end, int64 (B + 1,)."""
-        return starts(self.count)
+        return starts(self.row, self.num_users)
 
     @cached_property
     def user_start(self) -> torch.Tensor:
@@ -103,9 +103,9 @@ class Pairs:
         return (values + step * torch.arange(self.heads, device=values.device).unsqueeze(1)).view(-1)
 
 
-def starts(count: torch.Tensor) -> torch.Tensor:
-    """Return where groups of so many ratings begin, and the end of the last, int64 (B + 1,)."""
-    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
+def starts(row: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return where the ratings of each row begin among ascending rows, int64 (R,), and their end, int64 (B + 1,)."""
+    return torch.searchsorted(row, torch.arange(num_rows + 1, device=row.device))
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -156,8 +156,14 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
     return _RidgeSolve.apply(films, wanted, prior, penalty, pairs)
 
 
+def are_many(row: torch.Tensor, num_users: int) -> bool:
+    """Tell whether compiled loops are worth it for ratings in the rows of users, int64 (R,): not on a GPU, and not for
+    the list of one user, who would wait until they are loaded."""
+    return row.device.type == "cpu" and len(row) > FEW_RATINGS and num_users > 1
+
+
 def kernels() -> ModuleType:
-    """Return models/kernels.py, which is imported when it is first needed: the list of one user does without it."""
+    """Return models/kernels.py, which is imported when it is first needed."""
     from models import kernels
     return kernels
 

@@ -11,7 +11,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.layers import FEW_RATINGS, kernels, stable_order, starts
+from models.layers import are_many, kernels, stable_order, starts
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
@@ -28,7 +28,7 @@ class FilmDrift(nn.Module):
 
     def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         """Return what is added to the scores of movies, int64 (R,), on days of the data set, int64 (R,); float (R,)."""
-        return self.table.view(-1).index_select(0, movie_idx * PERIODS + day // self.days)
+        return self.table.view(-1).index_select(0, (day // self.days).add_(movie_idx, alpha=PERIODS))
 
 
 class DaysSince(nn.Module):
@@ -69,8 +69,8 @@ class UserMood(nn.Module):
             target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        if len(row) > FEW_RATINGS and row.device.type == "cpu":
-            start, asked_start = (starts(torch.bincount(each, minlength=num_users)) for each in (row, target_row))
+        if are_many(row, num_users):
+            start, asked_start = starts(row, num_users), starts(target_row, num_users)
             total, count = kernels().mood_sums(day, residual, start, target_day, asked_start, WINDOWS)
         else:
             total, count = _sums_in_windows(row, day, residual, target_row, target_day, num_users)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models import time
+from models import layers
 from models.time import WINDOWS, DaysSince, FilmDrift, UserMood, ages, first_days, recent
 
 
@@ -76,7 +76,7 @@ def test_the_mood_of_one_question_a_user_equals_that_of_forward():
 @pytest.mark.parametrize("few", [1024, -1])
 def test_moods_of_many_questions_equal_those_counted_one_by_one(few, monkeypatch):
     """On the way of few ratings, and by the compiled loop."""
-    monkeypatch.setattr(time, "FEW_RATINGS", few)
+    monkeypatch.setattr(layers, "FEW_RATINGS", few)
     torch.manual_seed(0)
     mood = UserMood().double()
     mood.weight.copy_(torch.randn(len(WINDOWS)))
