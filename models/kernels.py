@@ -11,7 +11,10 @@ Letters: R ratings, T questions, B users in packs, N films, H heads, D coordinat
 user's, W windows. A user's ratings, or questions, are start[user]:start[user + 1], start being int64 (B + 1,).
 """
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numba
@@ -101,12 +104,32 @@ def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], st
     num_packs = -(-num_users // pack)
     cost = start + OF_A_USER * np.arange(num_users + 1)
     if threads == 1 or cost[-1] < LITTLE:  # the caller may be one of many threads, which OpenMP's are not for
-        kernel(*arrays, 0, num_packs)
+        function, bounds = kernel, (0, num_packs)
+    else:
+        cost = cost[np.minimum(np.arange(num_packs + 1) * pack, num_users)]
+        threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(threads)
+        function, bounds = shared_out, (np.searchsorted(cost, np.linspace(0, cost[-1], threads + 1)),)
+    with contextlib.nullcontext() if function.signatures else _uninterrupted():
+        function(*arrays, *bounds)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold signals back that end a run, until the compiler, which they would leave half-done, is through."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to that one
+        yield
         return
-    cost = cost[np.minimum(np.arange(num_packs + 1) * pack, num_users)]
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    shared_out(*arrays, np.searchsorted(cost, np.linspace(0, cost[-1], threads + 1)))
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: held.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @compiled

@@ -1,7 +1,9 @@
+import signal
+
 import pytest
 import torch
 
-from models import layers
+from models import kernels, layers
 from models.layers import (
     Pairs,
     gather_distinct,
@@ -239,3 +241,21 @@ def test_a_regression_of_what_is_not_finite_is_not_finite():
                                  Pairs(row, torch.arange(len(row)) % 5, 100, 5, 2))
     assert solution[:, 0].isfinite().all() and not solution[:, 1].isfinite().any()
     assert left[:, 0].isfinite().all() and not left[:, 1].isfinite().any()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_compiler_runs_waits_until_it_is_through(number):
+    done, before = [], {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(*_: object) -> None:
+        raise InterruptedError(str(done))
+
+    try:
+        signal.signal(number, stop)
+        with pytest.raises(InterruptedError, match=r"\['compiled'\]"), kernels._uninterrupted():
+            signal.raise_signal(number)
+            done.append("compiled")
+        assert signal.getsignal(number) is stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
