@@ -166,7 +166,7 @@ def _dots_shared_out(users, films, column, start, out, bounds):
 @compiled
 def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, first, last):
     num_users, heads, size = prior.shape
-    dim, users = size - 1, max(LANES // heads, 1)
+    dim, users = size - 1, factor.shape[-1] // heads
     rows = np.zeros((4, dim + 2), films.dtype)  # of four ratings: a vector, its constant, what it shall explain
     gram = np.zeros((heads, dim + 2, dim), films.dtype)  # of a user: products of these with the vectors,
     corner = np.zeros((heads, 2), films.dtype)  # and of the constants with themselves and what they shall explain
@@ -204,13 +204,8 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
                 for i in range(size):
                     system[i, i, lane] += penalty[user, head, i]
                     right[i, lane] += penalty[user, head, i] * prior[user, head, i]
-        lanes = (end - begin) * heads
-        _factorise(system, lanes)
-        _substitute(system, right, lanes)
-        for user in range(begin, end):
-            for head in range(heads):
-                for i in range(size):
-                    solution[user, head, i] = right[i, (user - begin) * heads + head]
+        _factorise(system, (end - begin) * heads)
+        _substitute(system, right, solution, begin, end)
         _dots(solution, films, column, start, left, begin, end)
         for rating in range(start[begin], start[end]):
             for head in range(heads):
@@ -234,11 +229,7 @@ def _ridge_again(factor, right, solution, first, last):
             for head in range(heads):
                 for i in range(size):
                     values[i, (user - begin) * heads + head] = right[user, head, i]
-        _substitute(factor[pack], values, (end - begin) * heads)
-        for user in range(begin, end):
-            for head in range(heads):
-                for i in range(size):
-                    solution[user, head, i] = values[i, (user - begin) * heads + head]
+        _substitute(factor[pack], values, solution, begin, end)
 
 
 @partial(compiled, parallel=True)
@@ -266,9 +257,10 @@ def _factorise(system, lanes):
 
 
 @compiled
-def _substitute(factor, values, lanes):
-    """Solve U'U x = values with what `_factorise` leaves; values (S, lanes) become x."""
-    size = len(factor)
+def _substitute(factor, values, solution, begin, end):
+    """Solve U'U x = values (S, lanes), U as `_factorise` leaves it, and write x to the solution of users begin:end."""
+    heads, size = solution.shape[1:]
+    lanes = (end - begin) * heads
     for i in range(size):
         for k in range(i):
             for lane in range(lanes):
@@ -281,6 +273,10 @@ def _substitute(factor, values, lanes):
                 values[i, lane] -= factor[i, j, lane] * values[j, lane]
         for lane in range(lanes):
             values[i, lane] *= factor[i, i, lane]
+    for user in range(begin, end):
+        for head in range(heads):
+            for i in range(size):
+                solution[user, head, i] = values[i, (user - begin) * heads + head]
 
 
 @compiled

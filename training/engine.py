@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from models.layers import starts
 from models.movie_tower import StepFilms
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
@@ -242,7 +243,7 @@ def pieces(batch: Batch, most: int = PIECE_RATINGS) -> Iterator[Batch]:
     if len(batch.row) <= most:
         yield batch
         return
-    end = torch.bincount(batch.row, minlength=len(batch.users)).cumsum(0).tolist()  # of each user's ratings
+    end = starts(batch.row, len(batch.users))[1:].tolist()  # of each user's ratings
     first = start = 0
     for user in range(1, len(end) + 1):
         if user == len(end) or end[user] - start > most:
