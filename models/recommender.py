@@ -67,14 +67,18 @@ class Recommendation:
     title: str
     year: int | None
     num_ratings: int  # of the movie, in training
-    stars: float | None = None  # predicted, of a popular movie the mean; None in a list of similar ones
+    stars: float | None = None  # predicted, see `Recommender`; of a popular movie the mean; None in a list of similar
     similarity: float | None = None  # cosine, -1 to 1; None unless it is a list of similar movies
     rated: float | None = None  # stars that the person gave, where he has seen the movie
     because: list[Reason] | None = None
 
 
 class Recommender:
-    """A trained model with its data set, asked as of a day: the data set's last, unless another is given."""
+    """A trained model with its data set, asked as of a day: the data set's last, unless another is given.
+
+    The stars in its lists are predicted, less the standard error of what the movie's ratings say of it, so that chance
+    does not put a movie with a handful of ratings first (`TwoSided.list_vectors`).
+    """
 
     def __init__(self, model: TwoSided, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,
                  date: datetime.date | None = None) -> None:
@@ -86,7 +90,7 @@ class Recommender:
         with torch.no_grad():
             self._films = model.films()
             # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
-            self.movie_vectors = model.movie_vectors(self.day, self._films).T.contiguous().T  # (M, K)
+            self.movie_vectors = model.list_vectors(self.day, self._films).T.contiguous().T  # (M, K)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -262,7 +266,7 @@ class Recommender:
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:
         """The movies' vectors of relevance, float (M, E + 1 + K); made when first asked for."""
-        return self.model.relevance.movie_vectors(self.movie_vectors)
+        return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._films))
 
     @cached_property
     def _ids_of_title(self) -> dict[str, list[int]]:

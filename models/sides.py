@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from models.config import OF_DATES, ModelConfig
-from models.movie_tower import Films
+from models.movie_tower import CONSTANT, Films
 from models.relevance import Relevance
 from models.two_tower import Target, TwoTower
 from models.user_tower import Context
@@ -82,6 +82,22 @@ class TwoSided(nn.Module):
         """Return all movies' vectors as of a day, float (M, K or 2 K); `films()` where they are at hand."""
         vectors = self.user_side.movie_vectors(day, films=films)
         return vectors if self.movie_side is None else torch.cat([vectors, self.solved], 1)
+
+    @torch.no_grad()
+    def list_vectors(self, day: int, films: Films | None = None) -> torch.Tensor:
+        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's standard error.
+
+        A rating differs from its prediction by about 1 in units of score, so what n training ratings say of a movie is
+        uncertain by 1 / sqrt(n + 1), the mean of the prior counting as a rating. In the order of the scores themselves
+        the movies lead that chance has raised most, and chance raises those with few ratings most (a lower confidence
+        bound; Auer 2002, "Using confidence bounds for exploitation-exploration trade-offs", has the upper one).
+        """
+        vectors, heads = self.movie_vectors(day, films), self.config.num_heads
+        by_head = vectors.view(len(vectors), -1, self.config.head_dim + 2)
+        error = (self.user_side.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
+        by_head[:, :heads, -1] -= error  # the user side's: users have 1 / H there
+        by_head[:, heads:, -2] -= error / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
+        return vectors
 
     def contributions(self, films: Films, user_idx: torch.Tensor | None, context: Context,
                       target_idx: torch.Tensor) -> torch.Tensor:

@@ -302,7 +302,7 @@ def test_relevance_orders_the_same_movies_by_an_inner_product_and_shows_their_st
     context = Context(torch.zeros_like(history.movie_idx), history.movie_idx, history.stars, history.day)
     with torch.no_grad():
         user = recommender.model.relevance.user_vectors(context, recommender.vector_of(history).unsqueeze(0))[0]
-        movies = recommender.model.relevance.movie_vectors(recommender.movie_vectors)
+        movies = recommender.model.relevance.movie_vectors(recommender.model.movie_vectors(recommender.day))
     scores = dict(zip(recommender.movies.movie_id.tolist(), (movies @ user).tolist(), strict=True))
     assert order == sorted(order, key=lambda movie_id: -scores[movie_id])
 

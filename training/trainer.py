@@ -184,9 +184,10 @@ def predict_errors(model: TwoSided, context: RatingTensors, part: RatingTensors,
 @torch.no_grad()
 def scorer(model: TwoSided, context: RatingTensors, stars_step: float,
            day: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from user_idx int64 (B,) to scores of all movies (B, M) on a day, for `evaluate_ranking`."""
+    """Return a function from user_idx int64 (B,) to scores of all movies (B, M) on a day, as lists order them, for
+    `evaluate_ranking`."""
     films = model.eval().films()
-    movie_vectors = model.movie_vectors(day, films)
+    movie_vectors = model.list_vectors(day, films)
 
     @torch.no_grad()
     def score(users: torch.Tensor) -> torch.Tensor:

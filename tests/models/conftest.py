@@ -12,7 +12,8 @@ from preprocessing.dataset import Movies, Users
 
 @pytest.fixture
 def planted() -> Recommender:
-    """Six movies, no users; without history the user vector is zero, so that a film's bias is its score."""
+    """Six movies, no users; without history the user vector is zero, so that a film's bias, less its standard error, is
+    its score in a list."""
     model = TwoSided(ModelConfig(num_users=0, num_movies=6, num_days=1, stars_low=1, stars_high=5, stars_mean=3,
                                  embedding_dim=2, num_heads=1), both=False).eval()
     tower = model.user_side.movie_tower
@@ -20,6 +21,7 @@ def planted() -> Recommender:
         vectors = [[1, 0], [3, 1], [0, 2], [-1, 0], [1, 0.1], [1, 1]]
         tower.embedding.copy_(torch.tensor(vectors).unsqueeze(1))
         tower.bias.copy_(torch.tensor([[0.4], [0.3], [0.2], [0.1], [0.9], [0.0]]))
+        tower.num_ratings.copy_(torch.tensor([100, 10, 50, 7, 0, 1]))
     movies = Movies(np.array([10, 20, 30, 40, 50, 60], np.int32), np.array([1995, 1986, 1966, 0, 2000, 1984], np.int16),
                     ["Heat", "HEAT", "Good, the Bad and the Ugly, The", "Élan", "Rated by Nobody", "1984"],
                     np.array([100, 10, 50, 7, 0, 1], np.int32))

@@ -44,3 +44,17 @@ def test_somebody_new_is_scored_by_the_user_side_alone(model):
 def test_both_sides_only_where_movies_are_not_few():
     assert wants_both(6040, 3883) and wants_both(943, 1682)
     assert not wants_both(480_189, 17_770)
+
+
+@pytest.mark.parametrize("both", [False, True])
+@torch.no_grad()
+def test_in_a_list_a_score_is_lower_by_the_standard_error_of_its_movie(both):
+    model = TwoSided(CONFIG, both).eval()
+    num_ratings = torch.tensor([0, 1, 3, 8, 15, 99, 9999.0])
+    model.user_side.movie_tower.num_ratings.copy_(num_ratings)
+    lower = torch.tensor([1, 0.5**0.5, 0.5, 1 / 3, 0.25, 0.1, 0.01])
+    known = model.user_vectors(model.films(), torch.tensor([3, 1]), CONTEXT, 9)
+    new = model.user_vectors(model.films(), None, Context(*(column[:2] for column in CONTEXT)), 9)
+    for users in (known, new):
+        difference = users @ model.movie_vectors(9).T - users @ model.list_vectors(9).T
+        torch.testing.assert_close(difference, lower.expand_as(difference))
