@@ -76,8 +76,8 @@ class Recommendation:
 class Recommender:
     """A trained model with its data set, asked as of a day: the data set's last, unless another is given.
 
-    The stars in its lists are predicted, less the standard error of what the movie's ratings say of it, so that chance
-    does not put a movie with a handful of ratings first (`TwoSided.list_vectors`).
+    The stars in its lists are predicted, less two standard errors of what the movie's ratings say of it, so that
+    chance does not put a movie with a handful of ratings first (`TwoSided.list_vectors`).
     """
 
     def __init__(self, model: TwoSided, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,

@@ -26,6 +26,7 @@ from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 
 USERS_PER_MOVIE = 4  # the movie side pays where there are no more
+STANDARD_ERRORS = 2  # of a movie, by which its score is lower in a list
 
 
 class TwoSided(nn.Module):
@@ -85,18 +86,19 @@ class TwoSided(nn.Module):
 
     @torch.no_grad()
     def list_vectors(self, day: int, films: Films | None = None) -> torch.Tensor:
-        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's standard error.
+        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's uncertainty.
 
-        A rating differs from its prediction by about 1 in units of score, so what n training ratings say of a movie is
-        uncertain by 1 / sqrt(n + 1), the mean of the prior counting as a rating. In the order of the scores themselves
-        the movies lead that chance has raised most, and chance raises those with few ratings most (a lower confidence
-        bound; Auer 2002, "Using confidence bounds for exploitation-exploration trade-offs", has the upper one).
+        A rating differs from its prediction by about 1 in units of score, so what n training ratings say of a movie has
+        a standard error of about 1 / sqrt(n + 1), the prior counting as a rating. In the order of the scores themselves
+        those movies lead that chance has raised most, and it raises those with few ratings most; two standard errors
+        below, a score is nearly sure (a lower confidence bound; Auer 2002, "Using confidence bounds for
+        exploitation-exploration trade-offs", has the upper one).
         """
         vectors, heads = self.movie_vectors(day, films), self.config.num_heads
         by_head = vectors.view(len(vectors), -1, self.config.head_dim + 2)
-        error = (self.user_side.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
-        by_head[:, :heads, -1] -= error  # the user side's: users have 1 / H there
-        by_head[:, heads:, -2] -= error / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
+        lower = STANDARD_ERRORS * (self.user_side.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
+        by_head[:, :heads, -1] -= lower  # the user side's: users have 1 / H there
+        by_head[:, heads:, -2] -= lower / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
         return vectors
 
     def contributions(self, films: Films, user_idx: torch.Tensor | None, context: Context,

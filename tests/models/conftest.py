@@ -12,8 +12,8 @@ from preprocessing.dataset import Movies, Users
 
 @pytest.fixture
 def planted() -> Recommender:
-    """Six movies, no users; without history the user vector is zero, so that a film's bias, less its standard error, is
-    its score in a list."""
+    """Six movies, no users; without history the user vector is zero, so that a film's bias, less two standard
+    errors, is its score in a list."""
     model = TwoSided(ModelConfig(num_users=0, num_movies=6, num_days=1, stars_low=1, stars_high=5, stars_mean=3,
                                  embedding_dim=2, num_heads=1), both=False).eval()
     tower = model.user_side.movie_tower
