@@ -13,6 +13,7 @@ import datetime
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch.nn.functional import normalize
 
 from models.checkpoint import load_checkpoint, model_of
+from models.one_user import OneUser
 from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
@@ -89,6 +91,7 @@ class Recommender:
             self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
             self._films = model.films()
+            self._one_user = OneUser(model.user_side, self._films)
             # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
             self.movie_vectors = model.list_vectors(self.day, self._films).T.contiguous().T  # (M, K)
         # A movie without a single training rating has no vector that could be trusted.
@@ -178,7 +181,9 @@ class Recommender:
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
         """Return a person's vector, float (K,): its inner product with a movie's vector is the score."""
-        return self.model.user_vectors(self._films, _user_idx(history), _context(history), self.day)[0]
+        vector = self._one_user.vector(history.user_idx, history.movie_idx.numpy(), history.stars.numpy(),
+                                       history.day.numpy(), self.day)
+        return self.model.joined(torch.from_numpy(vector).unsqueeze(0), _user_idx(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, ratings: Ratings) -> torch.Tensor:
@@ -208,7 +213,9 @@ class Recommender:
         scores = self.movie_vectors @ vector  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
-        given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
+        given = {}
+        if filters is not None and filters.include_seen:
+            given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
         stars = self.model.stars(scores[order]).tolist()
         return [self._line(rank, movie, stars=predicted, rated=given.get(movie))
                 for rank, (movie, predicted) in enumerate(zip(order.tolist(), stars, strict=True), start=1)]
@@ -305,13 +312,14 @@ def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Te
         scores, allowed: (M,) and bool (M,); equal scores keep the order of the index. (A sort of all scores would take
             40 times as long.)
     """
-    scores = scores.masked_fill(~allowed, -torch.inf)
-    values, places = scores.topk(min(top_n + 1, len(scores)))
-    if (values[1:] == values[:-1]).any():  # topk takes any of equal scores
-        places = (scores >= values[:top_n].min()).nonzero().squeeze(1)
+    scores = torch.where(allowed, scores, -torch.inf)
+    highest, places = scores.topk(min(top_n + 1, len(scores)))
+    highest = highest.tolist()
+    if any(one == following for one, following in pairwise(highest)):  # topk takes any of equal scores
+        places = (scores >= highest[:top_n][-1]).nonzero().squeeze(1)
         places = places[scores[places].argsort(descending=True, stable=True)]
-    places = places[:top_n]
-    return places[scores[places] > -torch.inf]
+        highest = scores[places].tolist()
+    return places[:sum(score > -torch.inf for score in highest[:top_n])]
 
 
 def _context(history: History) -> Context:
