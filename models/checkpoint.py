@@ -10,6 +10,7 @@ anything of it is used, the CRC-32 of each of its parts is checked, and that its
 """
 
 import contextlib
+import mmap
 import os
 import pickle
 import struct
@@ -104,14 +105,21 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 def _check_parts(path: Path) -> None:
     """Raise ValueError unless a checkpoint is a plain archive, its parts have their checksums, and it claims no more.
 
-    A checksum runs at about 2 GB/s, so a model of Netflix's size costs some 40 ms.
+    A part is read where the system has it, in one piece: other threads run meanwhile.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED or part.filename.endswith("constants.pkl") for part in parts):
             raise ValueError("compressed, or TorchScript, which is code")
-        if sum(part.file_size for part in parts) > path.stat().st_size or archive.testzip() is not None:
-            raise ValueError("damaged")
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("parts in each other's place")
+        with (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view):
+            for part in parts:
+                names = struct.unpack_from("<HH", view, part.header_offset + 26)  # lengths of what is before the data
+                begin = part.header_offset + 30 + sum(names)
+                with view[begin:begin + part.file_size] as data:
+                    if len(data) != part.file_size or zlib.crc32(data) != part.CRC:
+                        raise ValueError("damaged")
 
 
 def _check_content(checkpoint: dict, num_bytes: int) -> None:

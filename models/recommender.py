@@ -11,6 +11,7 @@ may be listed; every list is made of `Recommendation`.
 
 import datetime
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -112,9 +113,10 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir),
-                   date)
+        with ThreadPoolExecutor(1) as pool:  # most of the time of a checkpoint is that of its checksums
+            checkpoint = pool.submit(load_checkpoint, run_dir / "best.pt", meta["fingerprint"])
+            data = dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir)
+        return cls(model_of(checkpoint.result()), meta, *data, date)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""

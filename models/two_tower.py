@@ -29,6 +29,8 @@ from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
 from models.time import DaysSince, FilmDrift, UserMood, ages, first_days, recent
 from models.user_tower import Context, UserTower
 
+FILMS_PER_BLOCK = 2048  # whose hidden units are in memory at once
+
 
 class Target(NamedTuple):
     """Ratings to be predicted (T), ascending in row."""
@@ -102,8 +104,11 @@ class TwoTower(nn.Module):
 
     def films(self) -> Films:
         """Return the films of the whole catalogue."""
-        vectors, bias = self.movie_tower(torch.arange(self.config.num_movies, device=self.offset.device))
-        return Films(table_of(vectors, bias, self._constant), self.movie_tower.mean)
+        config = self.config
+        table = self.offset.new_empty(config.num_movies, config.num_heads, config.head_dim + 2)
+        for rows in torch.arange(config.num_movies, device=self.offset.device).split(FILMS_PER_BLOCK):
+            table[rows[0]:rows[-1] + 1] = table_of(*self.movie_tower(rows), self._constant)
+        return Films(table, self.movie_tower.mean)
 
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for

@@ -168,12 +168,11 @@ def read_users(data_dir: Path) -> Users:
     """Read users.parquet."""
     path = data_dir / "users.parquet"
     with _damage_named(path):
-        table = _open(path).read(use_threads=False)  # starting threads takes longer
+        table = _read_whole(_open(path))
         user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
-        end = offset[-1] + num_ratings[-1] if len(offset) else 0
-        users = Users(user_id, np.append(offset, end))
-        _demand((np.diff(user_id) > 0).all() and users.offset[0] == 0 and (np.diff(users.offset) == num_ratings).all()
-                and (num_ratings > 0).all(), "its users are out of order")
+        users = Users(user_id, np.append(offset, offset[-1] + num_ratings[-1] if len(offset) else 0))
+        _demand((user_id[1:] > user_id[:-1]).all() and not offset[:1].any() and (num_ratings > 0).all()
+                and (offset + num_ratings == users.offset[1:]).all(), "its users are out of order")
         return users
 
 
@@ -181,12 +180,13 @@ def read_movies(data_dir: Path) -> Movies:
     """Read movies.parquet."""
     path = data_dir / "movies.parquet"
     with _damage_named(path):
-        table = _open(path, read_dictionary=["title"]).read(use_threads=False)  # starting threads takes longer
+        table = _read_whole(_open(path, read_dictionary=["title"]))
         year = np.array([year or 0 for year in table["year"].to_pylist()], np.int16)
         title = []
         for chunk in table["title"].chunks:  # much faster than a title at a time; movies of one title share its text
-            texts = chunk.dictionary.to_pylist()
-            title += [None if place is None else texts[place] for place in chunk.indices.to_pylist()]
+            _demand(chunk.null_count == 0, "a movie without a title")
+            texts = np.array(chunk.dictionary.to_pylist(), object)
+            title += texts[np.from_dlpack(chunk.indices)].tolist()
         movies = Movies(_column(table, "movie_id"), year, title, _column(table, "num_train_ratings"))
         _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
                 and None not in movies.title, "its movies are out of order")
@@ -237,6 +237,7 @@ class RatingsFile:
     def read_group(self, group: int) -> Ratings:
         """Read one row group."""
         with _damage_named(self.path):
+            _check_codec(self._file, group)
             table = self._file.read_row_group(group)
             columns = [_column(table, name) for name in ("user_idx", "movie_idx", "stars", "day")]
             codes = [np.zeros(0, np.uint8)]
@@ -292,11 +293,23 @@ def _open(path: Path, **options: object) -> pq.ParquetFile:
     expected, size = read_meta(path.parent)["footers"].get(path.name), path.stat().st_size
     _demand(_footer_digest(path) == expected, "its footer is not the one that was written")
     file = pq.ParquetFile(path, page_checksum_verification=True, **options)
-    codecs = {file.metadata.row_group(group).column(column).compression for group in range(file.num_row_groups)
-              for column in range(file.metadata.num_columns)}
-    _demand(codecs <= {CODEC.upper()}, f"compressed by {', '.join(sorted(codecs))}")
     _demand(file.metadata.num_rows <= MOST_ROWS_PER_BYTE * size, f"{file.metadata.num_rows:,} rows in {size:,} bytes")
     return file
+
+
+def _read_whole(file: pq.ParquetFile) -> pa.Table:
+    """Read all row groups of a small file."""
+    for group in range(file.num_row_groups):
+        _check_codec(file, group)
+    return file.read(use_threads=False)  # starting threads takes longer
+
+
+def _check_codec(file: pq.ParquetFile, group: int) -> None:
+    """Raise ValueError unless a row group is compressed as it is written: other codecs can pack gigabytes in a few
+    bytes."""
+    group = file.metadata.row_group(group)
+    codecs = {group.column(column).compression for column in range(group.num_columns)}
+    _demand(codecs <= {CODEC.upper()}, f"compressed by {', '.join(sorted(codecs))}")
 
 
 def _footer_digest(path: Path) -> str:
