@@ -3,9 +3,9 @@
     rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (predicted, float32), in this order
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
-A row group of the ratings is one piece of work: a thread solves its users' vectors, multiplies them by all movie
-vectors and keeps the best. Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on
-after its last part, and the output appears whole, in one step.
+A row group of the ratings is one piece of work: a thread solves its users' vectors, multiplies them by the vectors of a
+tile of movies at a time and keeps the best. Pieces gather in parts, files in a hidden folder beside the output; a
+killed run goes on after its last part, and the output appears whole, in one step.
 """
 
 import hashlib
@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from models.recommender import Recommender, best_of
+from models import kernels
+from models.recommender import Recommender
 from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
-USERS_PER_BLOCK = 256  # users whose scores of all movies are in memory at once, in each thread
-GROUP_SIZE = 12  # columns whose maximum decides whether they are looked at
+USERS_PER_BLOCK = 256  # users of one product, in each thread
+MOVIES_PER_TILE = 1024  # and movies: such scores stay in the processor's cache until the best are taken
 BUSY = "another run is writing {}; wait for it, or name another place"
 
 
@@ -69,16 +70,22 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
 def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table:
     """Return the lists of some users of the data set that follow each other, from all their ratings (R)."""
     movie_vectors = recommender.movie_vectors.T  # (P, M)
-    hidden = (~recommender.recommendable).nonzero().squeeze(1)
-    memory = torch.empty(USERS_PER_BLOCK, movie_vectors.shape[1])
+    num_movies = movie_vectors.shape[1]
+    unlisted = torch.empty(USERS_PER_BLOCK, num_movies, dtype=torch.bool)
+    memory = torch.empty(USERS_PER_BLOCK * MOVIES_PER_TILE)
     tables = []
     for own in _by_users(recommender, ratings):
         first, num_users = int(own.user_idx[0]), int(own.user_idx[-1] - own.user_idx[0]) + 1
-        scores = torch.mm(recommender.vectors_of(own), movie_vectors, out=memory[:num_users])  # (B, M)
-        seen = (own.user_idx.astype(np.int64) - first) * scores.shape[1] + own.movie_idx
-        scores.view(-1).index_fill_(0, torch.from_numpy(seen), -torch.inf)
-        scores.index_fill_(1, hidden, -torch.inf)
-        best, movie_idx = best_of_rows(scores, top_n)
+        hidden = unlisted[:num_users].copy_(~recommender.recommendable)  # (B, M)
+        seen = (own.user_idx.astype(np.int64) - first) * num_movies + own.movie_idx
+        hidden.view(-1).index_fill_(0, torch.from_numpy(seen), True)
+        vectors = recommender.vectors_of(own)
+        best = torch.full((num_users, min(top_n, num_movies)), -torch.inf)  # (B, N)
+        movie_idx = torch.zeros(best.shape, dtype=torch.int64)
+        for begin in range(0, num_movies, MOVIES_PER_TILE):
+            tile = movie_vectors[:, begin:begin + MOVIES_PER_TILE]
+            scores = memory[:num_users * tile.shape[1]].view(num_users, tile.shape[1])
+            kernels.keep_best(torch.mm(vectors, tile, out=scores), begin, hidden, best, movie_idx)
         listed = best > -torch.inf  # (B, N)
         user, place = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
@@ -93,43 +100,6 @@ def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table
 def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
     """Return the vectors of users of the data set that follow each other, float (B, P), from all their ratings (R)."""
     return torch.cat([recommender.vectors_of(own) for own in _by_users(recommender, ratings)])
-
-
-def best_of_rows(scores: torch.Tensor, top_n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the highest scores of each row of (B, M), best first, and their places, both (B, N), N = min(top_n, M).
-
-    Equal scores keep their order, as in `best_of`.
-    """
-    kept = min(top_n, scores.shape[1])
-    best, places = _some_best(scores, min(kept + 1, scores.shape[1]))
-    # Any of equal scores may have been taken. Rows with a tie at the border are done again, the others put in order.
-    tied = (best[:, kept - 1] == best[:, kept]) & (best[:, kept] > -torch.inf) if best.shape[1] > kept else None
-    places = places[:, :kept].sort(dim=1).values
-    best, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
-    places = places.gather(1, order)
-    for row in [] if tied is None else tied.nonzero().squeeze(1).tolist():
-        places[row] = best_of(scores[row], scores[row] > -torch.inf, kept)
-        best[row] = scores[row, places[row]]
-    return best, places
-
-
-def _some_best(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the highest scores of each row, best first, and their places, both (B, count), any of equal scores.
-
-    The columns are dealt to groups of 12. Only the groups with the highest maxima can hold what is looked for: no
-    score outside of them is above any of these `count` maxima. That takes half the time of topk over all columns.
-    """
-    num_groups = scores.shape[1] // GROUP_SIZE
-    if num_groups < 4 * count:
-        return scores.topk(count)
-    grouped = num_groups * GROUP_SIZE
-    highest = scores[:, :grouped].unflatten(1, (GROUP_SIZE, num_groups)).amax(1)  # (B, groups)
-    groups = highest.topk(count, sorted=False).indices
-    members = (groups.unsqueeze(2) + torch.arange(0, grouped, num_groups)).flatten(1)
-    rest = torch.arange(grouped, scores.shape[1]).expand(len(scores), -1)
-    candidates = torch.cat([members, rest], 1)
-    best, order = scores.gather(1, candidates).topk(count)
-    return best, candidates.gather(1, order)
 
 
 def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 LANES = 64  # systems of a pack, about
+STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
 LITTLE = 10_000  # ratings that are not worth a second thread
 
@@ -96,6 +97,19 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
     return sums
 
 
+def keep_best(scores: torch.Tensor, begin: int, hidden: torch.Tensor, best: torch.Tensor, place: torch.Tensor) -> None:
+    """Take the scores of some columns into the best so far of every row, in place; of equal ones the first stay.
+
+    Args:
+        scores: float (B, C), contiguous.
+        begin: which column the first of them is; the tiles of a matrix are taken from left to right.
+        hidden: bool (B, M), of all columns, those that are not looked for.
+        best, place: float and int64 (B, N), descending; -inf, of no column, to begin with.
+    """
+    arrays = [tensor.numpy() for tensor in (scores, hidden, best, place)]
+    _run(_keep_best, arrays[0], begin, *arrays[1:])
+
+
 def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], start: np.ndarray, pack: int,
                 *tensors: torch.Tensor) -> None:
     """Call kernel(*arrays, first, last) for shares of the packs of so many users, on torch's number of threads."""
@@ -110,8 +124,13 @@ def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], st
         threads = min(threads, numba.config.NUMBA_NUM_THREADS)
         numba.set_num_threads(threads)
         function, bounds = shared_out, (np.searchsorted(cost, np.linspace(0, cost[-1], threads + 1)),)
+    _run(function, *arrays, *bounds)
+
+
+def _run(function: Callable[..., None], *args: object) -> None:
+    """Call a compiled function, which may be compiled by that."""
     with contextlib.nullcontext() if function.signatures else _uninterrupted():
-        function(*arrays, *bounds)
+        function(*args)
 
 
 @contextlib.contextmanager
@@ -307,3 +326,25 @@ def _mood_sums(day, residual, start, asked, asked_start, shifts, sums, first, la
 def _mood_sums_shared_out(day, residual, start, asked, asked_start, shifts, sums, bounds):
     for share in numba.prange(len(bounds) - 1):
         _mood_sums(day, residual, start, asked, asked_start, shifts, sums, bounds[share], bounds[share + 1])
+
+
+@compiled
+def _keep_best(scores, begin, hidden, best, place):
+    last = best.shape[1] - 1
+    for row in range(len(scores)):
+        lowest = best[row, last]
+        for start in range(0, scores.shape[1], STRIP):
+            some = scores[row, start:start + STRIP]
+            above = 0
+            for i in range(len(some)):
+                above += some[i] > lowest
+            if above:
+                for i in range(len(some)):
+                    score, column = some[i], begin + start + i
+                    if score > lowest and not hidden[row, column]:
+                        rank = last
+                        while rank > 0 and score > best[row, rank - 1]:
+                            best[row, rank], place[row, rank] = best[row, rank - 1], place[row, rank - 1]
+                            rank -= 1
+                        best[row, rank], place[row, rank] = score, column
+                        lowest = best[row, last]

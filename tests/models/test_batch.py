@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import rec
-from models import batch
+from models import batch, kernels
 from models.recommender import Recommender
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile
@@ -88,14 +88,20 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
 
 @pytest.mark.parametrize("num_movies", [9, 1000])
 @pytest.mark.parametrize("top_n", [1, 5, 9])
-def test_best_of_rows_equals_a_stable_sort_also_among_equal_scores(num_movies, top_n):
-    scores = torch.randint(0, num_movies // 8, (40, num_movies), generator=torch.Generator().manual_seed(0)).float()
-    scores[torch.rand(scores.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = -torch.inf
-    scores[0, 2:] = -torch.inf
-    best, places = batch.best_of_rows(scores, top_n)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :top_n]
-    torch.testing.assert_close(best, scores.gather(1, order))
-    assert torch.equal(places[best > -torch.inf], order[best > -torch.inf])
+@pytest.mark.parametrize("tile", [7, 100, 1000])
+def test_the_best_of_tiles_are_those_of_a_stable_sort_also_among_equal_scores(num_movies, top_n, tile):
+    random = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, num_movies // 8, (40, num_movies), generator=random).float()
+    hidden = torch.rand(scores.shape, generator=random) < 0.3
+    hidden[0, 2:] = True
+    scores[1, 5] = torch.nan  # is never among the best
+    best, places = torch.full((40, top_n), -torch.inf), torch.full((40, top_n), -1)
+    for begin in range(0, num_movies, tile):
+        kernels.keep_best(scores[:, begin:begin + tile].contiguous(), begin, hidden, best, places)
+    shown = scores.nan_to_num(-torch.inf).masked_fill(hidden, -torch.inf)
+    order = shown.argsort(dim=1, descending=True, stable=True)[:, :top_n]
+    torch.testing.assert_close(best, shown.gather(1, order))
+    assert torch.equal(places, order.where(best > -torch.inf, -1))
 
 
 KILLED = """
