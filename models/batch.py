@@ -29,8 +29,8 @@ from models.recommender import Recommender
 from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
-USERS_PER_BLOCK = 256  # users of one product, in each thread
-MOVIES_PER_TILE = 1024  # and movies: such scores stay in the processor's cache until the best are taken
+USERS_PER_BLOCK = 512  # users of one product, in each thread
+MOVIES_PER_TILE = 2048  # and movies: such scores stay in the processor's cache until the best are taken
 BUSY = "another run is writing {}; wait for it, or name another place"
 
 

@@ -21,6 +21,7 @@ import numba
 import numpy as np
 import torch
 
+CHUNK = 128  # ratings of a user that are taken together
 LANES = 64  # systems of a pack, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
@@ -185,10 +186,10 @@ def _dots_shared_out(users, films, column, start, out, bounds):
 @compiled
 def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, first, last):
     num_users, heads, size = prior.shape
-    dim, users = size - 1, factor.shape[-1] // heads
-    rows = np.zeros((4, dim + 2), films.dtype)  # of four ratings: a vector, its constant, what it shall explain
-    gram = np.zeros((heads, dim + 2, dim), films.dtype)  # of a user: products of these with the vectors,
-    corner = np.zeros((heads, 2), films.dtype)  # and of the constants with themselves and what they shall explain
+    users = factor.shape[-1] // heads
+    rows = -(-(size + 1) // 4) * 4  # coordinates, and what they shall explain; a multiple of four
+    across = np.zeros((rows, CHUNK), films.dtype)  # of some ratings
+    gram = np.zeros((heads, rows, rows), films.dtype)  # of a user
     right = np.zeros((size, users * heads), films.dtype)
     scratch = np.zeros((size, size, users * heads), films.dtype)
     for pack in range(first, last):
@@ -196,33 +197,22 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
         begin, end = pack * users, min((pack + 1) * users, num_users)
         for user in range(begin, end):
             gram[:] = 0
-            corner[:] = 0
-            for four in range(start[user], start[user + 1], 4):  # the sums are loaded and stored once for four
+            for chunk in range(start[user], start[user + 1], CHUNK):
+                count = min(start[user + 1] - chunk, CHUNK)
                 for head in range(heads):
-                    for k in range(4):
-                        if four + k < start[user + 1]:
-                            film = films[column[four + k], head]
-                            for i in range(dim):
-                                rows[k, i] = film[i]
-                            rows[k, dim], rows[k, size] = film[dim], wanted[four + k] - film[size]
-                            corner[head, 0] += film[dim] * film[dim]
-                            corner[head, 1] += film[dim] * rows[k, size]
-                        else:
-                            rows[k] = 0
-                    for i in range(dim + 2):
-                        a, b, c, d = rows[0, i], rows[1, i], rows[2, i], rows[3, i]
-                        for j in range(dim):
-                            gram[head, i, j] += a * rows[0, j] + b * rows[1, j] + c * rows[2, j] + d * rows[3, j]
+                    for k in range(count):
+                        film = films[column[chunk + k], head]
+                        for i in range(size):
+                            across[i, k] = film[i]
+                        across[size, k] = wanted[chunk + k] - film[size]
+                    _add_products(across, count, size, gram[head])
             for head in range(heads):
                 lane = (user - begin) * heads + head
-                for i in range(dim):
-                    for j in range(i + 1):
-                        system[j, i, lane] = gram[head, i, j]
-                    system[i, dim, lane], right[i, lane] = gram[head, dim, i], gram[head, size, i]
-                system[dim, dim, lane], right[dim, lane] = corner[head]
                 for i in range(size):
+                    for j in range(i, size):
+                        system[i, j, lane] = gram[head, i, j]
                     system[i, i, lane] += penalty[user, head, i]
-                    right[i, lane] += penalty[user, head, i] * prior[user, head, i]
+                    right[i, lane] = gram[head, i, size] + penalty[user, head, i] * prior[user, head, i]
         _factorise(system, (end - begin) * heads)
         _substitute(system, right, solution, begin, end)
         _dots(solution, films, column, start, left, begin, end)
@@ -235,6 +225,35 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
 def _ridge_shared_out(films, wanted, column, start, prior, penalty, factor, solution, left, bounds):
     for share in numba.prange(len(bounds) - 1):
         _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, bounds[share], bounds[share + 1])
+
+
+@compiled
+def _add_products(across, count, size, gram):
+    """Add the inner products of the rows of across[:, :count], the first `size` of them with all, to the upper triangle
+    of a matrix: two rows with four at a time, so that eight sums stay in registers and six numbers are read for them.
+    """
+    for i in range(0, size, 2):
+        a, b = across[i, :count], across[i + 1, :count]
+        for j in range(i // 4 * 4, size + 1, 4):
+            c, d, e, f = across[j, :count], across[j + 1, :count], across[j + 2, :count], across[j + 3, :count]
+            ac = ad = ae = af = bc = bd = be = bf = across.dtype.type(0)
+            for k in range(count):
+                ac += a[k] * c[k]
+                ad += a[k] * d[k]
+                ae += a[k] * e[k]
+                af += a[k] * f[k]
+                bc += b[k] * c[k]
+                bd += b[k] * d[k]
+                be += b[k] * e[k]
+                bf += b[k] * f[k]
+            gram[i, j] += ac
+            gram[i, j + 1] += ad
+            gram[i, j + 2] += ae
+            gram[i, j + 3] += af
+            gram[i + 1, j] += bc
+            gram[i + 1, j + 1] += bd
+            gram[i + 1, j + 2] += be
+            gram[i + 1, j + 3] += bf
 
 
 @compiled
