@@ -11,8 +11,8 @@ The model is untrained: its speed does not depend on its weights. The files are 
     process       python rec.py --user_id ID beside python -c "import torch", in turn
     all_users     everybody's ten into a parquet file, seen movies excluded, on all cores; beside it the bare matrix
                   products of the same shapes on as many threads, half of them before and half of them after: those
-                  of the scores (all_users_over_matmul), and also those of the users' normal equations
-                  (all_users_over_all_products)
+                  of the scores, blocks of users with all movies (all_users_over_matmul), and also those of the users'
+                  normal equations (all_users_over_all_products)
 Medians. The last line is JSON.
 """
 
@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -46,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NETFLIX_USERS, NETFLIX_MOVIES, RATINGS_PER_USER = 480_189, 17_770, 209
 USERS_PER_GROUP = 627  # of the random data set: about 131,072 ratings
 NUM_DAYS = 2243
+COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 TOP_N = 10
 
 
@@ -60,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         data_dir = args.data_dir or make_dataset(folder / "data", NETFLIX_USERS)
         run_dir = make_run(folder / "run", data_dir)
-        result = measure(run_single, data_dir, run_dir)
+        result = measure(run_single, data_dir, run_dir, env={**os.environ, "OMP_NUM_THREADS": "1"})
         print(f"query {result['query_ms']:.3f} ms, history {result['history_ms']:.2f} ms", flush=True)
-        load_ms = [run_load(data_dir, run_dir) for _ in range(args.rounds)]
+        load_ms = [run_load(data_dir, run_dir) for _ in range(args.rounds + 1)][1:]
         result["load_ms"] = round(statistics.median(load_ms), 1)
         print(f"load {result['load_ms']:.1f} ms", flush=True)
         result |= processes(data_dir, run_dir, args.rounds)
@@ -132,8 +134,7 @@ def make_run(folder: Path, data_dir: Path) -> Path:
 
 
 def run_single(data_dir: Path, run_dir: Path) -> dict:
-    """One query and one history, warm, on one thread."""
-    torch.set_num_threads(1)
+    """One query and one history, warm, on one thread, of NumPy's too: OMP_NUM_THREADS is 1."""
     recommender = Recommender.load(run_dir, data_dir)
     user_id = recommender.users.user_id
     chosen = user_id[np.linspace(0, len(user_id) - 1, 200).astype(int)].tolist()
@@ -151,10 +152,11 @@ def run_single(data_dir: Path, run_dir: Path) -> dict:
 
 
 def run_load(data_dir: Path, run_dir: Path) -> float:
-    """Milliseconds from `import torch` to a recommender that is ready."""
+    """Milliseconds from `import torch` to a recommender that is ready, the sources compiled by an earlier process."""
     program = ("import time, torch; start = time.perf_counter(); from models.recommender import Recommender; "
                f"Recommender.load({str(run_dir)!r}, {str(data_dir)!r}); print(1000 * (time.perf_counter() - start))")
-    return float(subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=COMPILED, check=True,
+                                capture_output=True).stdout)
 
 
 def processes(data_dir: Path, run_dir: Path, rounds: int) -> dict:
@@ -166,7 +168,7 @@ def processes(data_dir: Path, run_dir: Path, rounds: int) -> dict:
     for _ in range(rounds):
         for name, command in (("torch", [sys.executable, "-c", "import torch"]), ("ours", ours)):
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, env=COMPILED, check=True, capture_output=True)
             times[name].append(time.perf_counter() - start)
     process_s, import_s = statistics.median(times["ours"]), statistics.median(times["torch"])
     return {"process_s": round(process_s, 3), "import_torch_s": round(import_s, 3),
@@ -229,12 +231,12 @@ def bare_normal_equations(recommender: Recommender) -> float:
 # --- measuring -------------------------------------------------------------------------------------------------
 
 
-def measure(function: object, *args: Path) -> object:
-    """Call a function of this file in a new process; return its result."""
+def measure(function: object, *args: Path, env: dict[str, str] | None = None) -> object:
+    """Call a function of this file in a new process with an environment; return its result."""
     program = ("import sys; from pathlib import Path; from benchmarks import bench_rec; "
                "bench_rec.answer(sys.argv[1], *map(Path, sys.argv[2:]))")
     command = [sys.executable, "-c", program, function.__name__, *map(str, args)]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    return json.loads(subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def answer(name: str, *args: Path) -> None:

@@ -354,9 +354,9 @@ def _keep_best(scores, begin, hidden, best, place):
         lowest = best[row, last]
         for start in range(0, scores.shape[1], STRIP):
             some = scores[row, start:start + STRIP]
-            above = 0
+            above = False
             for i in range(len(some)):
-                above += some[i] > lowest
+                above |= some[i] > lowest
             if above:
                 for i in range(len(some)):
                     score, column = some[i], begin + start + i

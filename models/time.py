@@ -76,20 +76,6 @@ class UserMood(nn.Module):
             total, count = _sums_in_windows(row, day, residual, target_row, target_day, num_users)
         return (total / (count + self.log_shrink.exp())) @ self.weight  # of (T, W)
 
-    def at(self, row: torch.Tensor, age: torch.Tensor, residual: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
-        """Return what `forward` does, float (B,), where every user is asked about one day, without sorting.
-
-        Args:
-            row, residual: as for `forward`, of the `recent` ratings at least.
-            age, asked_age: int64 (R,) and (B,), as from `ages`.
-        """
-        window = torch.tensor(WINDOWS, device=age.device)
-        same = (age.unsqueeze(1) // window == (asked_age.unsqueeze(1) // window)[row]).to(residual.dtype)  # (R, W)
-        total = residual.new_zeros(len(asked_age), 2 * len(WINDOWS)).index_add_(
-            0, row, torch.cat([same * residual.unsqueeze(1), same], 1))
-        residuals, count = total.chunk(2, 1)
-        return (residuals / (count + self.log_shrink.exp())) @ self.weight
-
 
 def _sums_in_windows(row: torch.Tensor, day: torch.Tensor, residual: torch.Tensor, target_row: torch.Tensor,
                      target_day: torch.Tensor, num_users: int) -> torch.Tensor:
@@ -114,25 +100,9 @@ def _sums_in_windows(row: torch.Tensor, day: torch.Tensor, residual: torch.Tenso
     return torch.stack(sums, -1)
 
 
-def ages(row: torch.Tensor, day: torch.Tensor, asked: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the days between context ratings (R,), or questions (B,), and their user's last day, known or asked about.
-
-    Args:
-        row, day: int64 (R,), user and day of the context ratings.
-        asked: int64 (B,), the day of each user's question.
-    """
-    last = asked.scatter_reduce(0, row, day, "amax")
-    return last[row] - day, last - asked
-
-
 def first_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
     """Return the first of each user's days (or movie's), int64 (B,), given row and day, both int64 (R,).
 
     Who has no rating has a first day that has not come yet.
     """
     return day.new_full((num_users,), MOST_DAYS).scatter_reduce_(0, row, day, "amin")
-
-
-def recent(row: torch.Tensor, age: torch.Tensor, asked_age: torch.Tensor) -> torch.Tensor:
-    """Return the places of the context ratings that can count in a mood, int64: in the widest window's range."""
-    return (age // WINDOWS[-1] == (asked_age // WINDOWS[-1])[row]).nonzero().squeeze(1)

@@ -26,7 +26,7 @@ from torch import nn
 from models.config import ModelConfig
 from models.layers import normal_equations, paired_dot, unexplained, with_one
 from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
-from models.time import DaysSince, FilmDrift, UserMood, ages, first_days, recent
+from models.time import DaysSince, FilmDrift, UserMood, first_days
 from models.user_tower import Context, UserTower
 
 FILMS_PER_BLOCK = 2048  # whose hidden units are in memory at once
@@ -76,7 +76,8 @@ class TwoTower(nn.Module):
         users, left = self._users(films.seen, embedding, context)
         pairs = films.predicted.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.predicted.table, pairs)
-        of_days = self._film_on(target.movie_idx, target.day) + self._user_on(context, left, target, len(users))
+        of_days = self._film_on(target.movie_idx, target.day)
+        of_days = of_days + self._user_on(context, left, target.row, target.day, len(users))
         size = users.square().sum((1, 2)) @ pairs.count.to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size, pairs.film_count.to(users.dtype)
 
@@ -116,7 +117,8 @@ class TwoTower(nn.Module):
         users, left = self._users(films, embedding, context)
         pairs = films.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.table, pairs).mean(1) + self.offset
-        return score + self._film_on(target.movie_idx, target.day) + self._user_on(context, left, target, len(users))
+        score = score + self._film_on(target.movie_idx, target.day)
+        return score + self._user_on(context, left, target.row, target.day, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       films: Films | None = None) -> torch.Tensor:
@@ -144,15 +146,9 @@ class TwoTower(nn.Module):
             day: the same as for `movie_vectors`.
         """
         users, left = self._users(films, embedding, context)
-        bias, asked = users[..., -1:], context.day.new_full((len(embedding),), day)
-        if self.mood is not None:
-            age, asked_age = ages(context.row, context.day, asked)
-            chosen = recent(context.row, age, asked_age)
-            mood = self.mood.at(context.row[chosen], age[chosen], left[chosen].mean(1), asked_age)
-            bias = bias + mood.view(-1, 1, 1) / CONSTANT
-        if self.tenure is not None:
-            tenure = self.tenure(first_days(context.row, context.day, len(embedding)), asked)
-            bias = bias + tenure.view(-1, 1, 1) / CONSTANT
+        row = torch.arange(len(embedding), device=embedding.device)
+        of_day = self._user_on(context, left, row, torch.full_like(row, day), len(embedding))
+        bias = users[..., -1:] + of_day.view(-1, 1, 1) / CONSTANT
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.num_heads
 
     @property
@@ -173,13 +169,15 @@ class TwoTower(nn.Module):
             score = score + self.film_age(self.first_day[movie_idx], day)
         return score
 
-    def _user_on(self, context: Context, left: torch.Tensor, target: Target, num_users: int) -> torch.Tensor:
-        """Return what the days of questions add, whatever the movies, float (T,)."""
-        score = self.offset.new_zeros(len(target.row))
+    def _user_on(self, context: Context, left: torch.Tensor, row: torch.Tensor, day: torch.Tensor,
+                 num_users: int) -> torch.Tensor:
+        """Return what the days of questions add, whatever the movies, float (T,); row and day int64 (T,), of each the
+        user and the day."""
+        score = self.offset.new_zeros(len(row))
         if self.mood is not None:
-            score = score + self.mood(context.row, context.day, left.mean(1), target.row, target.day, num_users)
+            score = score + self.mood(context.row, context.day, left.mean(1), row, day, num_users)
         if self.tenure is not None:
-            score = score + self.tenure(first_days(context.row, context.day, num_users)[target.row], target.day)
+            score = score + self.tenure(first_days(context.row, context.day, num_users)[row], day)
         return score
 
     @torch.no_grad()

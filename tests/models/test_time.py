@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import layers
-from models.time import WINDOWS, DaysSince, FilmDrift, UserMood, ages, first_days, recent
+from models.time import WINDOWS, DaysSince, FilmDrift, UserMood, first_days
 
 
 def test_a_film_has_a_bias_in_every_period():
@@ -52,23 +52,6 @@ def test_mood_is_the_shrunk_mean_of_the_residuals_in_the_window_of_the_question(
 def test_mood_is_nothing_where_nothing_was_rated_and_of_the_user_alone():
     assert mood_of(8, [20, 30], [5.0, 7.0], asked=100) == 0
     assert mood_of(8, [100, 100], [5.0, 7.0], asked=100, rows=[0, 1]) == pytest.approx(2 * 5 / (1 + 3))
-
-
-@torch.no_grad()
-def test_the_mood_of_one_question_a_user_equals_that_of_forward():
-    torch.manual_seed(0)
-    mood = UserMood().double()
-    mood.weight.copy_(torch.randn(len(WINDOWS)))
-    row = torch.randint(20, (300,)).sort().values
-    day, residual = torch.randint(700, (300,)), torch.randn(300, dtype=torch.float64)
-    for asked_day in (0, 350, 699, 900):
-        asked = torch.full((21,), asked_day)  # the last user has no ratings
-        expected = mood(row, day, residual, torch.arange(21), asked, 21)
-        age, asked_age = ages(row, day, asked)
-        torch.testing.assert_close(mood.at(row, age, residual, asked_age), expected)
-        chosen = recent(row, age, asked_age)
-        assert 0 < len(chosen) < 300
-        torch.testing.assert_close(mood.at(row[chosen], age[chosen], residual[chosen], asked_age), expected)
 
 
 @torch.no_grad()
