@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 CHUNK = 128  # ratings of a user that are taken together
-LANES = 64  # systems of a pack, about
+LANES = 32  # systems of a pack, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
 LITTLE = 10_000  # ratings that are not worth a second thread
