@@ -1,8 +1,10 @@
-"""What training does with every rating on a CPU, as loops that Numba compiles; formulas are in layers.py and time.py.
+"""What is done with every rating on a CPU, and with every score of everybody's lists, as loops that Numba compiles;
+formulas are in layers.py and time.py.
 
 In array operations the rows of a user's films are gathered into memory, multiplied there, and factorised by a library
-that is made for larger matrices. Here a row is read where it lies, and the systems of a pack of users are factorised
-side by side: numbers of the same place in all of them follow each other, and vector instructions take them together.
+that is made for larger matrices. Here some rows at a time are laid across a buffer that stays in the cache, and the
+systems of a pack of users are factorised side by side: numbers of the same place in all of them follow each other, and
+vector instructions take them together.
 
 Users are shared out over OpenMP's threads, which torch has started: a thread of another kind would compete with them.
 A user is computed by one thread in one order, so results do not depend on the number of threads.
