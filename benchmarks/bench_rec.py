@@ -193,9 +193,10 @@ def run_all_users(data_dir: Path, run_dir: Path, out: Path) -> dict:
 
 
 def bare_products(recommender: Recommender, num_users: int) -> float:
-    """Seconds for the scores of all movies for so many users and nothing else, in the same blocks."""
+    """Seconds for the scores of all movies for so many users and nothing else, in blocks of as many users as the lists
+    are made in, but of all movies at once, as one would write it."""
     num_threads = torch.get_num_threads()
-    movie_vectors = recommender.movie_vectors.T
+    movie_vectors = recommender.list_vectors.T
     vectors = torch.randn(batch.USERS_PER_BLOCK, len(movie_vectors))
     memory = torch.empty(num_threads, batch.USERS_PER_BLOCK, movie_vectors.shape[1])
 

@@ -1,6 +1,6 @@
 """Everybody at once: the lists of all users of a data set as one parquet file, and all vectors as arrays.
 
-    rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (predicted, float32), in this order
+    rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them)
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
 A row group of the ratings is one piece of work: a thread solves its users' vectors, multiplies them by the vectors of a
@@ -26,11 +26,13 @@ from tqdm import tqdm
 
 from models import kernels
 from models.recommender import Recommender
+from models.sides import STANDARD_ERRORS
 from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 512  # users of one product, in each thread
-MOVIES_PER_TILE = 2048  # and movies: such scores stay in the processor's cache until the best are taken
+MOST_KEPT = 100  # a longer list is cut from a sort of all scores
+MOVIES_PER_TILE = 2048  # of one product: so many scores stay in the processor's cache until the best are taken
 BUSY = "another run is writing {}; wait for it, or name another place"
 
 
@@ -57,7 +59,8 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
         with locked(partial, BUSY.format(out)):
             num_users = len(recommender.users.user_id)
             _check_plan(partial, {"data_set": recommender.meta["fingerprint"], "run": _digest(checkpoint),
-                                  "top_n": top_n, "groups_per_part": GROUPS_PER_PART})
+                                  "top_n": top_n, "groups_per_part": GROUPS_PER_PART,
+                                  "standard_errors": STANDARD_ERRORS})
             parts = _write_parts(recommender, partial, top_n)
             _join(parts, partial / "whole", out)
             shutil.rmtree(partial)
@@ -69,7 +72,7 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
 
 def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table:
     """Return the lists of some users of the data set that follow each other, from all their ratings (R)."""
-    movie_vectors = recommender.movie_vectors.T  # (P, M)
+    movie_vectors = recommender.list_vectors.T  # (P, M)
     num_movies = movie_vectors.shape[1]
     unlisted = torch.empty(USERS_PER_BLOCK, num_movies, dtype=torch.bool)
     memory = torch.empty(USERS_PER_BLOCK * MOVIES_PER_TILE)
@@ -79,13 +82,7 @@ def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table
         hidden = unlisted[:num_users].copy_(~recommender.recommendable)  # (B, M)
         seen = (own.user_idx.astype(np.int64) - first) * num_movies + own.movie_idx
         hidden.view(-1).index_fill_(0, torch.from_numpy(seen), True)
-        vectors = recommender.vectors_of(own)
-        best = torch.full((num_users, min(top_n, num_movies)), -torch.inf)  # (B, N)
-        movie_idx = torch.zeros(best.shape, dtype=torch.int64)
-        for begin in range(0, num_movies, MOVIES_PER_TILE):
-            tile = movie_vectors[:, begin:begin + MOVIES_PER_TILE]
-            scores = memory[:num_users * tile.shape[1]].view(num_users, tile.shape[1])
-            kernels.keep_best(torch.mm(vectors, tile, out=scores), begin, hidden, best, movie_idx)
+        best, movie_idx = _best(recommender.vectors_of(own), movie_vectors, hidden, top_n, memory)
         listed = best > -torch.inf  # (B, N)
         user, place = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
@@ -102,11 +99,37 @@ def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
     return torch.cat([recommender.vectors_of(own) for own in _by_users(recommender, ratings)])
 
 
+def _best(users: torch.Tensor, movies: torch.Tensor, hidden: torch.Tensor, top_n: int,
+          memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the highest scores of each user, best first, and their movies, float and int64 (B, N), N = min(top_n, M).
+
+    Equal scores keep the order of the movies. Where there are fewer than N, the others are -inf.
+
+    Args:
+        users, movies: vectors, float (B, P) and (P, M).
+        hidden: bool (B, M), what is not looked for.
+        memory: float, for the scores of a tile.
+    """
+    num_users, num_movies = hidden.shape
+    if top_n > MOST_KEPT:
+        scores = users @ movies
+        order = scores.masked_fill_(hidden | scores.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True)
+        return order.values[:, :top_n], order.indices[:, :top_n]
+    best = torch.full((num_users, min(top_n, num_movies)), -torch.inf)
+    movie_idx = torch.zeros(best.shape, dtype=torch.int64)
+    for begin in range(0, num_movies, MOVIES_PER_TILE):
+        tile = movies[:, begin:begin + MOVIES_PER_TILE]
+        scores = memory[:num_users * tile.shape[1]].view(num_users, tile.shape[1])
+        kernels.keep_best(torch.mm(users, tile, out=scores), begin, hidden, best, movie_idx)
+    return best, movie_idx
+
+
 def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     """Write the vectors of all users and of all movies with training ratings; return how many of each.
 
-    The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score;
-    the ids are in user_ids.npy (U,) and movie_ids.npy (M,). The folder appears whole, in one step.
+    The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score by
+    which lists are ordered; the ids are in user_ids.npy (U,) and movie_ids.npy (M,). The folder appears whole, in one
+    step.
 
     Raises:
         DataError: the folder exists or cannot be written.
@@ -114,13 +137,13 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     if folder.exists():
         raise DataError(f"{folder} exists already; remove it, or name another folder with --export_vectors")
     partial = folder.with_name(f".{folder.name}.partial")
-    users, size = recommender.users, recommender.movie_vectors.shape[1]
+    users, size = recommender.users, recommender.list_vectors.shape[1]
     try:
         partial.mkdir(exist_ok=True)
         with locked(partial, BUSY.format(folder)):
             known = recommender.recommendable
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
-            np.save(partial / "movie_vectors.npy", recommender.movie_vectors[known].contiguous().numpy())
+            np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].contiguous().numpy())
             np.save(partial / "user_ids.npy", users.user_id)
             num_users = len(users.user_id)
             vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32, (num_users, size))

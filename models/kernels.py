@@ -7,7 +7,8 @@ systems of a pack of users are factorised side by side: numbers of the same plac
 vector instructions take them together.
 
 Users are shared out over OpenMP's threads, which torch has started: a thread of another kind would compete with them.
-A user is computed by one thread in one order, so results do not depend on the number of threads.
+A user is computed by one thread in one order, so results do not depend on the number of threads. (Lists are made by
+threads of their own.)
 
 Letters: R ratings, T questions, B users in packs, N films, H heads, D coordinates of a film's vector, S = D + 1 of a
 user's, W windows. A user's ratings, or questions, are start[user]:start[user + 1], start being int64 (B + 1,).
@@ -101,15 +102,17 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
 
 
 def keep_best(scores: torch.Tensor, begin: int, hidden: torch.Tensor, best: torch.Tensor, place: torch.Tensor) -> None:
-    """Take the scores of some columns into the best so far of every row, in place; of equal ones the first stay.
+    """Take the scores of C columns of M into the K best so far of every row, in place; of equal ones the first stay.
 
     Args:
-        scores: float (B, C), contiguous.
+        scores: float (B, C), contiguous; what is not a number is not taken.
         begin: which column the first of them is; the tiles of a matrix are taken from left to right.
         hidden: bool (B, M), of all columns, those that are not looked for.
-        best, place: float and int64 (B, N), descending; -inf, of no column, to begin with.
+        best, place: float and int64 (B, K), K > 0, descending; -inf, of no column, to begin with.
     """
-    arrays = [tensor.numpy() for tensor in (scores, hidden, best, place)]
+    if begin + scores.shape[1] > hidden.shape[1] or not best.shape[1]:
+        raise ValueError(f"columns {begin} to {begin + scores.shape[1]} of {hidden.shape[1]}, {best.shape[1]} kept")
+    arrays = [tensor.contiguous().numpy() for tensor in (scores, hidden, best, place)]
     _run(_keep_best, arrays[0], begin, *arrays[1:])
 
 

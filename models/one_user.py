@@ -1,4 +1,4 @@
-"""One user's vector in NumPy: what `TwoTower.user_vectors` does for many, in a third of its time for one.
+"""One user's vector in NumPy: what `TwoTower.user_vectors` does for many, in a quarter of its time for one.
 
 A single user's numbers are so few that torch takes longer to begin its operations than to carry them out. This is the
 same tower, formula by formula, and a short way to read it; the tests hold it to the other.
@@ -7,6 +7,7 @@ Letters: R ratings, H heads, D coordinates of a head, S = D + 1 of a user's, W w
 """
 
 import numpy as np
+import torch
 
 from models.movie_tower import CONSTANT, MEAN_SHRINK, Films
 from models.time import WINDOWS
@@ -98,5 +99,5 @@ class OneUser:
         return np.float32(score)
 
 
-def _array(parameter: object) -> np.ndarray:
+def _array(parameter: torch.Tensor) -> np.ndarray:
     return parameter.detach().numpy()

@@ -10,6 +10,7 @@ may be listed; every list is made of `Recommendation`.
 """
 
 import datetime
+import math
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Recommender:
             self._films = model.films()
             self._one_user = OneUser(model.user_side, self._films)
             # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
-            self.movie_vectors = model.list_vectors(self.day, self._films).T.contiguous().T  # (M, K)
+            self.list_vectors = model.list_vectors(self.day, self._films).T.contiguous().T  # (M, K)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -113,10 +114,11 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        with ThreadPoolExecutor(1) as pool:  # most of the time of a checkpoint is that of its checksums
-            checkpoint = pool.submit(load_checkpoint, run_dir / "best.pt", meta["fingerprint"])
-            data = dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir)
-        return cls(model_of(checkpoint.result()), meta, *data, date)
+        with ThreadPoolExecutor(1) as pool:  # both wait for what is no Python: checksums here, pages of parquet there
+            data = pool.submit(lambda: (dataset.read_users(data_dir), dataset.read_movies(data_dir),
+                                        RatingsFile(data_dir)))
+            model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
+        return cls(model, meta, *data.result(), date)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -182,10 +184,10 @@ class Recommender:
 
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
-        """Return a person's vector, float (K,): its inner product with a movie's vector is the score."""
+        """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of his list."""
         vector = self._one_user.vector(history.user_idx, history.movie_idx.numpy(), history.stars.numpy(),
                                        history.day.numpy(), self.day)
-        return self.model.joined(torch.from_numpy(vector).unsqueeze(0), _user_idx(history))[0]
+        return self.model.join(torch.from_numpy(vector).unsqueeze(0), _user_idx(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, ratings: Ratings) -> torch.Tensor:
@@ -206,13 +208,13 @@ class Recommender:
         (`filters.include_seen`) knows the stars he gave.
 
         Args:
-            rank_by: "rating", the highest predicted stars, or "relevance", what he will like to watch next.
+            rank_by: "rating", the highest stars, as lists show them, or "relevance", what he will like to watch next.
 
         Raises:
             DataError: relevance is asked for, and the run was trained without.
         """
         vector = self.vector_of(history)
-        scores = self.movie_vectors @ vector  # (M,)
+        scores = self.list_vectors @ vector  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
         given = {}
@@ -311,12 +313,15 @@ def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Te
     """Return the places of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
 
     Args:
-        scores, allowed: (M,) and bool (M,); equal scores keep the order of the index. (A sort of all scores would take
+        scores, allowed: (M,) and bool (M,); equal scores keep the order of the index, and what is not a number is not
+            among the best. (A sort of all scores would take
             40 times as long.)
     """
     scores = torch.where(allowed, scores, -torch.inf)
     highest, places = scores.topk(min(top_n + 1, len(scores)))
     highest = highest.tolist()
+    if any(map(math.isnan, highest)):  # which topk takes for the highest of all
+        return best_of(scores, allowed & ~scores.isnan(), top_n)
     if any(one == following for one, following in pairwise(highest)):  # topk takes any of equal scores
         places = (scores >= highest[:top_n][-1]).nonzero().squeeze(1)
         places = places[scores[places].argsort(descending=True, stable=True)]

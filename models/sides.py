@@ -72,9 +72,9 @@ class TwoSided(nn.Module):
     def user_vectors(self, films: Films, user_idx: torch.Tensor | None, context: Context, day: int) -> torch.Tensor:
         """Return users' vectors as of a day, float (B, K or 2 K), such that their product with `movie_vectors` is the
         score; arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
-        return self.joined(self.user_side.user_vectors(films, self._embedding(user_idx), context, day), user_idx)
+        return self.join(self.user_side.user_vectors(films, self._embedding(user_idx), context, day), user_idx)
 
-    def joined(self, vectors: torch.Tensor, user_idx: torch.Tensor | None) -> torch.Tensor:
+    def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None) -> torch.Tensor:
         """Return `user_vectors` of what the user side says of the users, float (B, K)."""
         if self.movie_side is None:
             return vectors

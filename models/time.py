@@ -15,7 +15,7 @@ from models.layers import are_many, kernels, stable_order, starts
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
-MOST_DAYS = 2**20  # a multiple of every window, beyond what a data set spans
+MOST_DAYS = 2**22  # a multiple of every window; the years 1 to 9999 have fewer
 
 
 class FilmDrift(nn.Module):

@@ -107,8 +107,10 @@ class TwoTower(nn.Module):
         """Return the films of the whole catalogue."""
         config = self.config
         table = self.offset.new_empty(config.num_movies, config.num_heads, config.head_dim + 2)
-        for rows in torch.arange(config.num_movies, device=self.offset.device).split(FILMS_PER_BLOCK):
-            table[rows[0]:rows[-1] + 1] = table_of(*self.movie_tower(rows), self._constant)
+        for begin in range(0, config.num_movies, FILMS_PER_BLOCK):
+            end = min(begin + FILMS_PER_BLOCK, config.num_movies)
+            movie_idx = torch.arange(begin, end, device=self.offset.device)
+            table[begin:end] = table_of(*self.movie_tower(movie_idx), self._constant)
         return Films(table, self.movie_tower.mean)
 
     def predict(self, films: Films, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:

@@ -15,7 +15,7 @@ from models.movie_tower import MEAN_SHRINK, Films
 
 
 class Context(NamedTuple):
-    """Ratings that users' vectors are made of (R), ascending in row."""
+    """Ratings that users' vectors are made of (R), ascending in row, and those of a row in day."""
 
     row: torch.Tensor  # int64: which of the users (B) a rating is of
     movie_idx: torch.Tensor  # int64

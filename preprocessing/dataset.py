@@ -307,8 +307,8 @@ def _read_whole(file: pq.ParquetFile) -> pa.Table:
 def _check_codec(file: pq.ParquetFile, group: int) -> None:
     """Raise ValueError unless a row group is compressed as it is written: other codecs can pack gigabytes in a few
     bytes."""
-    group = file.metadata.row_group(group)
-    codecs = {group.column(column).compression for column in range(group.num_columns)}
+    metadata = file.metadata.row_group(group)
+    codecs = {metadata.column(column).compression for column in range(metadata.num_columns)}
     _demand(codecs <= {CODEC.upper()}, f"compressed by {', '.join(sorted(codecs))}")
 
 

@@ -192,18 +192,21 @@ def test_many_ratings_in_single_precision_agree_with_plain_indexing(num_users, n
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("num_users", "num_films", "heads"), SHAPES)
-def test_compiled_ridge_regressions_agree_with_those_of_array_operations(num_users, num_films, heads):
-    """Packs that are full and not, of one user and of many; users without ratings, and with as many as films."""
+@pytest.mark.parametrize(("num_users", "num_films", "heads", "size"),
+                         [*((*shape, 33) for shape in SHAPES), *((40, 500, 2, size) for size in (1, 2, 4, 7))])
+def test_compiled_ridge_regressions_agree_with_those_of_array_operations(num_users, num_films, heads, size):
+    """Packs that are full and not, of one user and of many; users without ratings, and with as many as films; vectors
+    that fill rows of four and that do not."""
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(num_users, 1, generator=generator) ** 2
     share[:2] = torch.tensor([[1.0], [0.0]])
     row, column = (torch.rand(num_users, num_films, generator=generator) < share).nonzero().unbind(1)
     row, column = row[:20_000], column[:20_000]
-    films = torch.randn(num_films, heads, 34, generator=generator)
-    inputs = [films, torch.randn(len(row), generator=generator), torch.randn(num_users, heads, 33, generator=generator),
-              torch.rand(num_users, heads, 33, generator=generator) + 1]
-    grad, results = torch.randn(num_users, heads, 33, generator=generator), []
+    films = torch.randn(num_films, heads, size + 1, generator=generator)
+    inputs = [films, torch.randn(len(row), generator=generator),
+              torch.randn(num_users, heads, size, generator=generator),
+              torch.rand(num_users, heads, size, generator=generator) + 1]
+    grad, results = torch.randn(num_users, heads, size, generator=generator), []
     for on_cpu in (True, False):
         pairs = Pairs(row, column, num_users, num_films, heads)
         pairs.on_cpu = on_cpu

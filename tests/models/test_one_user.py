@@ -14,6 +14,8 @@ def random_model(*without: str) -> TwoTower:
                                  without=without)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.movie_tower.mean, std=0.3)
+    torch.nn.init.normal_(model.user_embedding)
     return model
 
 
@@ -22,7 +24,6 @@ def random_model(*without: str) -> TwoTower:
 @torch.no_grad()
 def test_the_vector_is_that_of_the_towers(without, num_ratings):
     model = random_model(*without)
-    torch.nn.init.normal_(model.user_embedding)
     films = model.films()
     row, movie_idx = torch.zeros(num_ratings, dtype=torch.int64), torch.randperm(300)[:num_ratings]
     stars, day = torch.randint(1, 6, (num_ratings,)).float(), torch.randint(500, 1500, (num_ratings,)).sort().values

@@ -120,3 +120,10 @@ def test_best_equals_a_stable_sort_with_ties_at_every_cut():
         expected = sorted((i for i in range(30) if allowed[i]), key=lambda i: (-scores[i].item(), i))
         for top_n in (1, 3, 29, 100):
             assert best_of(scores, allowed, top_n).tolist() == expected[:top_n]
+
+
+def test_what_is_not_a_number_is_not_among_the_best():
+    scores = torch.tensor([torch.nan, 1.0, 2.0, torch.nan, torch.inf])
+    assert best_of(scores, torch.ones(5, dtype=torch.bool), 3).tolist() == [4, 2, 1]
+    assert best_of(scores, torch.tensor([True, True, False, True, False]), 3).tolist() == [1]
+    assert best_of(scores[:1], torch.ones(1, dtype=torch.bool), 3).tolist() == []

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models import two_tower
 from models.config import PARTS, ModelConfig
 from models.movie_tower import StepFilms
 from models.two_tower import Target, TwoTower
@@ -104,6 +105,13 @@ def test_a_user_without_any_rating_gets_a_finite_vector(model):
     context = Context(nothing, nothing, torch.zeros(0), nothing)
     vector = model.user_vectors(model.films(), torch.zeros(1, 4), context, LAST)
     assert torch.isfinite(vector).all()
+
+
+@torch.no_grad()
+def test_the_catalogue_is_the_same_in_blocks(model, monkeypatch):
+    whole = model.films().table
+    monkeypatch.setattr(two_tower, "FILMS_PER_BLOCK", 4)
+    torch.testing.assert_close(model.films().table, whole)
 
 
 def test_a_movie_without_training_ratings_has_no_embedding(model):
