@@ -12,7 +12,6 @@ may be listed; every list is made of `Recommendation`.
 import datetime
 import math
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -114,11 +113,9 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        with ThreadPoolExecutor(1) as pool:  # both wait for what is no Python: checksums here, pages of parquet there
-            data = pool.submit(lambda: (dataset.read_users(data_dir), dataset.read_movies(data_dir),
-                                        RatingsFile(data_dir)))
-            model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, *data.result(), date)
+        model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
+        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir),
+                   date)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
