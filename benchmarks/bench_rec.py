@@ -62,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         data_dir = args.data_dir or make_dataset(folder / "data", NETFLIX_USERS)
         run_dir = make_run(folder / "run", data_dir)
-        result = measure(run_single, data_dir, run_dir, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        result = measure(run_single, data_dir, run_dir, env={**COMPILED, "OMP_NUM_THREADS": "1"})
         print(f"query {result['query_ms']:.3f} ms, history {result['history_ms']:.2f} ms", flush=True)
-        load_ms = [run_load(data_dir, run_dir) for _ in range(args.rounds + 1)][1:]
+        load_ms = [run_load(data_dir, run_dir) for _ in range(args.rounds)]
         result["load_ms"] = round(statistics.median(load_ms), 1)
         print(f"load {result['load_ms']:.1f} ms", flush=True)
         result |= processes(data_dir, run_dir, args.rounds)
