@@ -105,15 +105,14 @@ def keep_best(scores: torch.Tensor, begin: int, hidden: torch.Tensor, best: torc
     """Take the scores of C columns of M into the K best so far of every row, in place; of equal ones the first stay.
 
     Args:
-        scores: float (B, C), contiguous; what is not a number is not taken.
+        scores: float (B, C); what is not a number is not taken.
         begin: which column the first of them is; the tiles of a matrix are taken from left to right.
         hidden: bool (B, M), of all columns, those that are not looked for.
         best, place: float and int64 (B, K), K > 0, descending; -inf, of no column, to begin with.
     """
     if begin + scores.shape[1] > hidden.shape[1] or not best.shape[1]:
         raise ValueError(f"columns {begin} to {begin + scores.shape[1]} of {hidden.shape[1]}, {best.shape[1]} kept")
-    arrays = [tensor.contiguous().numpy() for tensor in (scores, hidden, best, place)]
-    _run(_keep_best, arrays[0], begin, *arrays[1:])
+    _run(_keep_best, scores.contiguous().numpy(), begin, hidden.numpy(), best.numpy(), place.numpy())
 
 
 def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], start: np.ndarray, pack: int,
