@@ -247,7 +247,7 @@ def _check_plan(partial: Path, plan: dict) -> None:
 def _write_whole(table: pa.Table, path: Path) -> None:
     """Write a part so that it is there whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
     sync(temporary)
     temporary.rename(path)
 
@@ -255,7 +255,7 @@ def _write_whole(table: pa.Table, path: Path) -> None:
 def _join(parts: list[Path], whole: Path, out: Path) -> None:
     """Copy the parts into one file, a row group each, and put it in its place."""
     schema = pq.read_schema(parts[0])
-    with pq.ParquetWriter(whole, schema, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(whole, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
         for part in parts:
             try:
                 table = pq.ParquetFile(part, page_checksum_verification=True).read()

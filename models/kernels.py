@@ -24,7 +24,8 @@ import numba
 import numpy as np
 import torch
 
-CHUNK = 128  # ratings of a user that are taken together
+CHUNK = 256  # ratings of a user that are taken together
+APART = 8  # numbers between their rows: a power of two apart, rows share few places of the cache
 LANES = 32  # systems of a pack, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OF_A_USER = 16  # ratings that take as long as what a user costs beside his ratings
@@ -68,12 +69,13 @@ def ridge(films: torch.Tensor, wanted: torch.Tensor, column: torch.Tensor, start
         prior, penalty: float (B, H, S).
     """
     num_users, heads, size = prior.shape
-    solution, left = torch.empty_like(prior), wanted.new_empty(len(wanted), heads)
+    solution = prior.new_ones(num_users, heads, size + 1)  # with a coordinate of 1, which meets the films' biases
+    left = wanted.new_empty(len(wanted), heads)
     users = max(LANES // heads, 1)
     factor = films.new_empty(-(-num_users // users) if keep else 0, size, size, users * heads)
     _in_threads(_ridge, _ridge_shared_out, start.numpy(), users, films, wanted, column, start, prior, penalty, factor,
                 solution, left)
-    return solution, left, factor
+    return solution[..., :-1], left, factor
 
 
 def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -192,7 +194,7 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
     num_users, heads, size = prior.shape
     users = factor.shape[-1] // heads
     rows = -(-(size + 1) // 4) * 4  # coordinates, and what they shall explain; a multiple of four
-    across = np.zeros((rows, CHUNK), films.dtype)  # of some ratings
+    across = np.zeros((rows, CHUNK + APART), films.dtype)  # of some ratings
     gram = np.zeros((heads, rows, rows), films.dtype)  # of a user
     right = np.zeros((size, users * heads), films.dtype)
     scratch = np.zeros((size, size, users * heads), films.dtype)
@@ -204,11 +206,9 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
             for chunk in range(start[user], start[user + 1], CHUNK):
                 count = min(start[user + 1] - chunk, CHUNK)
                 for head in range(heads):
+                    _lay_across(films, column[chunk:chunk + count], head, across)
                     for k in range(count):
-                        film = films[column[chunk + k], head]
-                        for i in range(size):
-                            across[i, k] = film[i]
-                        across[size, k] = wanted[chunk + k] - film[size]
+                        across[size, k] = wanted[chunk + k] - across[size, k]
                     _add_products(across, count, size, gram[head])
             for head in range(heads):
                 lane = (user - begin) * heads + head
@@ -222,13 +222,31 @@ def _ridge(films, wanted, column, start, prior, penalty, factor, solution, left,
         _dots(solution, films, column, start, left, begin, end)
         for rating in range(start[begin], start[end]):
             for head in range(heads):
-                left[rating, head] = wanted[rating] - films[column[rating], head, size] - left[rating, head]
+                left[rating, head] = wanted[rating] - left[rating, head]
 
 
 @partial(compiled, parallel=True)
 def _ridge_shared_out(films, wanted, column, start, prior, penalty, factor, solution, left, bounds):
     for share in numba.prange(len(bounds) - 1):
         _ridge(films, wanted, column, start, prior, penalty, factor, solution, left, bounds[share], bounds[share + 1])
+
+
+@compiled
+def _lay_across(films, column, head, across):
+    """Write a head's rows of films to columns; of eight together, numbers that follow each other are written at once.
+    """
+    whole = len(column) // 8 * 8
+    for k in range(0, whole, 8):
+        a, b, c, d = (films[column[k], head], films[column[k + 1], head], films[column[k + 2], head],
+                      films[column[k + 3], head])
+        e, f, g, h = (films[column[k + 4], head], films[column[k + 5], head], films[column[k + 6], head],
+                      films[column[k + 7], head])
+        for i in range(films.shape[2]):
+            across[i, k], across[i, k + 1], across[i, k + 2], across[i, k + 3] = a[i], b[i], c[i], d[i]
+            across[i, k + 4], across[i, k + 5], across[i, k + 6], across[i, k + 7] = e[i], f[i], g[i], h[i]
+    for k in range(whole, len(column)):
+        for i in range(films.shape[2]):
+            across[i, k] = films[column[k], head, i]
 
 
 @compiled
@@ -301,7 +319,7 @@ def _factorise(system, lanes):
 @compiled
 def _substitute(factor, values, solution, begin, end):
     """Solve U'U x = values (S, lanes), U as `_factorise` leaves it, and write x to the solution of users begin:end."""
-    heads, size = solution.shape[1:]
+    heads, size = solution.shape[1], len(factor)
     lanes = (end - begin) * heads
     for i in range(size):
         for k in range(i):
