@@ -147,11 +147,12 @@ def run_load(data_dir: Path) -> float:
 
 def run_history(data_dir: Path) -> float:
     """One user's ratings from the file, as rec.py reads them; returns the median milliseconds of 200 users."""
-    file, users = dataset.RatingsFile(data_dir), dataset.read_users(data_dir)
+    ratings, users = dataset.RatingsFile(data_dir), dataset.UsersFile(data_dir)
+    user_id = users.read().user_id
     times = []
-    for user_idx in np.linspace(0, len(users.user_id) - 1, 200).astype(int):
+    for one in user_id[np.linspace(0, len(user_id) - 1, 200).astype(int)].tolist():
         start = time.perf_counter()
-        file.read_user(users, user_idx)
+        ratings.read_user(users.find(one))
         times.append(time.perf_counter() - start)
     return 1000 * sorted(times)[len(times) // 2]
 

@@ -26,7 +26,7 @@ from models.one_user import OneUser
 from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
-from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users
+from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
 
 
 @dataclass
@@ -83,9 +83,10 @@ class Recommender:
     chance does not put a movie with a handful of ratings first (`TwoSided.list_vectors`).
     """
 
-    def __init__(self, model: TwoSided, meta: dict, users: Users, movies: Movies, ratings: RatingsFile,
+    def __init__(self, model: TwoSided, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
                  date: datetime.date | None = None) -> None:
-        self.model, self.meta, self.users, self.movies, self.ratings = model, meta, users, movies, ratings
+        self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
+        self._users_file = users_file
         last = meta["num_days"] - 1
         self.day = last
         if date is not None:
@@ -114,8 +115,12 @@ class Recommender:
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
         model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, dataset.read_users(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir),
-                   date)
+        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir), date)
+
+    @cached_property
+    def users(self) -> Users:
+        """All users of the data set; read when first asked for."""
+        return self._users_file.read()
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -123,7 +128,7 @@ class Recommender:
 
     def has_user(self, user_id: int) -> bool:
         """Tell whether the data set has a user."""
-        return _place(self.users.user_id, user_id) is not None
+        return self._users_file.find(user_id) is not None
 
     def history_of(self, user_id: int) -> History:
         """Return the ratings of a user of the data set, up to the day that is asked about.
@@ -131,15 +136,15 @@ class Recommender:
         Raises:
             DataError: there is no such user.
         """
-        user_idx = _place(self.users.user_id, user_id)
-        if user_idx is None:
+        user = self._users_file.find(user_id)
+        if user is None:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
                             'python rec.py --rate "MOVIE_ID:STARS,...", or add --fallback popular')
-        ratings = self.ratings.read_user(self.users, user_idx)
+        ratings = self.ratings.read_user(user)
         ratings = ratings.part(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
                        torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"],
-                       torch.from_numpy(ratings.day.astype(np.int64)), user_id, user_idx)
+                       torch.from_numpy(ratings.day.astype(np.int64)), user_id, user.user_idx)
 
     def history_from(self, ratings: dict[int, float]) -> History:
         """Return the history of somebody new from {movie_id: stars}; raises as `add_ratings` does."""
@@ -170,7 +175,7 @@ class Recommender:
         Raises:
             DataError: there is no such movie.
         """
-        movie_idx = _place(self.movies.movie_id, movie_id)
+        movie_idx = place_of(self.movies.movie_id, movie_id)
         if movie_idx is None:
             raise DataError(f"movie_id {movie_id} is not in the data set")
         return movie_idx
@@ -334,12 +339,6 @@ def _context(history: History) -> Context:
 def _user_idx(history: History) -> torch.Tensor | None:
     """Return the index of a user of the data set, int64 (1,)."""
     return None if history.user_idx is None else torch.tensor([history.user_idx])
-
-
-def _place(ids: np.ndarray, wanted: int) -> int | None:
-    """Return where an id stands among ascending ids."""
-    place = int(np.searchsorted(ids, wanted)) if abs(wanted) < 2**63 else len(ids)
-    return place if place < len(ids) and ids[place] == wanted else None
 
 
 def _fold(text: str) -> str:

@@ -4,7 +4,8 @@
         user_idx int32, movie_idx int16 (int32 past 32,767 movies), stars uint8 (in steps of `stars_step`),
         day int16 (int32 past 32,767 days), counted from the schema's metadata entry `day_epoch` (YYYY-MM-DD),
         split: "train", "validation" or "test"
-    users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32
+    users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32; in row groups,
+        so that one user is found without reading all
     movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32
     meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint,
         digests of the parquet files' footers, and of its own entries
@@ -21,9 +22,11 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +39,7 @@ FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 PREPROCESS = "python preprocessing/netflix_preprocess.py"
 
 CODEC = "lz4"  # quick, and cannot make more than 255 bytes of one
+USERS_PER_GROUP = 16_384  # of users.parquet: what is read to find one of them
 
 MOST_META_BYTES = 1 << 24  # what a reader takes memory for without a second look
 MOST_GROUP_ROWS = 1 << 24
@@ -62,12 +66,23 @@ class Movies:
     num_train_ratings: np.ndarray  # int32 (M,)
 
 
+class User(NamedTuple):
+    """Where one user is."""
+
+    user_idx: int
+    rows: slice  # of ratings.parquet
+
+
 @dataclass
 class Users:
     """The users, one entry per user_idx (U); their rows of ratings.parquet are offset[u]:offset[u + 1]."""
 
     user_id: np.ndarray  # int64 (U,), ascending
     offset: np.ndarray  # int64 (U + 1,)
+
+    def user(self, user_idx: int) -> User:
+        """Return where one of them is."""
+        return User(user_idx, slice(*self.offset[user_idx:user_idx + 2].tolist()))
 
 
 @dataclass
@@ -120,7 +135,7 @@ def write_users(folder: Path, users: Users) -> None:
                       "num_ratings": np.diff(users.offset).astype(np.int32)})
     ascending = {"user_id": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}  # read five times as fast
     pq.write_table(table, folder / "users.parquet", compression=CODEC, write_page_checksum=True, use_dictionary=False,
-                   column_encoding=ascending)
+                   column_encoding=ascending, row_group_size=USERS_PER_GROUP)
 
 
 def write_movies(folder: Path, movies: Movies) -> None:
@@ -166,14 +181,7 @@ def read_meta(data_dir: Path) -> dict:
 
 def read_users(data_dir: Path) -> Users:
     """Read users.parquet."""
-    path = data_dir / "users.parquet"
-    with _damage_named(path):
-        table = _read_whole(_open(path))
-        user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
-        users = Users(user_id, np.append(offset, offset[-1] + num_ratings[-1] if len(offset) else 0))
-        _demand((user_id[1:] > user_id[:-1]).all() and not offset[:1].any() and (num_ratings > 0).all()
-                and (offset + num_ratings == users.offset[1:]).all(), "its users are out of order")
-        return users
+    return UsersFile(data_dir).read()
 
 
 def read_movies(data_dir: Path) -> Movies:
@@ -191,6 +199,40 @@ def read_movies(data_dir: Path) -> Movies:
         _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
                 and None not in movies.title, "its movies are out of order")
         return movies
+
+
+class UsersFile:
+    """users.parquet opened for reading: all of it, or what is needed to find one user.
+
+    Raises:
+        DataError: the file is missing or damaged; every read verifies the checksums of its pages.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self.path = data_dir / "users.parquet"
+        with _damage_named(self.path):
+            self._file = _open(self.path)
+            groups = [self._file.metadata.row_group(k) for k in range(self._file.num_row_groups)]
+            self._group_starts = np.cumsum([0, *(group.num_rows for group in groups)])
+            self._lowest = [group.column(0).statistics.min for group in groups if group.num_rows]
+
+    def read(self) -> Users:
+        """Read all users."""
+        with _damage_named(self.path):
+            users = _users_of(_read_whole(self._file))
+            _demand(users.offset[0] == 0, "its ratings do not begin at the first")
+            return users
+
+    def find(self, user_id: int) -> User | None:
+        """Return where a user is; None if there is no such user."""
+        group = bisect_right(self._lowest, user_id) - 1
+        if group < 0:
+            return None
+        with _damage_named(self.path):
+            _check_codec(self._file, group)
+            users = _users_of(self._file.read_row_group(group, use_threads=False))
+        place = place_of(users.user_id, user_id)
+        return None if place is None else users.user(place)._replace(user_idx=int(self._group_starts[group]) + place)
 
 
 class RatingsFile:
@@ -229,10 +271,12 @@ class RatingsFile:
             ratings, start = self.read_group(group), self.group_starts[group]
             yield ratings.part(slice(max(rows.start - start, 0), rows.stop - start))
 
-    def read_user(self, users: Users, user_idx: int) -> Ratings:
+    def read_user(self, user: User) -> Ratings:
         """Read one user's ratings, in order of day."""
-        start, stop = users.offset[user_idx:user_idx + 2]
-        return next(self.read_rows(slice(start, stop)))
+        ratings = next(self.read_rows(user.rows))
+        with _damage_named(self.path):
+            _demand((ratings.user_idx == user.user_idx).all(), "ratings of one user where another's should be")
+        return ratings
 
     def read_group(self, group: int) -> Ratings:
         """Read one row group."""
@@ -286,6 +330,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def place_of(ids: np.ndarray, wanted: int) -> int | None:
+    """Return where an id stands among ascending ids; None if it is not there."""
+    place = int(np.searchsorted(ids, wanted)) if abs(wanted) < 2**63 else len(ids)
+    return place if place < len(ids) and ids[place] == wanted else None
+
+
+def _users_of(table: pa.Table) -> Users:
+    """Return users who follow each other from their rows of users.parquet."""
+    user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
+    users = Users(user_id, np.append(offset, offset[-1] + num_ratings[-1] if len(offset) else 0))
+    _demand((user_id[1:] > user_id[:-1]).all() and (offset >= 0).all() and (num_ratings > 0).all()
+            and (offset + num_ratings == users.offset[1:]).all(), "its users are out of order")
+    return users
 
 
 def _open(path: Path, **options: object) -> pq.ParquetFile:

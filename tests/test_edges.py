@@ -115,7 +115,7 @@ def test_more_than_two_to_the_31_cells(commands):
     meta = read_meta(data_dir)
     assert meta["num_users"] * meta["num_movies"] > 2**31
     users = read_users(data_dir)
-    seen = RatingsFile(data_dir).read_user(users, 69_999)
+    seen = RatingsFile(data_dir).read_user(users.user(69_999))
     assert users.user_id[-1] == 70_000 and seen.movie_idx.tolist() == [39_999, 0]
     data = load_dataset(data_dir)
     kept = sum(len(part) for part in (data.train, data.validation, data.test))
@@ -128,7 +128,7 @@ def test_dates_before_1970_and_before_the_calendar(commands):
                     for movie_id, date in enumerate(dates, start=1))
     data_dir, _ = commands(lines, titles_of(*range(1, 6)))
     first = np.datetime64(read_meta(data_dir)["day_epoch"])
-    read = RatingsFile(data_dir).read_user(read_users(data_dir), 0)
+    read = RatingsFile(data_dir).read_user(read_users(data_dir).user(0))
     assert [str(first + int(day)) for day in read.day] == dates
     assert read.day.dtype == np.int32
 

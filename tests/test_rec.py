@@ -71,7 +71,7 @@ def rated_movies(data_dir) -> list[int]:
 def test_rec_never_returns_a_rated_movie(capsys, data_dir, run_dir):
     users, movies, ratings = read_users(data_dir), read_movies(data_dir), RatingsFile(data_dir)
     for user_idx in range(0, len(users.user_id), 37):
-        rated = set(movies.movie_id[ratings.read_user(users, user_idx).movie_idx].tolist())
+        rated = set(movies.movie_id[ratings.read_user(users.user(user_idx)).movie_idx].tolist())
         result = json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "1000", "--user_id",
                                       str(users.user_id[user_idx])))
         listed = {row["movie_id"] for row in result["recommendations"]}

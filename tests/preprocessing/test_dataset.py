@@ -139,7 +139,7 @@ def test_read_user_gives_the_rows_of_the_user(data_dir):
     users, ratings = read_users(data_dir), RatingsFile(data_dir)
     assert len(users.user_id) > 40
     for user_idx in [*range(len(users.user_id)), 0, len(users.user_id) - 1]:
-        read = ratings.read_user(users, user_idx)
+        read = ratings.read_user(users.user(user_idx))
         rows = [row for row in table if row["user_idx"] == user_idx]
         assert [(*(getattr(read, name)[k] for name in COLUMNS[:4]), SPLITS[read.split[k]])
                 for k in range(len(read.stars))] == [tuple(row[name] for name in COLUMNS) for row in rows]
