@@ -126,7 +126,7 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, total)
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict()})
+        "refit": False, "model": model.state_dict(), "films": model.films().table.detach()})
     return folder
 
 

@@ -3,7 +3,8 @@
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
     settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
-    on), model (state dict), sums (of its tensors' numbers, see `_sums`);
+    on), model (state dict), films (what its movie tower makes of the catalogue, `Films.table`, so that a list need not
+    wait for it), sums (of its tensors' numbers, see `_sums`);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed. It is read with `weights_only=True`: it cannot run code. Before
 anything of it is used, its checksums are checked, and that its tensors are those of its config.
@@ -137,7 +138,7 @@ def _check_content(checkpoint: dict, num_bytes: int) -> None:
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
     types = {"fingerprint": str, "config": dict, "both": bool, "settings": dict, "epoch": int,
-             "train_s": (int, float), "refit": bool, "model": dict}
+             "train_s": (int, float), "refit": bool, "model": dict, "films": torch.Tensor}
     config, both = checkpoint["config"], checkpoint["both"]
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
@@ -151,6 +152,10 @@ def _check_content(checkpoint: dict, num_bytes: int) -> None:
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
     if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
+    films, head_dim = checkpoint["films"], embedding_dim // config["num_heads"]
+    if (films.shape != (movies, config["num_heads"], head_dim + 2) or films.dtype != torch.float32
+            or not films.is_contiguous()):
+        raise ValueError("films")
     for name, expected in _empty_model(config, both).state_dict().items():
         tensor = checkpoint["model"][name]
         if (tensor.shape, tensor.dtype, tensor.stride()) != (expected.shape, expected.dtype, expected.stride()):

@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import normalize
 
 from models.checkpoint import load_checkpoint, model_of
+from models.movie_tower import Films
 from models.one_user import OneUser
 from models.sides import TwoSided
 from models.user_tower import Context
@@ -84,7 +85,8 @@ class Recommender:
     """
 
     def __init__(self, model: TwoSided, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
-                 date: datetime.date | None = None) -> None:
+                 date: datetime.date | None = None, films: Films | None = None) -> None:
+        """Take over what `load` reads; `films` are `model.films()` where they are at hand."""
         self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
         self._users_file = users_file
         last = meta["num_days"] - 1
@@ -92,7 +94,7 @@ class Recommender:
         if date is not None:
             self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
-            self._films = model.films()
+            self._films = films or model.films()
             self._one_user = OneUser(model.user_side, self._films)
             # Laid out coordinate by coordinate, which makes a product with one user's vector four times as fast.
             self.list_vectors = model.list_vectors(self.day, self._films).T.contiguous().T  # (M, K)
@@ -114,8 +116,10 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        model = model_of(load_checkpoint(run_dir / "best.pt", meta["fingerprint"]))
-        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir), date)
+        checkpoint = load_checkpoint(run_dir / "best.pt", meta["fingerprint"])
+        model = model_of(checkpoint)
+        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir), date,
+                   Films(checkpoint["films"], model.user_side.movie_tower.mean))
 
     @cached_property
     def users(self) -> Users:

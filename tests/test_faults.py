@@ -105,7 +105,8 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
                                  pooled_dim=2), both=True)
     path = tmp_path / "best.pt"
     save_checkpoint(path, {"fingerprint": "a" * 64, **model.description(), "settings": {}, "epoch": 1,
-                           "train_s": 1.0, "refit": False, "model": model.state_dict()})
+                           "train_s": 1.0, "refit": False, "model": model.state_dict(),
+                           "films": model.films().table.detach()})
     data, whole, found = path.read_bytes(), load_checkpoint(path, "a" * 64), 0
     for place in range(0, len(data), 5):
         broken = bytearray(data)
@@ -118,9 +119,10 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
             assert "best.pt" in str(error), place
             found += 1
             continue
-        tensors = read.pop("model")
-        assert read == {key: value for key, value in whole.items() if key != "model"}, place
+        tensors, films = read.pop("model"), read.pop("films")
+        assert read == {key: value for key, value in whole.items() if key not in ("model", "films")}, place
         assert all(torch.equal(tensors[key], value) for key, value in whole["model"].items()), place
+        assert torch.equal(films, whole["films"]), place
     assert found > 0.5 * len(data) / 5
 
 
@@ -253,7 +255,8 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(capsys, copies)
     model = checkpoint["model"] | {"user_side.user_embedding": table}
     for broken in ({"config": config, "model": model}, {"model": model},
                    {"model": checkpoint["model"] | {"user_side.movie_tower.year": torch.zeros(1, dtype=torch.float64)}},
-                   {"model": {}}, {"model": []}, {"epoch": "last"}, {"fingerprint": 3}):
+                   {"model": {}}, {"model": []}, {"epoch": "last"}, {"fingerprint": 3}, {"films": []},
+                   {"films": checkpoint["films"][1:]}, {"films": checkpoint["films"].double()}):
         save_checkpoint(run_dir / "best.pt", checkpoint | broken)
         code = rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)])
         assert "best.pt" in sentence_of(capsys, code)

@@ -101,11 +101,12 @@ class Trainer:
                 self.best_rmse = metrics.val_rmse if math.isfinite(metrics.val_rmse) else math.inf
             yield metrics
 
+    @torch.no_grad()
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
         return {"fingerprint": fingerprint, **self.model.description(), "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict()}
+                "model": self.model.state_dict(), "films": self.model.films().table}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

@@ -37,6 +37,12 @@ def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_di
     assert not torch.equal(torch.get_rng_state(), drawn)  # as a new model does
 
 
+def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
+    for name in ("best.pt", "last.pt"):
+        checkpoint = load_checkpoint(run_dir / name, read_meta(data_dir)["fingerprint"])
+        assert torch.equal(checkpoint["films"], model_of(checkpoint).films().table), name
+
+
 def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):
     fingerprint = read_meta(data_dir)["fingerprint"]
     checkpoint = dict(load_checkpoint(run_dir / "best.pt", fingerprint))
