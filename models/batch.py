@@ -203,7 +203,7 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for group in range(first_group, len(recommender.ratings.group_starts) - 1):
-            ratings = recommender.ratings.read_group(group)
+            ratings = recommender.ratings.read_group(group, with_split=False)
             users = range(int(ratings.user_idx[0]), int(ratings.user_idx[-1]) + 1)
             waiting.append((users, pool.submit(work, recommender, ratings, *args)))
             if len(waiting) > num_threads:

@@ -221,7 +221,7 @@ class Recommender:
             DataError: relevance is asked for, and the run was trained without.
         """
         vector = self.vector_of(history)
-        scores = torch.from_numpy(self.list_vectors.numpy() @ vector.numpy())  # (M,); torch takes twice as long
+        scores = self._by_coordinate @ vector  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
         given = {}
@@ -280,6 +280,12 @@ class Recommender:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
         return self._relevance_vectors @ self.model.relevance.user_vectors(_context(history), vector.unsqueeze(0))[0]
+
+    @cached_property
+    def _by_coordinate(self) -> torch.Tensor:
+        """`list_vectors`, float (M, K), laid out coordinate by coordinate, so that a product with one person's vector
+        takes a third of the time; made when first asked for."""
+        return self.list_vectors.T.contiguous().T
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:

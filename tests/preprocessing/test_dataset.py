@@ -9,8 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import assembly
-from preprocessing.dataset import SPLITS, DataError, RatingsFile, read_meta, read_movies, read_users
+from preprocessing import assembly, dataset
+from preprocessing.dataset import (
+    SPLITS,
+    DataError,
+    RatingsFile,
+    User,
+    UsersFile,
+    read_meta,
+    read_movies,
+    read_users,
+)
 
 COLUMNS = ("user_idx", "movie_idx", "stars", "day", "split")
 PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
@@ -141,8 +150,38 @@ def test_read_user_gives_the_rows_of_the_user(data_dir):
     for user_idx in [*range(len(users.user_id)), 0, len(users.user_id) - 1]:
         read = ratings.read_user(users.user(user_idx))
         rows = [row for row in table if row["user_idx"] == user_idx]
-        assert [(*(getattr(read, name)[k] for name in COLUMNS[:4]), SPLITS[read.split[k]])
-                for k in range(len(read.stars))] == [tuple(row[name] for name in COLUMNS) for row in rows]
+        assert [tuple(getattr(read, name)[k] for name in COLUMNS[:4]) for k in range(len(read.stars))] == [
+            tuple(row[name] for name in COLUMNS[:4]) for row in rows]
+
+
+@pytest.mark.parametrize("users_per_group", [1, 7, 1 << 20])
+def test_a_user_is_found_in_his_row_group(kit, preprocess, monkeypatch, users_per_group):
+    monkeypatch.setattr(dataset, "USERS_PER_GROUP", users_per_group)
+    data_dir = preprocess(ratings=kit.draw_ratings(42, num_users=50, num_movies=20))
+    users, file = read_users(data_dir), UsersFile(data_dir)
+    assert pq.read_metadata(data_dir / "users.parquet").num_row_groups == -(-len(users.user_id) // users_per_group)
+    known = users.user_id.tolist()
+    for user_id in [*range(known[0] - 2, known[-1] + 3), -2**70, 2**70]:
+        assert file.find(user_id) == (users.user(known.index(user_id)) if user_id in known else None)
+
+
+def test_a_user_s_row_group_that_is_damaged_is_noticed_and_another_s_is_not_read(kit, preprocess, monkeypatch):
+    monkeypatch.setattr(dataset, "USERS_PER_GROUP", 10)
+    data_dir = preprocess(ratings=kit.draw_ratings(43, num_users=50, num_movies=20))
+    known, path = read_users(data_dir).user_id.tolist(), data_dir / "users.parquet"
+    column = pq.read_metadata(path).row_group(2).column(0)
+    broken = bytearray(path.read_bytes())
+    broken[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+    path.write_bytes(broken)
+    assert UsersFile(data_dir).find(known[7]).user_idx == 7
+    with pytest.raises(DataError, match=r"users\.parquet is damaged"):
+        UsersFile(data_dir).find(known[25])
+
+
+def test_ratings_of_another_user_are_not_taken_for_somebody_s(data_dir):
+    rows = read_users(data_dir).user(3).rows
+    with pytest.raises(DataError, match=r"ratings\.parquet is damaged \(ratings of one user where another's should be"):
+        RatingsFile(data_dir).read_user(User(4, rows))
 
 
 def test_read_groups_give_every_row_once_in_order(data_dir):
