@@ -30,9 +30,9 @@ from models.sides import STANDARD_ERRORS
 from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
-USERS_PER_BLOCK = 512  # users of one product, in each thread
+USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group
 MOST_KEPT = 100  # a longer list is cut from a sort of all scores
-MOVIES_PER_TILE = 2048  # of one product: so many scores stay in the processor's cache until the best are taken
+MOVIES_PER_TILE = 1024  # of one product: so many scores stay in the processor's cache until the best are taken
 BUSY = "another run is writing {}; wait for it, or name another place"
 
 
