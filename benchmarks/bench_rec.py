@@ -196,7 +196,7 @@ def bare_products(recommender: Recommender, num_users: int) -> float:
     """Seconds for the scores of all movies for so many users and nothing else, in blocks of as many users as the lists
     are made in, but of all movies at once, as one would write it."""
     num_threads = torch.get_num_threads()
-    movie_vectors = recommender.list_vectors.T
+    movie_vectors = recommender.list_vectors.contiguous().T
     vectors = torch.randn(batch.USERS_PER_BLOCK, len(movie_vectors))
     memory = torch.empty(num_threads, batch.USERS_PER_BLOCK, movie_vectors.shape[1])
 

@@ -70,10 +70,16 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
                         "on from what is done") from None
 
 
-def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table:
-    """Return the lists of some users of the data set that follow each other, from all their ratings (R)."""
-    movie_vectors = recommender.list_vectors.T  # (P, M)
-    num_movies = movie_vectors.shape[1]
+def lists_of(recommender: Recommender, ratings: Ratings, movie_vectors: torch.Tensor, top_n: int) -> pa.Table:
+    """Return the lists of some users of the data set that follow each other.
+
+    Args:
+        recommender: of the run.
+        ratings: all that these users have given (R).
+        movie_vectors: `list_vectors`, float (M, P), movie by movie in memory: products with many users are faster so.
+        top_n: movies a user.
+    """
+    num_movies = len(movie_vectors)
     unlisted = torch.empty(USERS_PER_BLOCK, num_movies, dtype=torch.bool)
     memory = torch.empty(USERS_PER_BLOCK * MOVIES_PER_TILE)
     tables = []
@@ -82,7 +88,7 @@ def lists_of(recommender: Recommender, ratings: Ratings, top_n: int) -> pa.Table
         hidden = unlisted[:num_users].copy_(~recommender.recommendable)  # (B, M)
         seen = (own.user_idx.astype(np.int64) - first) * num_movies + own.movie_idx
         hidden.view(-1).index_fill_(0, torch.from_numpy(seen), True)
-        best, movie_idx = _best(recommender.vectors_of(own), movie_vectors, hidden, top_n, memory)
+        best, movie_idx = _best(recommender.vectors_of(own), movie_vectors.T, hidden, top_n, memory)
         listed = best > -torch.inf  # (B, N)
         user, place = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
@@ -176,7 +182,8 @@ def _write_parts(recommender: Recommender, partial: Path, top_n: int) -> list[Pa
     waiting: list[pa.Table] = []
     with tqdm(total=num_users, initial=first_user, desc="recommend", unit=" users", unit_scale=True) as bar:
         try:
-            lists = _by_groups(recommender, lists_of, top_n, first_group=first_group)
+            movie_vectors = recommender.list_vectors.contiguous()
+            lists = _by_groups(recommender, lists_of, movie_vectors, top_n, first_group=first_group)
             for group, (users, table) in enumerate(lists, first_group):
                 waiting.append(table)
                 if len(waiting) == GROUPS_PER_PART or group == num_groups - 1:

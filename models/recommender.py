@@ -97,7 +97,7 @@ class Recommender:
         with torch.no_grad():
             self._films = films or model.films()
             self._one_user = OneUser(model.user_side, self._films)
-            self.list_vectors = model.list_vectors(self.day, self._films)  # (M, K)
+            self.list_vectors = model.list_vectors(self.day, self._films)  # (M, K), coordinate by coordinate
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -129,7 +129,7 @@ class Recommender:
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
-        return int(np.random.default_rng(self.meta["seed"]).choice(self.users.user_id))
+        return self._users_file.id_of(int(np.random.default_rng(self.meta["seed"]).integers(self.meta["num_users"])))
 
     def has_user(self, user_id: int) -> bool:
         """Tell whether the data set has a user."""
@@ -221,7 +221,7 @@ class Recommender:
             DataError: relevance is asked for, and the run was trained without.
         """
         vector = self.vector_of(history)
-        scores = self._by_coordinate @ vector  # (M,)
+        scores = self.list_vectors @ vector  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
         given = {}
@@ -280,12 +280,6 @@ class Recommender:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
         return self._relevance_vectors @ self.model.relevance.user_vectors(_context(history), vector.unsqueeze(0))[0]
-
-    @cached_property
-    def _by_coordinate(self) -> torch.Tensor:
-        """`list_vectors`, float (M, K), laid out coordinate by coordinate, so that a product with one person's vector
-        takes a third of the time; made when first asked for."""
-        return self.list_vectors.T.contiguous().T
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:

@@ -229,11 +229,19 @@ class UsersFile:
         group = bisect_right(self._lowest, user_id) - 1
         if group < 0:
             return None
-        with _damage_named(self.path):
-            _check_codec(self._file, group)
-            users = _users_of(self._file.read_row_group(group, use_threads=False))
+        users = self._read_group(group)
         place = place_of(users.user_id, user_id)
         return None if place is None else users.user(place)._replace(user_idx=int(self._group_starts[group]) + place)
+
+    def id_of(self, user_idx: int) -> int:
+        """Return the id of a user."""
+        group = bisect_right(self._group_starts, user_idx) - 1
+        return int(self._read_group(group).user_id[user_idx - self._group_starts[group]])
+
+    def _read_group(self, group: int) -> Users:
+        with _damage_named(self.path):
+            _check_codec(self._file, group)
+            return _users_of(self._file.read_row_group(group, use_threads=False))
 
 
 class RatingsFile:

@@ -82,7 +82,7 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
     ones = np.ones(len(everything), np.uint8)
     recommender.users.offset = np.array([0, len(everything)])
     ratings = dataset.Ratings(np.zeros(len(everything), np.int32), everything, ones, everything, ones)
-    table = batch.lists_of(recommender, ratings, 10).to_pydict()
+    table = batch.lists_of(recommender, ratings, recommender.list_vectors, 10).to_pydict()
     assert table["rank"] == [1, 2, 3]
     assert sorted(table["movie_id"]) == recommender.movies.movie_id[:3].tolist()
 

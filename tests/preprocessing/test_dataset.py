@@ -163,6 +163,7 @@ def test_a_user_is_found_in_his_row_group(kit, preprocess, monkeypatch, users_pe
     known = users.user_id.tolist()
     for user_id in [*range(known[0] - 2, known[-1] + 3), -2**70, 2**70]:
         assert file.find(user_id) == (users.user(known.index(user_id)) if user_id in known else None)
+    assert [file.id_of(user_idx) for user_idx in range(len(known))] == known
 
 
 def test_a_user_s_row_group_that_is_damaged_is_noticed_and_another_s_is_not_read(kit, preprocess, monkeypatch):
