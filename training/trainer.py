@@ -106,7 +106,7 @@ class Trainer:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
         return {"fingerprint": fingerprint, **self.model.description(), "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict(), "films": self.model.films().table}
+                "model": self.model.state_dict(), "films": self.model.eval().films().table}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""
