@@ -321,8 +321,7 @@ def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Te
 
     Args:
         scores, allowed: (M,) and bool (M,); equal scores keep the order of the index, and what is not a number is not
-            among the best. (A sort of all scores would take
-            40 times as long.)
+            among the best. (A sort of all scores would take 40 times as long.)
     """
     scores = torch.where(allowed, scores, -torch.inf)
     highest, places = scores.topk(min(top_n + 1, len(scores)))

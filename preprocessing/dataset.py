@@ -213,9 +213,9 @@ class UsersFile:
         self.path = data_dir / "users.parquet"
         with _damage_named(self.path):
             self._file = _open(self.path)
-            groups = [self._file.metadata.row_group(k) for k in range(self._file.num_row_groups)]
-            self._group_starts = np.cumsum([0, *(group.num_rows for group in groups)])
-            self._lowest = [group.column(0).statistics.min for group in groups if group.num_rows]
+            self._group_starts = _group_starts(self._file)
+            self._lowest = [self._file.metadata.row_group(group).column(0).statistics.min
+                            for group, size in enumerate(np.diff(self._group_starts)) if size]
 
     def read(self) -> Users:
         """Read all users."""
@@ -240,8 +240,7 @@ class UsersFile:
 
     def _read_group(self, group: int) -> Users:
         with _damage_named(self.path):
-            _check_codec(self._file, group)
-            return _users_of(self._file.read_row_group(group, use_threads=False))
+            return _users_of(_read_row_group(self._file, group, use_threads=False))
 
 
 class RatingsFile:
@@ -257,9 +256,9 @@ class RatingsFile:
             meta = read_meta(data_dir)
             self._num_users, self._num_movies = meta["num_users"], meta["num_movies"]
             self._file = _open(self.path, read_dictionary=["split"])
-            sizes = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
-            _demand(max(sizes, default=0) <= MOST_GROUP_ROWS, f"a row group of {max(sizes, default=0):,} rows")
-        self.group_starts = np.cumsum([0, *sizes])
+            self.group_starts = _group_starts(self._file)
+            largest = np.diff(self.group_starts).max(initial=0)
+            _demand(largest <= MOST_GROUP_ROWS, f"a row group of {largest:,} rows")
 
     def __len__(self) -> int:
         return int(self.group_starts[-1])
@@ -290,8 +289,7 @@ class RatingsFile:
     def read_group(self, group: int, with_split: bool = True) -> Ratings:
         """Read one row group; the split takes a fourth of the time."""
         with _damage_named(self.path):
-            _check_codec(self._file, group)
-            table = self._file.read_row_group(group, None if with_split else COLUMNS)
+            table = _read_row_group(self._file, group, columns=None if with_split else COLUMNS)
             ratings = Ratings(*(_column(table, name) for name in COLUMNS), _split(table) if with_split else None)
             _demand(self._is_sound(ratings, self.group_starts[group + 1] - self.group_starts[group]),
                     f"row group {group} holds what no data set can")
@@ -367,6 +365,17 @@ def _open(path: Path, **options: object) -> pq.ParquetFile:
     file = pq.ParquetFile(path, page_checksum_verification=True, **options)
     _demand(file.metadata.num_rows <= MOST_ROWS_PER_BYTE * size, f"{file.metadata.num_rows:,} rows in {size:,} bytes")
     return file
+
+
+def _group_starts(file: pq.ParquetFile) -> np.ndarray:
+    """Return where each row group begins, and the end of the last, int64 (G + 1,)."""
+    return np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+
+
+def _read_row_group(file: pq.ParquetFile, group: int, **options: object) -> pa.Table:
+    """Read one row group, once it is known to be compressed as it is written."""
+    _check_codec(file, group)
+    return file.read_row_group(group, **options)
 
 
 def _read_whole(file: pq.ParquetFile) -> pa.Table:
