@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import DAMAGE, load_checkpoint, lock_run, model_of, save_checkpoint
+from models.checkpoint import DAMAGE, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import DEFAULT_PARTS, OPTIONAL_PARTS, PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
 from models.time import first_days
@@ -198,9 +198,9 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         refit(args, device, ranks)
     if not ranks.is_main:
         return
-    checkpoint = load_checkpoint(best, fingerprint)
+    model, checkpoint = load_model(best, fingerprint)
+    model = model.to(device)
     known = load_dataset(args.data_dir, with_validation=True)
-    model = model_of(checkpoint).to(device)
     if model.movie_side is not None and not checkpoint["refit"]:  # which has solved them so
         solve_movies(model, known)
         if not args.eval_only:

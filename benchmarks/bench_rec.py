@@ -124,9 +124,11 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     count = torch.tensor(movies.num_train_ratings).double()
     total = torch.randn(len(count)).double() * count
     model.user_side.movie_tower.set_statistics(torch.tensor(movies.year), count, total)
+    with torch.no_grad():
+        films = model.films()
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict(), "films": model.films().table.detach()})
+        "refit": False, "model": model.state_dict(), "films": films.table, "film_columns": films.take_columns()})
     return folder
 
 
@@ -154,7 +156,8 @@ def run_single(data_dir: Path, run_dir: Path) -> dict:
 def run_load(data_dir: Path, run_dir: Path) -> float:
     """Milliseconds from `import torch` to a recommender that is ready, the sources compiled by an earlier process."""
     program = ("import time, torch; start = time.perf_counter(); from models.recommender import Recommender; "
-               f"Recommender.load({str(run_dir)!r}, {str(data_dir)!r}); print(1000 * (time.perf_counter() - start))")
+               f"ready = Recommender.load({str(run_dir)!r}, {str(data_dir)!r}); "
+               "print(1000 * (time.perf_counter() - start))")
     return float(subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=COMPILED, check=True,
                                 capture_output=True).stdout)
 

@@ -40,7 +40,7 @@ from benchmarks.compare_accuracy import (
     train_towers,
 )
 from benchmarks.ranking_peers import PACKAGES, PEERS, choose_settings, evaluate
-from models.checkpoint import load_checkpoint, model_of
+from models.checkpoint import load_model
 from training.batches import DataSet, load_dataset
 from training.metrics import median
 from training.relevance import relevance_scorer
@@ -119,7 +119,7 @@ def run_towers(data_dir: Path, data: DataSet, seed: int, num_threads: int) -> di
     """Train the towers in a temporary folder and measure each order they have: {"two_tower_rating": .., ..}."""
     with tempfile.TemporaryDirectory() as folder:
         written = train_towers(data_dir, Path(folder), seed, num_threads, ["--no-refit"])
-        model = model_of(load_checkpoint(Path(folder) / "best.pt", data.meta["fingerprint"]))
+        model, _ = load_model(Path(folder) / "best.pt", data.meta["fingerprint"])
         orders = {order: make(model, data.train, data.meta["stars_step"], data.last_day)
                   for order, make in TOWER_ORDERS.items()}
         return {f"two_tower_{order}": {**evaluate(score_users, data, [data.train], data.test),

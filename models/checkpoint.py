@@ -3,8 +3,8 @@
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
     settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
-    on), model (state dict), films (what its movie tower makes of the catalogue, `Films.table`, so that a list need not
-    wait for it), sums (of its tensors' numbers, see `_sums`);
+    on), model (state dict), films and film_columns (what its movie tower makes of the catalogue, `Films.table` and
+    `Films.columns`, so that a list need not wait for it), sums (of its tensors' numbers, see `_sums`);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed. It is read with `weights_only=True`: it cannot run code. Before
 anything of it is used, its checksums are checked, and that its tensors are those of its config.
@@ -27,7 +27,7 @@ from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
 from preprocessing.dataset import DataError, locked
 
-FORMAT = 5
+FORMAT = 6
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
@@ -54,6 +54,18 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     Raises:
         DataError: the file is missing, damaged, of another format, or of another data set; says what to do.
     """
+    return _load(path, fingerprint, map_location)[0]
+
+
+def load_model(path: Path, fingerprint: str) -> tuple[TwoSided, dict]:
+    """Read a checkpoint, and return its model in evaluation mode and the checkpoint; raises as `load_checkpoint`."""
+    checkpoint, model = _load(path, fingerprint, "cpu")
+    model.load_state_dict(checkpoint["model"], assign=True)
+    return model.eval(), checkpoint
+
+
+def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tuple[dict, TwoSided]:
+    """Return a checkpoint and the model of its config, whose tables are yet to be filled."""
     train = f"python main.py --run_dir {path.parent}"
     try:
         _check_parts(path)
@@ -66,20 +78,13 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     except DAMAGE:
         raise DataError(f"{path} is damaged or no checkpoint; run: {train} --overwrite") from None
     try:
-        _check_content(checkpoint, path.stat().st_size)
+        model = _empty_model(checkpoint, path.stat().st_size)
     except DAMAGE:
         raise DataError(f"{path} is no checkpoint of this version; run: {train} --overwrite") from None
     if checkpoint["fingerprint"] != fingerprint:
         raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
                         f"{fingerprint[:12]}); name the right one with --data_dir, or run: {train} --overwrite")
-    return checkpoint
-
-
-def model_of(checkpoint: dict) -> TwoSided:
-    """Build the model of a checkpoint, in evaluation mode."""
-    model = _empty_model(checkpoint["config"], checkpoint["both"])
-    model.load_state_dict(checkpoint["model"], assign=True)
-    return model.eval()
+    return checkpoint, model
 
 
 @contextlib.contextmanager
@@ -132,13 +137,14 @@ def _sums(value: object) -> list[int]:
     return [one for part in inner for one in _sums(part)]
 
 
-def _check_content(checkpoint: dict, num_bytes: int) -> None:
-    """Raise ValueError, or whatever the first use of a wrong value raises, unless the tensors are those of the config.
+def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
+    """Build the model of a checkpoint's config, whose tables are yet to be filled; raise ValueError, or whatever the
+    first use of a wrong value raises, unless the checkpoint's tensors are those of it.
 
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
     types = {"fingerprint": str, "config": dict, "both": bool, "settings": dict, "epoch": int,
-             "train_s": (int, float), "refit": bool, "model": dict, "films": torch.Tensor}
+             "train_s": (int, float), "refit": bool, "model": dict}
     config, both = checkpoint["config"], checkpoint["both"]
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
@@ -152,30 +158,29 @@ def _check_content(checkpoint: dict, num_bytes: int) -> None:
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
     if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
-    films, head_dim = checkpoint["films"], embedding_dim // config["num_heads"]
-    if (films.shape != (movies, config["num_heads"], head_dim + 2) or films.dtype != torch.float32
-            or not films.is_contiguous()):
-        raise ValueError("films")
-    for name, expected in _empty_model(config, both).state_dict().items():
+    heads = config["num_heads"]
+    width = embedding_dim // heads + 2
+    for name, shape in (("films", (movies, heads, width)), ("film_columns", (heads * width, movies))):
+        tensor = checkpoint[name]
+        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise ValueError(name)
+    with _Unfilled():
+        model = TwoSided(ModelConfig(**config), both)
+    for name, expected in model.state_dict().items():
         tensor = checkpoint["model"][name]
         if (tensor.shape, tensor.dtype, tensor.stride()) != (expected.shape, expected.dtype, expected.stride()):
             raise ValueError(name)
+    return model
 
 
-class _NoRandomNumbers(TorchFunctionMode):
-    """Leave the random tables of a new model unfilled: a checkpoint fills them.
+class _Unfilled(TorchFunctionMode):
+    """Leave the tables of a new model unfilled, random ones and zeros: a checkpoint fills them.
 
     To build it on the meta device instead would import 800 modules of torch, for 1.5 s.
     """
 
     def __torch_function__(self, function: Callable, types: object, args: tuple = (),
                            kwargs: dict | None = None) -> object:
-        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
-        return (torch.empty if function is torch.randn else function)(*args, **(kwargs or {}))
-
-
-def _empty_model(config: dict, both: bool) -> TwoSided:
-    """Build a model whose tables are yet to be filled."""
-    with _NoRandomNumbers():
-        return TwoSided(ModelConfig(**config), both)
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if function in (torch.randn, torch.zeros) else function)(*args, **(kwargs or {}))

@@ -18,11 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
-from models.checkpoint import load_checkpoint, model_of
+from models.checkpoint import load_model
 from models.movie_tower import Films
 from models.one_user import OneUser
 from models.sides import TwoSided
@@ -31,7 +30,7 @@ from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """What a person has rated (R ratings, a movie at most once), and who he is, if the data set knows him."""
 
@@ -113,14 +112,12 @@ class Recommender:
             DataError: one of them is missing or damaged, or they do not belong together.
         """
         run_dir, data_dir = Path(run_dir), Path(data_dir)
-        pa.set_memory_pool(pa.system_memory_pool())  # its own begins with more than a list needs, for 5 ms and up to 50
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        checkpoint = load_checkpoint(run_dir / "best.pt", meta["fingerprint"])
-        model = model_of(checkpoint)
+        model, checkpoint = load_model(run_dir / "best.pt", meta["fingerprint"])
         return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir), date,
-                   Films(checkpoint["films"], model.user_side.movie_tower.mean))
+                   Films(checkpoint["films"], model.user_side.movie_tower.mean, columns=checkpoint["film_columns"]))
 
     @cached_property
     def users(self) -> Users:

@@ -139,7 +139,7 @@ class TwoTower(nn.Module):
         if films is None:
             vectors, bias = self.movie_tower(movie_idx)
             return table_of(vectors, bias + of_day, CONSTANT).flatten(1)
-        vectors = films.table.flatten(1).T.clone(memory_format=torch.contiguous_format).T
+        vectors = films.take_columns().T
         by_head = vectors.view(films.table.shape)
         by_head[..., -2] = CONSTANT
         by_head[..., -1] += of_day

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import main
-from models.checkpoint import model_of
+from models.checkpoint import load_model
 from models.user_tower import Context
 from preprocessing import netflix_preprocess
 from training.batches import load_dataset
@@ -189,8 +189,8 @@ def test_in_the_end_movies_are_solved_from_all_that_is_known_before_the_test(sid
     assert changed == (["solved"] if sides == "both" else [])
     if sides == "user":
         return
-    model = model_of(torch.load(tmp_path / "best.pt", weights_only=True))
     known = load_dataset(data_dir, with_validation=True)
+    model, _ = load_model(tmp_path / "best.pt", known.meta["fingerprint"])
     movie = int(torch.bincount(load_dataset(data_dir).validation.movie_idx.long()).argmax())
     own = known.train.movie_idx == movie
     users, side = known.train.user_idx()[own], model.movie_side

@@ -104,9 +104,10 @@ class Trainer:
     @torch.no_grad()
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
+        films = self.model.eval().films()
         return {"fingerprint": fingerprint, **self.model.description(), "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict(), "films": self.model.eval().films().table}
+                "model": self.model.state_dict(), "films": films.table, "film_columns": films.take_columns()}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

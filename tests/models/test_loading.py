@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint, model_of, save_checkpoint
+from models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError, read_meta
 
@@ -25,10 +25,9 @@ def test_a_list_imports_nothing_heavy_beyond_torch(data_dir, run_dir):
 
 
 def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_dir, run_dir):
-    checkpoint = load_checkpoint(run_dir / "best.pt", read_meta(data_dir)["fingerprint"])
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    model = model_of(checkpoint)
+    model, checkpoint = load_model(run_dir / "best.pt", read_meta(data_dir)["fingerprint"])
     assert set(model.state_dict()) == set(checkpoint["model"])
     assert all(torch.equal(value, checkpoint["model"][name]) for name, value in model.state_dict().items())
     drawn = torch.get_rng_state()
@@ -39,8 +38,10 @@ def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_di
 
 def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
     for name in ("best.pt", "last.pt"):
-        checkpoint = load_checkpoint(run_dir / name, read_meta(data_dir)["fingerprint"])
-        assert torch.equal(checkpoint["films"], model_of(checkpoint).films().table), name
+        model, checkpoint = load_model(run_dir / name, read_meta(data_dir)["fingerprint"])
+        films = model.films()
+        assert torch.equal(checkpoint["films"], films.table), name
+        assert torch.equal(checkpoint["film_columns"], films.take_columns()), name
 
 
 def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):

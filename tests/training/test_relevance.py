@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 from main import build_trainer, parse_args
-from models.checkpoint import load_checkpoint, model_of
+from models.checkpoint import load_model
 from training import engine as training_engine
 from training import relevance as training_relevance
 from training.batches import Batch, batch_of, load_dataset
@@ -46,7 +46,7 @@ def test_of_very_many_users_only_some_steps_train_relevance(data_dir, monkeypatc
 def test_a_run_without_relevance_has_no_scores_of_it_and_is_not_resumed_with_it(train, data_dir, tmp_path, capsys):
     assert train(data_dir, tmp_path / "run", "--epochs", "1", "--relevance_weight", "0") == 0
     data = load_dataset(data_dir)
-    model = model_of(load_checkpoint(tmp_path / "run" / "best.pt", data.meta["fingerprint"]))
+    model, _ = load_model(tmp_path / "run" / "best.pt", data.meta["fingerprint"])
     assert relevance_scorer(model, data.train, 1, data.last_day) is None
     assert train(data_dir, tmp_path / "run", "--epochs", "2", "--resume") == 1
     assert "trained without an order by relevance; resume with the same --relevance_weight" in capsys.readouterr().err
@@ -54,7 +54,7 @@ def test_a_run_without_relevance_has_no_scores_of_it_and_is_not_resumed_with_it(
 
 def test_relevance_orders_better_than_popularity_and_than_stars(data_dir, run_dir):
     data = load_dataset(data_dir, with_validation=True)
-    model = model_of(load_checkpoint(run_dir / "best.pt", data.meta["fingerprint"]))
+    model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
     number = torch.tensor(data.movies.num_train_ratings)
     ndcg = [evaluate_ranking(score, [data.train], data.test, number > 0)["ndcg@10"] for score in (
         relevance_scorer(model, data.train, 1, data.last_day), scorer(model, data.train, 1, data.last_day),
@@ -64,7 +64,7 @@ def test_relevance_orders_better_than_popularity_and_than_stars(data_dir, run_di
 
 def test_weights_maximise_the_likelihood_of_what_validation_users_liked(data_dir, run_dir):
     data = load_dataset(data_dir)
-    model = model_of(load_checkpoint(run_dir / "best.pt", data.meta["fingerprint"]))
+    model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
     users = data.validation.offset.diff().nonzero().squeeze(1)
     for _ in range(5):
         fit_weights(model, data.train, data.validation, users, 1, data.last_day)
