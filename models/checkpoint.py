@@ -11,6 +11,7 @@ anything of it is used, its checksums are checked, and that its tensors are thos
 """
 
 import contextlib
+import mmap
 import os
 import pickle
 import struct
@@ -69,7 +70,8 @@ def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tup
     train = f"python main.py --run_dir {path.parent}"
     try:
         _check_parts(path)
-        with warnings.catch_warnings(action="ignore"):  # about what is refused anyway
+        with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
+              torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)):  # what is written over stays in memory
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         if checkpoint.get("format") == FORMAT and checkpoint.pop("sums") != _sums(checkpoint):
             raise ValueError("damaged")

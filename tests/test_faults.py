@@ -335,6 +335,19 @@ def test_a_codec_that_can_pack_a_bomb_is_refused(capsys, copies, name, codec):
     assert f"{data_dir / name} is damaged (compressed by {codec.upper()})" in sentence
 
 
+@pytest.mark.parametrize(("column", "kind"), [("year", pa.int32()), ("year", pa.string()), ("title", pa.binary()),
+                                              ("title", pa.large_string()), ("movie_id", pa.string())])
+def test_movies_of_other_types_are_refused(copies, column, kind):
+    data_dir, _ = copies
+    table = pq.read_table(data_dir / "movies.parquet")
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, table[column].cast(kind)), data_dir / "movies.parquet",
+                   compression=dataset.CODEC, write_page_checksum=True, use_dictionary=False)
+    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    with pytest.raises(DataError, match=r"movies\.parquet is damaged \("):
+        read_movies(data_dir)
+
+
 def test_one_long_title_for_all_movies_is_refused(copies):
     """A dictionary holds a text once, however many rows have it: 4 MB in the file would be 376 MB in memory."""
     data_dir, _ = copies

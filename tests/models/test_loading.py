@@ -1,5 +1,6 @@
 """A run is loaded quickly: nothing heavy is imported for one list, and nothing that a checkpoint fills is drawn."""
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from models.recommender import Recommender
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError, read_meta
 
@@ -42,6 +44,17 @@ def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
         films = model.films()
         assert torch.equal(checkpoint["films"], films.table), name
         assert torch.equal(checkpoint["film_columns"], films.take_columns()), name
+
+
+def test_a_recommender_writes_over_memory_and_not_over_its_checkpoint(data_dir, run_dir):
+    """Whatever the process has chosen for mapped files: in one way of mapping, what is written goes to the file."""
+    best = run_dir / "best.pt"
+    before = best.read_bytes()
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        recommender = Recommender.load(run_dir, data_dir)
+    films = recommender.model.films().table.flatten(1)
+    assert not torch.equal(recommender.list_vectors, films)  # it has written there
+    assert best.read_bytes() == before
 
 
 def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tmp_path):
