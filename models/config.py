@@ -1,6 +1,6 @@
 """What fixes the shapes and the scale of a model, and the parts that can be left out of it."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 DEFAULT_PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
                  "biases", "drift", "mood")
@@ -9,7 +9,8 @@ PARTS = DEFAULT_PARTS + OPTIONAL_PARTS
 OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/time.py
 
 
-class ModelConfig(NamedTuple):
+@dataclass
+class ModelConfig:
     """Everything that fixes the shapes and the scale of a model; saved with it."""
 
     num_users: int

@@ -14,6 +14,8 @@ scored by the user side alone.
 Letters: B users, T targets, M movies, U users of the data set, K coordinates of a side's vectors.
 """
 
+from dataclasses import asdict, replace
+
 import torch
 from torch import nn
 
@@ -36,8 +38,8 @@ class TwoSided(nn.Module):
         self.user_side = TwoTower(config)
         self.movie_side = None
         if both:
-            self.movie_side = TwoTower(config._replace(num_users=config.num_movies, num_movies=config.num_users,
-                                                without=(*config.without, *OF_DATES, "year")))
+            self.movie_side = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
+                                               without=(*config.without, *OF_DATES, "year")))
             width = config.num_heads * (config.head_dim + 2)
             self.register_buffer("solved", torch.zeros(config.num_movies, width))
         # Last, so that the towers begin the same with it and without.
@@ -120,7 +122,7 @@ class TwoSided(nn.Module):
 
     def description(self) -> dict:
         """Return what the constructor needs, as plain values, for a checkpoint."""
-        return {"config": self.config._asdict(), "both": self.movie_side is not None}
+        return {"config": asdict(self.config), "both": self.movie_side is not None}
 
 
 def wants_both(num_users: int, num_movies: int) -> bool:

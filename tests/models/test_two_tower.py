@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,7 +123,7 @@ def test_a_movie_without_training_ratings_has_no_embedding(model):
 @torch.no_grad()
 def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days(part, model):
     if part is not None:
-        whole, model = model, TwoTower(CONFIG._replace(without=(part,))).eval()
+        whole, model = model, TwoTower(replace(CONFIG, without=(part,))).eval()
         model.load_state_dict(whole.state_dict(), strict=False)
     films, embedding = model.films(), torch.zeros(3, 4)
     for day in (0, 41, 90, 99):
@@ -136,6 +138,6 @@ def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days
 def test_every_part_changes_the_score_and_can_be_left_out(part, model):
     embedding = torch.ones(3, 4)
     scores = model(embedding, CONTEXT, TARGET, step_films(model))[0]
-    without = TwoTower(CONFIG._replace(without=(part,))).eval()
+    without = TwoTower(replace(CONFIG, without=(part,))).eval()
     without.load_state_dict(model.state_dict(), strict=False)
     assert (without(embedding, CONTEXT, TARGET, step_films(without))[0] - scores).abs().max() > 1e-5
