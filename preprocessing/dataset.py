@@ -6,7 +6,8 @@
         split: "train", "validation" or "test"
     users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32; in row groups,
         so that one user is found without reading all
-    movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32
+    movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32; it and
+        users.parquet without dictionaries
     meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint,
         digests of the parquet files' footers, and of its own entries
 
