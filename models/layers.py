@@ -2,14 +2,16 @@
 
 A rating joins a user with a film, so ratings are the entries of a sparse matrix of users and films. What the towers do
 with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a user, a sum over
-those of a film. On a CPU, unless they are few, none of these and none of their gradients makes a row of coordinates for
-every rating; nor do the ridge regressions, which are compiled loops as the scores are (models/kernels.py). Rows are
-picked by index_select, in half of the time of indexing. The tests hold all of it to plain autograd in float64.
+those of a film. Unless they are few, none of these and none of their gradients makes a row of coordinates for every
+rating, nor do the ridge regressions: they are compiled loops, on a CPU of models/kernels.py and on a GPU of
+models/gpu_kernels.py. Elsewhere, and for few ratings, rows are picked by index_select, in half of the time of indexing,
+and added up in array operations. The tests hold all of it to plain autograd in float64.
 
 Letters: R ratings, B users, N films, H heads (of a group, where there are groups), D coordinates.
 """
 
-from functools import cached_property
+import warnings
+from functools import cache, cached_property
 from types import ModuleType
 
 import numpy as np
@@ -28,21 +30,23 @@ class Pairs:
         """Keep the ratings' rows and columns, both int64 (R,), the rows ascending."""
         self.row, self.column = row, column
         self.num_users, self.num_films, self.heads = num_users, num_films, heads
-        self.on_cpu = row.device.type == "cpu"  # elsewhere rows are gathered and added up, which suits a GPU
+        self.on_cpu = row.device.type == "cpu"
 
-    @property
-    def compiled(self) -> bool:
-        """Whether compiled loops go through the ratings."""
-        return self.on_cpu and are_many(self.row, self.num_users)
+    @cached_property
+    def kernels(self) -> ModuleType | None:
+        """The compiled loops that go through the ratings, if there are any."""
+        return kernels_for(self.row, self.num_users) if self.on_cpu else gpu_kernels(self.row.device)
 
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
-        if self.compiled:
-            return kernels().dots(users, films, self.column, self.start)
+        if self.kernels:
+            return self.kernels.dots(users, films, self.column, self.start)
         return (users.index_select(0, self.row) * films.index_select(0, self.column)).sum(-1)
 
     def sum_films(self, films: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return for each user the sum of weight times film over his ratings, (B, H, D), of (N, H, D) and (R, H)."""
+        if not self.on_cpu and self.kernels:
+            return self.kernels.sum_films(films, weight, self.column, self.start)
         if not self.on_cpu:
             rows = films.index_select(0, self.column) * weight.unsqueeze(-1)
             return films.new_zeros(self.num_users, *films.shape[1:]).index_add_(0, self.row, rows)
@@ -51,6 +55,8 @@ class Pairs:
 
     def sum_users(self, users: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return for each film the sum of weight times user over its ratings, (N, H, D), of (B, H, D) and (R, H)."""
+        if not self.on_cpu and self.kernels:
+            return self.kernels.sum_users(users, weight, self.column, self.start, self.num_films)
         if not self.on_cpu:
             rows = users.index_select(0, self.row) * weight.unsqueeze(-1)
             return users.new_zeros(self.num_films, *users.shape[1:]).index_add_(0, self.column, rows)
@@ -66,7 +72,7 @@ class Pairs:
     @cached_property
     def film_count(self) -> torch.Tensor:
         """The ratings of each film, int64 (N,)."""
-        return torch.bincount(self.column, minlength=self.num_films)
+        return counts(self.column, self.num_films)
 
     @cached_property
     def start(self) -> torch.Tensor:
@@ -106,6 +112,13 @@ class Pairs:
 def starts(row: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Return where the ratings of each row begin among ascending rows, int64 (R,), and their end, int64 (B + 1,)."""
     return torch.searchsorted(row, torch.arange(num_rows + 1, device=row.device))
+
+
+def counts(index: torch.Tensor, size: int) -> torch.Tensor:
+    """Return how often each number from 0 to size - 1 occurs among int64 (R,), int64 (size,)."""
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=size)
+    return index.new_zeros(size).index_add_(0, index, torch.ones_like(index))  # for bincount the host waits
 
 
 def paired_dot(users: torch.Tensor, films: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -156,16 +169,32 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
     return _RidgeSolve.apply(films, wanted, prior, penalty, pairs)
 
 
-def are_many(row: torch.Tensor, num_users: int) -> bool:
-    """Tell whether compiled loops are worth it for ratings in the rows of users, int64 (R,): not on a GPU, and not for
-    the list of one user, who would wait until they are loaded."""
-    return row.device.type == "cpu" and len(row) > FEW_RATINGS and num_users > 1
-
-
-def kernels() -> ModuleType:
-    """Return models/kernels.py, which is imported when it is first needed."""
-    from models import kernels
+def kernels_for(row: torch.Tensor, num_users: int) -> ModuleType | None:
+    """Return the compiled loops for ratings in the rows of users, int64 (R,): models/kernels.py, models/gpu_kernels.py,
+    or None where array operations do better: for few ratings, and for the list of one user, who would wait until they
+    are loaded."""
+    if row.device.type != "cpu":
+        return gpu_kernels(row.device)
+    if len(row) <= FEW_RATINGS or num_users <= 1:
+        return None
+    from models import kernels  # imported when it is first needed
     return kernels
+
+
+@cache
+def gpu_kernels(device: torch.device) -> ModuleType | None:
+    """Return models/gpu_kernels.py for a CUDA device; None, with a warning, where Triton is missing or has no C
+    compiler, and for a device of another kind."""
+    if device.type != "cuda":
+        return None
+    try:
+        from models import gpu_kernels
+        gpu_kernels.uniform(0, torch.zeros(1, dtype=torch.int64, device=device))
+    except Exception as error:  # of whatever kind: array operations do the same, but slower
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"training is several times slower on this GPU without Triton's kernels: {reason}", stacklevel=2)
+        return None
+    return gpu_kernels
 
 
 def stable_order(keys: torch.Tensor, num_keys: int = 2**63) -> torch.Tensor:
@@ -248,9 +277,8 @@ class _Pool(torch.autograd.Function):
         ctx.save_for_backward(weight)
         ctx.pairs = pairs
         if not pairs.on_cpu:
-            first, second = table.index_select(0, pairs.column).chunk(2, 1)
-            rows = torch.addcmul(second, first, weight.unsqueeze(1))
-            return rows.new_zeros(pairs.num_users, rows.shape[1]).index_add_(0, pairs.row, rows)
+            both = table.reshape(len(table), 2, -1)
+            return pairs.sum_films(both, torch.stack([weight, torch.ones_like(weight)], 1)).sum(1)
         halves = torch.stack([2 * pairs.column, 2 * pairs.column + 1], 1).view(-1)  # rows of the table cut in two
         weights = torch.stack([weight, torch.ones_like(weight)], 1).view(-1)
         return _sum_rows(table.reshape(-1, table.shape[1] // 2), halves, 2 * pairs.user_start, weights)
@@ -259,6 +287,8 @@ class _Pool(torch.autograd.Function):
     def backward(ctx, grad):
         (weight,), users = ctx.saved_tensors, grad.unsqueeze(1)
         weights = (weight.unsqueeze(1), torch.ones_like(weight).unsqueeze(1))
+        if not ctx.pairs.on_cpu:
+            return ctx.pairs.sum_users(users.expand(-1, 2, -1), torch.cat(weights, 1)).flatten(1), None, None
         return torch.cat([ctx.pairs.sum_users(users, each).squeeze(1) for each in weights], 1), None, None
 
 
@@ -277,9 +307,9 @@ class _GatherDistinct(torch.autograd.Function):
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, wanted, prior, penalty, pairs):
-        if pairs.compiled:
-            solution, left, factor = kernels().ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
-                                                     keep=any(ctx.needs_input_grad))
+        if pairs.kernels:
+            solution, left, factor = pairs.kernels.ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
+                                                         keep=any(ctx.needs_input_grad))
         else:
             system, right = normal_equations(films, wanted, pairs)
             system.diagonal(dim1=-2, dim2=-1).add_(penalty)
@@ -295,8 +325,8 @@ class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         (films, prior, penalty, factor, solution, left), pairs = ctx.saved_tensors, ctx.pairs
-        if pairs.compiled:
-            adjoint = kernels().ridge_again(factor, grad)
+        if pairs.kernels:
+            adjoint = pairs.kernels.ridge_again(factor, grad)
         else:
             adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, H, D)
         solved, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import Pairs, pool
+from models.layers import Pairs, counts, pool
 from models.movie_tower import MEAN_SHRINK
 from models.user_tower import Context
 
@@ -86,7 +86,7 @@ class Relevance(nn.Module):
                 movies, and whether it is. It counts for the 1 / chance movies that it stands for, as a candidate (the
                 logQ correction of Yi et al. 2019) and as a target.
         """
-        weight = self.liking(stars) * torch.bincount(row, minlength=num_users)[row].rsqrt()
+        weight = self.liking(stars) * counts(row, num_users)[row].rsqrt()
         tastes = self.tastes(context, num_users)
         if chosen is None:
             return multinomial_loss(tastes, self.film, self.popularity, context.row, context.movie_idx, row, movie_idx,
@@ -94,7 +94,7 @@ class Relevance(nn.Module):
         sample = chosen.nonzero().squeeze(1)  # (N,)
         column = torch.zeros_like(chosen, dtype=torch.int64)
         column[sample] = torch.arange(len(sample), device=sample.device)
-        seen, asked = chosen[context.movie_idx], chosen[movie_idx]
+        seen, asked = (chosen[which].nonzero().squeeze(1) for which in (context.movie_idx, movie_idx))
         film = torch.cat([self.film, self.popularity.unsqueeze(1)], 1).index_select(0, sample)
         return multinomial_loss(tastes, film[:, :-1], film[:, -1] - chance[sample].log(), context.row[seen],
                                 column[context.movie_idx[seen]], row[asked], column[movie_idx[asked]],

@@ -11,7 +11,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.layers import are_many, kernels, stable_order, starts
+from models.layers import kernels_for, stable_order, starts
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next
@@ -69,9 +69,9 @@ class UserMood(nn.Module):
             target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        if are_many(row, num_users):
+        if kernels := kernels_for(row, num_users):
             start, asked_start = starts(row, num_users), starts(target_row, num_users)
-            total, count = kernels().mood_sums(day, residual, start, target_day, asked_start, WINDOWS)
+            total, count = kernels.mood_sums(day, residual, start, target_day, asked_start, WINDOWS)
         else:
             total, count = _sums_in_windows(row, day, residual, target_row, target_day, num_users)
         return (total / (count + self.log_shrink.exp())) @ self.weight  # of (T, W)

@@ -87,7 +87,7 @@ class Index:
     @property
     def day_epoch(self) -> str:
         """The date of day 0 of the keys."""
-        return str(DAY_ZERO + self.first_day)
+        return str(DAY_ZERO + np.timedelta64(self.first_day, "D"))
 
 
 @dataclass

@@ -388,7 +388,7 @@ def _write_ratings(folder, keys, truth, eol, with_probe, quiet):
     user_text = truth["user_id"].astype(f"S{len(str(truth['user_id'].max()))}")
     user_texts, probe_texts = np.char.add(user_text, b","), np.char.add(user_text, eol.encode())
     star_texts = np.array([f"{star}," for star in range(6)], "S2")
-    day_texts = np.char.add(np.arange(FIRST_DATE, LAST_DATE + 1).astype("S10"), eol.encode())
+    day_texts = np.char.add(np.arange(FIRST_DATE, LAST_DATE + np.timedelta64(1, "D")).astype("S10"), eol.encode())
     record = np.dtype([("user_id", user_texts.dtype), ("star", star_texts.dtype), ("day", day_texts.dtype)])
 
     num_movies = len(truth["movie_id"])

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import main
+import rec
 from models.checkpoint import load_model
 from models.user_tower import Context
 from preprocessing import netflix_preprocess
+from preprocessing.dataset import read_users
 from training.batches import load_dataset
 
 
@@ -199,3 +201,19 @@ def test_in_the_end_movies_are_solved_from_all_that_is_known_before_the_test(sid
         vector = side.user_vectors(side.films(), side.user_embedding[movie:movie + 1], context, 0)[0]
     torch.testing.assert_close(best["solved"][movie], vector, rtol=1e-4, atol=1e-5)
     assert (best["solved"][movie] - last["solved"][movie]).abs().max() > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_run_on_a_gpu_is_that_of_a_cpu_and_can_be_resumed_and_asked(train, data_dir, tmp_path, capsys):
+    flags, rmse = ("--batch_size", "16", "--epochs"), {}
+    for device in ("cpu", "cuda"):
+        assert train(data_dir, tmp_path / device, "--device", device, *flags, "3") == 0
+        rmse[device] = json.loads((tmp_path / device / "test_metrics.json").read_text())["two_tower"]["rmse"]
+    assert rmse["cuda"] == pytest.approx(rmse["cpu"], abs=1e-3)
+    assert train(data_dir, tmp_path / "cuda", "--device", "cuda", *flags, "4", "--resume") == 0
+    capsys.readouterr()
+    user_id = str(read_users(data_dir).user_id[0])
+    assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cuda"), "--user_id", user_id,
+                     "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["recommendations"]) == 10

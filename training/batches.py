@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.layers import gpu_kernels
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset
@@ -169,11 +170,11 @@ def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
             yield ratings
 
 
-def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1) -> Batch:
-    """Return the given users, int64 (B,), with all of their ratings."""
+def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1, total: int | None = None) -> Batch:
+    """Return the given users, int64 (B,), with all of their ratings; `total` is their number, where it is known."""
     start = ratings.offset[users]
     count = ratings.offset[users + 1] - start
-    total = int(count.sum())
+    total = int(count.sum()) if total is None else total
     row = torch.arange(len(users), device=users.device).repeat_interleave(count, output_size=total)
     place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count).index_select(0, row)
     movie_idx, stars, day = (getattr(ratings, name).index_select(0, place) for name in ("movie_idx", "stars", "day"))
@@ -186,6 +187,8 @@ def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:
 
     The finaliser of SplitMix64 (Steele et al. 2014), its constants as signed numbers.
     """
+    if kernels := gpu_kernels(columns[0].device):
+        return kernels.uniform(seed, *columns)
     word = torch.full_like(columns[0], seed)
     for column in (0, *columns):
         word = word + column

@@ -26,9 +26,11 @@ from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, s
 from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
+SHOW_EVERY = 16  # steps; for the loss the host waits for a GPU
 CONTEXT_SHARE = 0.5  # of a user's ratings in a step
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
+GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Engine:
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
         self.settings, self.penalty, self.batch_size, self.seed = settings, penalty, batch_size, seed
         self.stars_step = stars_step
+        self.num_ratings = ratings.offset.diff().cpu()  # of each user; on a GPU, known without waiting for it
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
@@ -95,7 +98,7 @@ class Engine:
                 self._check_finite(step_sums, epoch, step + 1, factor)
             sums += step_sums
             bar.update(len(batch.row))
-            if step % 8 == 0 and not bar.disable:
+            if step % SHOW_EVERY == 0 and not bar.disable:
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
         self._share_rows()
         self.ranks.sum_(sums)
@@ -163,10 +166,15 @@ class Engine:
         noise = noise.to(device)
         self.model.train()
         first, last = self.owned
-        for step, users in enumerate(order.split(self.batch_size)):
-            users = users[(users >= first) & (users < last)].sort().values.to(device)
+        steps = torch.arange(config.num_users) // self.batch_size
+        owned = (order >= first) & (order < last)
+        steps, order = steps[owned], order[owned]
+        sizes, totals = (torch.bincount(steps, of_user, self.num_steps).long().tolist()
+                         for of_user in (None, self.num_ratings[order].double()))
+        order = (steps * config.num_users + order).to(device).sort().values % config.num_users  # ascending in a step
+        for step, (users, total) in enumerate(zip(order.split(sizes), totals, strict=True)):
             factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
-            yield batch_of(self.ratings, users, self.stars_step), factors if settings.film_noise else None
+            yield batch_of(self.ratings, users, self.stars_step, total), factors if settings.film_noise else None
 
     def _backward(self, batch: Batch, films: StepFilms, seed: int, number: int,
                   with_relevance: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -190,8 +198,8 @@ class Engine:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
-        sums = torch.stack([2 * loss.detach().double(), squared.detach().double(),
-                            torch.tensor(float(score.numel()), dtype=torch.float64, device=score.device)])
+        count = torch.full((), score.numel(), dtype=torch.float64, device=score.device)
+        sums = torch.stack([2 * loss.detach().double(), squared.detach().double(), count])
         return sums, num_targets, rows.grad
 
     def _epoch_seed(self, epoch: int) -> int:
@@ -224,22 +232,30 @@ def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Bat
     """
     if not both_ways:
         return batch.part(in_context), batch.part(~in_context)
-    context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
+    if in_context.is_cuda:  # where the host need not learn how many are context
+        orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
+    else:
+        context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
+        orders = torch.cat([context, target]), torch.cat([target, context])
 
-    def one_after_another(first: torch.Tensor, second: torch.Tensor) -> Batch:
-        both = batch.part(torch.cat([first, second]))
+    def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
+        both = batch.part(order)
         both.users = both.users.repeat(2)
-        both.row[len(first):] += len(batch.users)
+        both.row += len(batch.users) * in_second.index_select(0, order)
         return both
 
-    return one_after_another(context, target), one_after_another(target, context)
+    return one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
 
 
-def pieces(batch: Batch, most: int = PIECE_RATINGS) -> Iterator[Batch]:
+def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
     """Cut a batch between users, so that no piece has more ratings than `most`, unless it is a single user.
 
     Gradients add up over users, so that of the pieces is that of the batch.
+
+    Args:
+        most: None for what fits the memory of the batch's device.
     """
+    most = most or (GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS)
     if len(batch.row) <= most:
         yield batch
         return

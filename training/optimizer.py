@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from models.layers import gpu_kernels
 from models.relevance import Relevance
 from models.two_tower import TwoTower
 
@@ -96,6 +97,10 @@ class RowAdam:
     @torch.no_grad()
     def step(self, rows: torch.Tensor, grad: torch.Tensor, factor: float) -> None:
         """Update rows, int64 (B,), by their gradients (B, E), at the base rate times a factor."""
+        if kernels := gpu_kernels(self.table.device):
+            kernels.row_adam(self.table, self.state["mean"], self.state["square"], self.state["steps"], rows, grad,
+                             self.lr * factor, BETAS, EPSILON)
+            return
         beta_mean, beta_square = BETAS
         steps = self.state["steps"][rows] + 1
         mean = self.state["mean"][rows].lerp_(grad, 1 - beta_mean)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from models.layers import counts
 from models.relevance import Relevance, sampling_chances
 from models.sides import TwoSided
 from training.batches import Batch, RatingTensors, batch_of, uniform
@@ -60,7 +61,7 @@ def before_a_moment(batch: Batch, seed: int) -> torch.Tensor:
     It is the time of one of his ratings, in the order of the batch at least EARLIEST_CUT up. Of the ratings of that
     day, whose order is not known, each is drawn to one side or the other.
     """
-    count = torch.bincount(batch.row, minlength=len(batch.users))
+    count = counts(batch.row, len(batch.users))
     place = ((EARLIEST_CUT + (1 - EARLIEST_CUT) * uniform(seed, batch.users)) * count).long().minimum(count - 1)
     day = batch.day[(count.cumsum(0) - count + place).clamp(min=0)[batch.row]]
     return (batch.day < day) | ((batch.day == day) & (uniform(seed, batch.users[batch.row], batch.movie_idx) < 0.5))

@@ -135,8 +135,8 @@ class Trainer:
         if self.model.relevance is not None and self.has_validation:
             fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
                         self.ranks)
+        loss, squared, count = sums.tolist()  # a GPU is done then
         elapsed_s = time.perf_counter() - start
-        loss, squared, count = sums.tolist()
         errors = predict_errors(self.model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)
         lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_RATE
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,

@@ -218,3 +218,42 @@ def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
         for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
             assert all(torch.equal(old[name], new[name]) for name in old)
     assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_RATE)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def on_gpu(engine: Engine) -> Engine:
+    """Return an engine whose model and ratings are on the GPU."""
+    return Engine(engine.model.cuda(), engine.ratings.to(torch.device("cuda")), engine.owned, engine.settings,
+                  engine.penalty, engine.batch_size, engine.seed, engine.stars_step, engine.ranks)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_epochs_on_a_gpu_move_the_parameters_as_on_a_cpu(num_heads):
+    ours, reference = (engine_of(planted_ratings([1, 3000, 0, 40, 7, 300, 2, 500]), 3, num_heads, user_dropout=0.0)
+                       for _ in range(2))
+    ours = on_gpu(ours)
+    for epoch in (1, 2):
+        sums, expected = (engine.run_epoch(epoch, 2, Steps()) for engine in (ours, reference))
+        torch.testing.assert_close(sums.cpu(), expected, rtol=1e-4, atol=0)
+    moved = ours.model.state_dict()
+    for name, value in reference.model.state_dict().items():
+        torch.testing.assert_close(moved[name].cpu(), value, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_between_the_first_step_and_the_last_the_host_does_not_wait_for_a_gpu():
+    class Watch(Steps):
+        def update(self, n: float = 1) -> None:
+            super().update(n)
+            torch.cuda.set_sync_debug_mode("error" if 2 <= len(self.sizes) < 9 else "default")
+
+    engine = on_gpu(engine_of(planted_ratings([50] * 60), 6))
+    try:
+        engine.run_epoch(1, 2, Watch())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
