@@ -103,7 +103,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="folder of the run (default: %(default)s)")
     add("epochs", int, settings.epochs, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
     parser.add_argument("--batch_size", type=int, metavar="I", help="USERS a step, each with all of his training "
-                        "ratings (default: 128, up to 1024 where there are many users)")
+                        "ratings (default: 128, up to 4096 where there are many users)")
     add("lr", float, settings.lr, "base learning rate")
     add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
     add("embedding_dim", int, model.embedding_dim, "coordinates of a user or movie vector, over all heads")

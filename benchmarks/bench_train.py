@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     engine = make_engine(data, args.batch_size, device, args.seed)
     ours = timed("ours", run_epochs, engine)
     peak_mib, sent = peak_rss_mib(), sent_bytes(engine)
+    gpu_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     pooled = timed("ours, pooled history", run_epochs,
                    make_engine(data, args.batch_size, device, args.seed, "--without", "solved_history"))
     plain = {size: timed(f"plain, batch {size:,}", train_plain, data.train, size, device) for size in (128, 8192)}
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"ours is {result['ratio_plain_128']:,} times as fast as plain at 128, {result['ratio_plain_8192']:,} times "
           f"at 8,192; an epoch of Netflix in {result['netflix_epoch_s']:,} s; peak {peak_mib:,.0f} MiB; of several "
           f"ranks, each would send gradients of {sent:,} bytes a step")
+    if device.type == "cuda":
+        result["peak_gpu_mib"] = round(gpu_bytes / 2**20)
+        print(f"ours takes {result['peak_gpu_mib']:,} MiB of the GPU at most")
     if args.floor:
         result["floor"] = train_floor.report(engine, args.seconds)
     print(json.dumps(result))
@@ -146,16 +150,17 @@ def make_ratings(num_ratings: int, seed: int) -> RatingTensors:
         block = counts[first:first + USERS_PER_BLOCK]
         user = np.repeat(np.arange(len(block)), 2 * block)
         movie_idx = torch.searchsorted(torch.from_numpy(popularity), torch.from_numpy(rng.random(len(user)))).numpy()
-        pairs = np.unique(user * NETFLIX_MOVIES + movie_idx)  # nobody rates a movie twice
-        user, movie_idx = pairs // NETFLIX_MOVIES, pairs % NETFLIX_MOVIES
-        order = np.lexsort((rng.random(len(user)), user))
+        draws = np.sort(user * NETFLIX_MOVIES + movie_idx)
+        user, movie_idx = np.divmod(draws[np.diff(draws, prepend=-1) > 0], NETFLIX_MOVIES)  # nobody rates a movie twice
+        shuffled = np.sort(user << 48 | rng.integers(2**33, size=len(user)) << 15 | movie_idx)  # of a user
+        user, movie_idx = shuffled >> 48, shuffled & 2**15 - 1
         start = np.searchsorted(user, np.arange(len(block)))
-        order = order[np.arange(len(user)) - start[user] < block[user]]  # of the draws, as many as he shall have
-        user = user[order]
+        chosen = np.arange(len(user)) - start[user] < block[user]  # of the draws, as many as he shall have
+        user, movie_idx = user[chosen], movie_idx[chosen]
         day = np.sort(user * NUM_DAYS + rng.integers(NUM_DAYS, size=len(user))) % NUM_DAYS
         stars = 1 + np.searchsorted(stars_bounds, rng.random(len(user)))
         counts[first:first + USERS_PER_BLOCK] = np.bincount(user, minlength=len(block))
-        parts.append((movie_idx[order].astype(np.int16), stars.astype(np.uint8), day.astype(np.int16)))
+        parts.append((movie_idx.astype(np.int16), stars.astype(np.uint8), day.astype(np.int16)))
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return RatingTensors(*map(torch.from_numpy, (np.append(0, counts.cumsum()), *columns)))
 

@@ -40,7 +40,8 @@ def test_fewer_epochs_are_planned_for_more_users(num_users, most, expected):
 
 
 @pytest.mark.parametrize(("num_users", "expected"), [(1, 128), (102_399, 128), (102_400, 256), (204_799, 256),
-                                                     (204_800, 512), (480_189, 1024), (10_000_000, 1024)])
+                                                     (204_800, 512), (409_599, 512), (409_600, 4096),
+                                                     (480_189, 4096), (10_000_000, 4096)])
 def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
     assert default_batch_size(num_users) == expected
 
