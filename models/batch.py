@@ -3,8 +3,8 @@
     rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them)
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
-A row group of the ratings is one piece of work: a thread solves its users' vectors, multiplies them by the vectors of a
-tile of movies at a time and keeps the best. Pieces gather in parts, files in a hidden folder beside the output; a
+A row group of the ratings is one piece of work: a thread solves its users' vectors and finds their best movies
+(best_products.py). Pieces gather in parts, files in a hidden folder beside the output; a
 killed run goes on after its last part, and the output appears whole, in one step.
 """
 
@@ -24,15 +24,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from models import kernels
+from models.best_products import BestProducts
 from models.recommender import Recommender
 from models.sides import STANDARD_ERRORS
 from preprocessing.dataset import DataError, Ratings, locked, sync
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group
-MOST_KEPT = 100  # a longer list is cut from a sort of all scores
-MOVIES_PER_TILE = 1024  # of one product: so many scores stay in the processor's cache until the best are taken
 BUSY = "another run is writing {}; wait for it, or name another place"
 
 
@@ -70,25 +68,20 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
                         "on from what is done") from None
 
 
-def lists_of(recommender: Recommender, ratings: Ratings, movie_vectors: torch.Tensor, top_n: int) -> pa.Table:
+def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProducts) -> pa.Table:
     """Return the lists of some users of the data set that follow each other.
 
     Args:
         recommender: of the run.
         ratings: all that these users have given (R).
-        movie_vectors: `list_vectors`, float (M, P), movie by movie in memory: products with many users are faster so.
-        top_n: movies a user.
+        best_products: among the recommender's `list_vectors`.
     """
-    num_movies = len(movie_vectors)
-    unlisted = torch.empty(USERS_PER_BLOCK, num_movies, dtype=torch.bool)
-    memory = torch.empty(USERS_PER_BLOCK * MOVIES_PER_TILE)
     tables = []
     for own in _by_users(recommender, ratings):
-        first, num_users = int(own.user_idx[0]), int(own.user_idx[-1] - own.user_idx[0]) + 1
-        hidden = unlisted[:num_users].copy_(~recommender.recommendable)  # (B, M)
-        seen = (own.user_idx.astype(np.int64) - first) * num_movies + own.movie_idx
-        hidden.view(-1).index_fill_(0, torch.from_numpy(seen), True)
-        best, movie_idx = _best(recommender.vectors_of(own), movie_vectors.T, hidden, top_n, memory)
+        first, last = int(own.user_idx[0]), int(own.user_idx[-1])
+        start = torch.from_numpy(recommender.users.offset[first:last + 2] - recommender.users.offset[first])
+        seen = torch.from_numpy(own.movie_idx.astype(np.int64))
+        best, movie_idx = best_products.find(recommender.vectors_of(own), start, seen)
         listed = best > -torch.inf  # (B, N)
         user, place = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
@@ -105,29 +98,10 @@ def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
     return torch.cat([recommender.vectors_of(own) for own in _by_users(recommender, ratings)])
 
 
-def _best(users: torch.Tensor, movies: torch.Tensor, hidden: torch.Tensor, top_n: int,
-          memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the highest scores of each user, best first, and their movies, float and int64 (B, N), N = min(top_n, M).
-
-    Equal scores keep the order of the movies. Where there are fewer than N, the others are -inf.
-
-    Args:
-        users, movies: vectors, float (B, P) and (P, M).
-        hidden: bool (B, M), what is not looked for.
-        memory: float, for the scores of a tile.
-    """
-    num_users, num_movies = hidden.shape
-    if top_n > MOST_KEPT:
-        scores = users @ movies
-        order = scores.masked_fill_(hidden | scores.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True)
-        return order.values[:, :top_n], order.indices[:, :top_n]
-    best = torch.full((num_users, min(top_n, num_movies)), -torch.inf)
-    movie_idx = torch.zeros(best.shape, dtype=torch.int64)
-    for begin in range(0, num_movies, MOVIES_PER_TILE):
-        tile = movies[:, begin:begin + MOVIES_PER_TILE]
-        scores = memory[:num_users * tile.shape[1]].view(num_users, tile.shape[1])
-        kernels.keep_best(torch.mm(users, tile, out=scores), begin, hidden, best, movie_idx)
-    return best, movie_idx
+def best_products_of(recommender: Recommender, top_n: int) -> BestProducts:
+    """Return what finds everybody's best movies, fitted to the users of the first row group."""
+    sample = vectors_of(recommender, recommender.ratings.read_group(0, with_split=False))
+    return BestProducts(recommender.list_vectors, recommender.recommendable, sample, top_n)
 
 
 def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
@@ -182,8 +156,7 @@ def _write_parts(recommender: Recommender, partial: Path, top_n: int) -> list[Pa
     waiting: list[pa.Table] = []
     with tqdm(total=num_users, initial=first_user, desc="recommend", unit=" users", unit_scale=True) as bar:
         try:
-            movie_vectors = recommender.list_vectors.contiguous()
-            lists = _by_groups(recommender, lists_of, movie_vectors, top_n, first_group=first_group)
+            lists = _by_groups(recommender, lists_of, best_products_of(recommender, top_n), first_group=first_group)
             for group, (users, table) in enumerate(lists, first_group):
                 waiting.append(table)
                 if len(waiting) == GROUPS_PER_PART or group == num_groups - 1:

@@ -103,18 +103,22 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
     return sums
 
 
-def keep_best(scores: torch.Tensor, begin: int, hidden: torch.Tensor, best: torch.Tensor, place: torch.Tensor) -> None:
-    """Take the scores of C columns of M into the K best so far of every row, in place; of equal ones the first stay.
+def keep_best(scores: torch.Tensor, user_rest: torch.Tensor, movie_rest: torch.Tensor, slack: torch.Tensor,
+              users: torch.Tensor, movies: torch.Tensor, number: torch.Tensor, start: torch.Tensor, seen: torch.Tensor,
+              best: torch.Tensor, place: torch.Tensor) -> None:
+    """Take products of users and some movies into the K best so far of every user, in place; see best_products.py.
 
     Args:
-        scores: float (B, C); what is not a number is not taken.
-        begin: which column the first of them is; the tiles of a matrix are taken from left to right.
-        hidden: bool (B, M), of all columns, those that are not looked for.
-        best, place: float and int64 (B, K), K > 0, descending; -inf, of no column, to begin with.
+        scores: float (B, C), of the first coordinates.
+        user_rest, movie_rest: float (B,) and (C,), lengths of what the other coordinates are.
+        slack: float (B,), by how much a bound may be wrong.
+        users, movies: float (B, P) and (C, P), whose products count.
+        number: int64 (C,), the movies; of equal products the smaller number is better.
+        start, seen: int64 (B + 1,) and (R,), movies seen[start[b]:start[b + 1]] are not taken for user b.
+        best, place: float and int64 (B, K), K > 0, descending; -inf, of no movie, to begin with.
     """
-    if begin + scores.shape[1] > hidden.shape[1] or not best.shape[1]:
-        raise ValueError(f"columns {begin} to {begin + scores.shape[1]} of {hidden.shape[1]}, {best.shape[1]} kept")
-    _run(_keep_best, scores.contiguous().numpy(), begin, hidden.numpy(), best.numpy(), place.numpy())
+    tensors = (scores, user_rest, movie_rest, slack, users, movies, number, start, seen)
+    _run(_keep_best, *(tensor.contiguous().numpy() for tensor in tensors), best.numpy(), place.numpy())
 
 
 def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], start: np.ndarray, pack: int,
@@ -370,22 +374,35 @@ def _mood_sums_shared_out(day, residual, start, asked, asked_start, shifts, sums
 
 
 @compiled
-def _keep_best(scores, begin, hidden, best, place):
+def _keep_best(scores, user_rest, movie_rest, slack, users, movies, number, start, seen, best, place):
     last = best.shape[1] - 1
     for row in range(len(scores)):
-        lowest = best[row, last]
-        for start in range(0, scores.shape[1], STRIP):
-            some = scores[row, start:start + STRIP]
+        radius, floor = user_rest[row], best[row, last] - slack[row]
+        for begin in range(0, scores.shape[1], STRIP):
+            some, rest = scores[row, begin:begin + STRIP], movie_rest[begin:begin + STRIP]
             above = False
             for i in range(len(some)):
-                above |= some[i] > lowest
+                above |= some[i] + radius * rest[i] > floor
             if above:
                 for i in range(len(some)):
-                    score, column = some[i], begin + start + i
-                    if score > lowest and not hidden[row, column]:
-                        rank = last
-                        while rank > 0 and score > best[row, rank - 1]:
-                            best[row, rank], place[row, rank] = best[row, rank - 1], place[row, rank - 1]
-                            rank -= 1
-                        best[row, rank], place[row, rank] = score, column
-                        lowest = best[row, last]
+                    if some[i] + radius * rest[i] > floor:
+                        _insert(users[row], movies[begin + i], number[begin + i], seen[start[row]:start[row + 1]],
+                                best[row], place[row])
+                        floor = best[row, last] - slack[row]
+
+
+@compiled
+def _insert(user, movie, number, seen, best, place):
+    """Take a product into the best of a user, if it is one of them and the movie has not been seen."""
+    score, rank = best.dtype.type(0), len(best) - 1
+    for i in range(len(user)):
+        score += user[i] * movie[i]
+    if score > best[rank] or (score == best[rank] and number < place[rank]):
+        found = False
+        for i in range(len(seen)):
+            found |= seen[i] == number
+        if not found:
+            while rank > 0 and (score > best[rank - 1] or (score == best[rank - 1] and number < place[rank - 1])):
+                best[rank], place[rank] = best[rank - 1], place[rank - 1]
+                rank -= 1
+            best[rank], place[rank] = score, number

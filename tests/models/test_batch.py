@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import rec
-from models import batch, kernels
-from models.recommender import Recommender, best_of
+from models import batch, best_products
+from models.recommender import Recommender
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile
 
@@ -44,7 +44,7 @@ def recommender(many_groups, run_dir) -> Recommender:
 def small_parts(monkeypatch):
     monkeypatch.setattr(batch, "GROUPS_PER_PART", 2)
     monkeypatch.setattr(batch, "USERS_PER_BLOCK", 13)
-    monkeypatch.setattr(batch, "MOVIES_PER_TILE", 32)
+    monkeypatch.setattr(best_products, "MOVIES_PER_TILE", 32)
 
 
 def hide_every_seventh(recommender: Recommender) -> None:
@@ -80,45 +80,12 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
     ratings = recommender.ratings.read_group(0).part(slice(0, int(recommender.users.offset[1])))
     everything = np.arange(3, len(recommender.movies.movie_id), dtype=np.int16)
     ones = np.ones(len(everything), np.uint8)
+    found = batch.best_products_of(recommender, 10)
     recommender.users.offset = np.array([0, len(everything)])
     ratings = dataset.Ratings(np.zeros(len(everything), np.int32), everything, ones, everything, ones)
-    table = batch.lists_of(recommender, ratings, recommender.list_vectors, 10).to_pydict()
+    table = batch.lists_of(recommender, ratings, found).to_pydict()
     assert table["rank"] == [1, 2, 3]
     assert sorted(table["movie_id"]) == recommender.movies.movie_id[:3].tolist()
-
-
-@pytest.mark.parametrize("num_movies", [9, 1000])
-@pytest.mark.parametrize("top_n", [1, 5, 9])
-@pytest.mark.parametrize("tile", [7, 100, 1000])
-def test_the_best_of_tiles_are_those_of_a_stable_sort_also_among_equal_scores(num_movies, top_n, tile):
-    random = torch.Generator().manual_seed(0)
-    scores = torch.randint(0, num_movies // 8, (40, num_movies), generator=random).float()
-    hidden = torch.rand(scores.shape, generator=random) < 0.3
-    hidden[0, 2:] = True
-    scores[1, 5] = torch.nan  # is never among the best
-    best, places = torch.full((40, top_n), -torch.inf), torch.full((40, top_n), -1)
-    for begin in range(0, num_movies, tile):
-        kernels.keep_best(scores[:, begin:begin + tile], begin, hidden, best, places)
-    shown = scores.nan_to_num(-torch.inf).masked_fill(hidden, -torch.inf)
-    order = shown.argsort(dim=1, descending=True, stable=True)[:, :top_n]
-    torch.testing.assert_close(best, shown.gather(1, order))
-    assert torch.equal(places, order.where(best > -torch.inf, -1))
-
-
-@pytest.mark.parametrize("most_kept", [0, 100])
-def test_a_list_longer_than_is_kept_is_cut_from_a_sort(most_kept, small_parts, monkeypatch):
-    monkeypatch.setattr(batch, "MOST_KEPT", most_kept)
-    random = torch.Generator().manual_seed(0)
-    users, movies = torch.randn(13, 5, generator=random), torch.randn(5, 90, generator=random)
-    movies[:, 40] = torch.nan
-    hidden = torch.rand(13, 90, generator=random) < 0.3
-    best, movie_idx = batch._best(users, movies, hidden, 80, torch.empty(13 * 32))
-    scores = (users @ movies).masked_fill(hidden, -torch.inf)
-    for row in range(13):
-        order = best_of(scores[row], ~hidden[row], 80)
-        assert torch.equal(movie_idx[row, :len(order)], order) and 40 not in order
-        torch.testing.assert_close(best[row, :len(order)], scores[row, order])
-        assert (best[row, len(order):] == -torch.inf).all()
 
 
 KILLED = """

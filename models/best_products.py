@@ -1,0 +1,128 @@
+"""The movies whose vectors have the highest inner products with a user's, exactly, without most of the multiplications.
+
+Inner products stay the same in other coordinates. There are some in which coordinate i has the same mean square with
+users and with movies, and the first ones have nearly all of it: the singular vectors of the matrix of scores, but found
+from the second moments of either side. With the first k of them multiplied out, a product is at most
+
+    p . q <= p_1..k . q_1..k + |p_rest| |q_rest|                                    (Cauchy and Schwarz)
+
+and only where that is above the lowest of the best so far it is completed, with the vectors as they came (Teflioudi,
+Gemulla and Mykytiuk 2015, "LEMP: fast retrieval of large entries in a matrix product"; theirs are sorted by length,
+and split). Movies that many like come first, so that the lowest of the best soon is high.
+
+Letters: B users, M movies, L of them listed, P coordinates, N movies of a list.
+"""
+
+import torch
+
+from models import kernels
+
+SIZES = (16, 24, 32, 40, 48, 64, 96)  # of which k is chosen, if not all coordinates are multiplied out
+COMPLETED_COST = 3000  # a product that is completed takes the time of so many coordinates that are multiplied out
+MOVIES_PER_TILE = 1024  # of one product of matrices: so many scores stay in the processor's cache until they are used
+MOST_KEPT = 100  # a longer list is cut from a sort of all scores
+RIDGE = 1e-6  # share of the mean square that coordinates have at least, where no user of the sample has any
+ROUNDING = 1e-5  # of |p| |q|: what a bound may be off
+
+
+class BestProducts:
+    """Finds every user's best movies among some."""
+
+    def __init__(self, movies: torch.Tensor, listed: torch.Tensor, sample: torch.Tensor, top_n: int) -> None:
+        """Choose the coordinates.
+
+        Args:
+            movies: vectors, float (M, P).
+            listed: bool (M,), the movies that may be found.
+            sample: vectors of some users, float (S, P), S > 0, like those to come; only the speed depends on them.
+            top_n: movies of a list.
+        """
+        self.top_n, (self.num_movies, self.size) = top_n, movies.shape
+        self.order = listed.nonzero().squeeze(1)  # int64 (L,), the movies that may be found
+        self.by_sorting = top_n > MOST_KEPT or not len(self.order)
+        self.movies = movies.index_select(0, self.order)  # (L, P)
+        if self.by_sorting:
+            return
+        liked_first = (self.movies @ sample.mean(0)).argsort(descending=True, stable=True)
+        self.order, self.movies = self.order[liked_first], self.movies[liked_first]
+        self.of_users, of_movies = None, self.movies
+        if (turns := _coordinates(sample, self.movies)) is not None:
+            users, turned = ((vectors.double() @ turn).float()
+                             for vectors, turn in zip((sample, self.movies), turns, strict=True))
+            self.size = self._best_size(sample, users, turned)
+            if self.size < movies.shape[1]:
+                self.of_users, of_movies = turns[0].float(), turned
+        self.columns = of_movies[:, :self.size].T.contiguous()  # (k, L)
+        self.rest = of_movies[:, self.size:].norm(dim=1)
+        self.longest = float(of_movies.norm(dim=1).nan_to_num(0.0).max())
+
+    def find(self, users: torch.Tensor, start: torch.Tensor,
+             seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the highest products of each user, best first, and their movies, float and int64 (B, N), N being the
+        smaller of top_n and L; -inf where there are fewer movies.
+
+        Of equal ones the movie with the smaller number comes first. What is not a number is not found.
+
+        Args:
+            users: vectors, float (B, P).
+            start, seen: int64 (B + 1,) and (R,): the movies seen[start[b]:start[b + 1]] are not found for user b.
+        """
+        if self.by_sorting:
+            return self._sorted(users, start, seen)
+        num_users, num_listed = len(users), len(self.order)
+        best = torch.full((num_users, min(self.top_n, num_listed)), -torch.inf)
+        movie_idx = torch.zeros(best.shape, dtype=torch.int64)
+        turned = users if self.of_users is None else users @ self.of_users
+        head, rest = turned[:, :self.size].contiguous(), turned[:, self.size:].norm(dim=1)
+        slack = turned.norm(dim=1) * (self.longest * ROUNDING) + torch.finfo(torch.float32).tiny
+        memory = torch.empty(num_users * MOVIES_PER_TILE)
+        for begin in range(0, num_listed, MOVIES_PER_TILE):
+            tile = slice(begin, begin + MOVIES_PER_TILE)
+            movies, columns, movie_rest = self.movies[tile], self.columns[:, tile], self.rest[tile]
+            out = memory[:num_users * len(movies)].view(num_users, -1)
+            if begin:
+                scores = torch.mm(head, columns, out=out)
+            else:  # nearly all would have to be completed
+                scores, movie_rest = torch.mm(users, movies.T, out=out), torch.zeros_like(movie_rest)
+            kernels.keep_best(scores, rest, movie_rest, slack, users, movies, self.order[tile], start, seen, best,
+                              movie_idx)
+        return best, movie_idx
+
+    def _sorted(self, users: torch.Tensor, start: torch.Tensor,
+                seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do the same by all products, of a long list."""
+        scores = users @ self.movies.T
+        place = torch.full((self.num_movies,), -1)
+        place[self.order] = torch.arange(len(self.order))
+        row, column = torch.arange(len(users)).repeat_interleave(start.diff()), place[seen]
+        scores[row[column >= 0], column[column >= 0]] = -torch.inf
+        found = scores.masked_fill_(scores.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True)
+        return found.values[:, :self.top_n], self.order[found.indices[:, :self.top_n]]
+
+    def _best_size(self, sample: torch.Tensor, users: torch.Tensor, movies: torch.Tensor) -> int:
+        """Return how many coordinates to multiply out, judged by the sample: vectors, and the same turned."""
+        scores = sample @ self.movies.T
+        lowest = scores.topk(min(self.top_n, scores.shape[1]), dim=1).values[:, -1:]
+        costs = {movies.shape[1]: float(movies.shape[1])}
+        for size in SIZES:
+            if size < movies.shape[1]:
+                bound = users[:, :size] @ movies[:, :size].T
+                bound += users[:, size:].norm(dim=1).unsqueeze(1) * movies[:, size:].norm(dim=1)
+                costs[size] = size + COMPLETED_COST * float((bound >= lowest).float().mean())
+        return min(costs, key=costs.get)
+
+
+def _coordinates(users: torch.Tensor, movies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return matrices T and U, float64 (P, P), with T U' = 1, such that the columns of users T and of movies U have the
+    same mean square, the largest first; None for vectors that are not finite."""
+    moments = [vectors.double().T @ vectors.double() / len(vectors) for vectors in (users, movies)]
+    if not all(moment.isfinite().all() for moment in moments):
+        return None
+    one = torch.eye(users.shape[1], dtype=torch.float64)
+    of_users = moments[0] + one * (RIDGE * moments[0].trace() / len(one)).clamp(min=torch.finfo(torch.float32).tiny)
+    lower = torch.linalg.cholesky(of_users)
+    squares, turn = torch.linalg.eigh(lower.T @ moments[1] @ lower)
+    squares = squares.flip(0)
+    scale = squares.clamp(min=float(squares[0]) * RIDGE**2 + torch.finfo(torch.float32).tiny) ** 0.25
+    turn = turn.flip(1)
+    return torch.linalg.solve_triangular(lower.T, turn, upper=True) * scale, lower @ turn / scale

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from models import best_products
+from models.best_products import BestProducts
+
+
+def sorted_out(users: torch.Tensor, movies: torch.Tensor, listed: torch.Tensor, start: torch.Tensor,
+               seen: torch.Tensor, top_n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `find` does, from a stable sort of all products."""
+    scores = (users @ movies.T).nan_to_num(-torch.inf)
+    scores[:, ~listed] = -torch.inf
+    scores[torch.arange(len(users)).repeat_interleave(start.diff()), seen] = -torch.inf
+    found = scores.sort(dim=1, descending=True, stable=True)
+    return found.values[:, :top_n], found.indices[:, :top_n]
+
+
+def ratings_of(num_users: int, num_movies: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each user's ratings begin, and their movies: the first has none, the second all but two."""
+    counts = torch.randint(num_movies // 2, (num_users,))
+    counts[0], counts[1] = 0, num_movies - 2
+    seen = [torch.randperm(num_movies)[:count] for count in counts.tolist()]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]), torch.cat(seen)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(best_products, "MOVIES_PER_TILE", 100)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("num_movies", [9, 100, 1000])
+@pytest.mark.parametrize("top_n", [1, 9, 101])
+def test_equal_products_keep_the_order_of_the_movies(num_movies, top_n):
+    """Small whole numbers: most products are equal to others, and exact."""
+    users, movies = (torch.randint(-2, 3, (size, 20)).float() for size in (40, num_movies))
+    users[2] = 0
+    listed = torch.rand(num_movies) < 0.8
+    start, seen = ratings_of(40, num_movies)
+    best, movie_idx = BestProducts(movies, listed, users[:7], top_n).find(users, start, seen)
+    expected, expected_idx = sorted_out(users, movies, listed, start, seen, min(top_n, int(listed.sum())))
+    assert torch.equal(best, expected)
+    found = expected > -torch.inf
+    assert torch.equal(movie_idx[found], expected_idx[found])
+
+
+def decaying(size: int, turn: torch.Tensor) -> torch.Tensor:
+    """Return vectors whose products have nearly all of their variance in a few directions."""
+    return torch.randn(size, 40) * torch.arange(1, 41) ** -1.5 @ turn
+
+
+def test_products_that_few_coordinates_bound_are_mostly_left_out_and_the_best_are_all_found():
+    turn = torch.linalg.qr(torch.randn(40, 40)).Q
+    users, movies = decaying(50, turn), decaying(3000, turn)
+    listed = torch.rand(3000) < 0.9
+    start, seen = ratings_of(50, 3000)
+    ours = BestProducts(movies, listed, users[:20], 10)
+    assert ours.size < 40
+    best, movie_idx = ours.find(users, start, seen)
+    expected, expected_idx = sorted_out(users, movies, listed, start, seen, 10)
+    torch.testing.assert_close(best, expected)
+    found = expected > -torch.inf
+    assert torch.equal(movie_idx[found], expected_idx[found])
+
+
+def test_users_unlike_the_sample_get_their_best_too():
+    users, movies = decaying(50, torch.eye(40)), decaying(3000, torch.eye(40))
+    ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users[:20], 10)
+    assert ours.size < 40
+    strangers, nothing = 100 * users[20:].flip(1), torch.zeros(0, dtype=torch.int64)
+    start = torch.zeros(31, dtype=torch.int64)
+    expected = sorted_out(strangers, movies, torch.ones(3000, dtype=torch.bool), start, nothing, 10)
+    best, movie_idx = ours.find(strangers, start, nothing)
+    torch.testing.assert_close(best, expected[0])
+    assert torch.equal(movie_idx, expected[1])
+
+
+def test_where_no_coordinate_says_more_than_another_all_are_multiplied_out():
+    users, movies = torch.randn(50, 40), torch.randn(3000, 40)
+    ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users, 10)
+    assert ours.size == 40
+    start, seen = ratings_of(50, 3000)
+    expected = sorted_out(users, movies, torch.ones(3000, dtype=torch.bool), start, seen, 10)[0]
+    torch.testing.assert_close(ours.find(users, start, seen)[0], expected)
+
+
+@pytest.mark.parametrize("top_n", [5, 101])
+def test_what_is_not_a_number_is_not_found(top_n):
+    users, movies = torch.randn(4, 6), torch.randn(150, 6)
+    movies[40], users[3] = torch.nan, torch.nan
+    nothing, start = torch.zeros(0, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    best, movie_idx = BestProducts(movies, torch.ones(150, dtype=torch.bool), users[:2], top_n).find(users, start,
+                                                                                                    nothing)
+    assert (best[:3] > -torch.inf).all() and 40 not in movie_idx[:3]
+    assert (best[3] == -torch.inf).all()
+
+
+def test_where_no_movie_is_listed_none_is_found():
+    users, start = torch.randn(4, 6), torch.zeros(5, dtype=torch.int64)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    best, movie_idx = BestProducts(torch.randn(9, 6), torch.zeros(9, dtype=torch.bool), users, 3).find(users, start,
+                                                                                                      nothing)
+    assert best.shape == movie_idx.shape == (4, 0)
+
+
+def test_coordinates_have_the_same_mean_square_on_either_side_and_keep_products():
+    turn = torch.linalg.qr(torch.randn(40, 40)).Q
+    users, movies = decaying(500, turn).double(), decaying(600, turn).double()
+    users, movies = users @ torch.randn(40, 40).double(), movies * torch.rand(40)
+    of_users, of_movies = best_products._coordinates(users, movies)
+    torch.testing.assert_close(of_users @ of_movies.T, torch.eye(40, dtype=torch.float64), rtol=0, atol=1e-6)
+    squares = [(vectors @ turns).square().mean(0) for vectors, turns in ((users, of_users), (movies, of_movies))]
+    torch.testing.assert_close(squares[0][:20], squares[1][:20], rtol=1e-2, atol=0)
+    assert (squares[1].diff() <= 0).all()
