@@ -10,11 +10,9 @@ may be listed; every list is made of `Recommendation`.
 """
 
 import datetime
-import math
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,8 @@ from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
+
+STRIP = 64  # scores of which the highest is looked at first
 
 
 @dataclass(eq=False)
@@ -218,7 +218,7 @@ class Recommender:
             DataError: relevance is asked for, and the run was trained without.
         """
         vector = self.vector_of(history)
-        scores = self.list_vectors @ vector  # (M,)
+        scores = torch.from_numpy(vector.numpy() @ self.list_vectors.numpy().T)  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
         given = {}
@@ -316,20 +316,21 @@ class Recommender:
 def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tensor:
     """Return the places of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
 
+    The highest of each strip of the scores are looked at first: the best are not below the top_n-th highest of those,
+    and only what is not is sorted (a sort of all scores takes 40 times as long, torch's topk four times).
+
     Args:
         scores, allowed: (M,) and bool (M,); equal scores keep the order of the index, and what is not a number is not
-            among the best. (A sort of all scores would take 40 times as long.)
+            among the best.
     """
-    scores = torch.where(allowed, scores, -torch.inf)
-    highest, places = scores.topk(min(top_n + 1, len(scores)))
-    highest = highest.tolist()
-    if any(map(math.isnan, highest)):  # which topk takes for the highest of all
-        return best_of(scores, allowed & ~scores.isnan(), top_n)
-    if any(one == following for one, following in pairwise(highest)):  # topk takes any of equal scores
-        places = (scores >= highest[:top_n][-1]).nonzero().squeeze(1)
-        places = places[scores[places].argsort(descending=True, stable=True)]
-        highest = scores[places].tolist()
-    return places[:sum(score > -torch.inf for score in highest[:top_n])]
+    values = np.where(allowed.numpy(), scores.numpy(), -np.inf)
+    highest = np.fmax.reduceat(values, np.arange(0, len(values), STRIP))  # what is not a number is passed over
+    highest[np.isnan(highest)] = -np.inf  # but where there is nothing else
+    lowest = np.finfo(values.dtype).min
+    if 0 < top_n < len(highest):
+        lowest = max(lowest, np.partition(highest, -top_n)[-top_n])
+    places = np.flatnonzero(values >= lowest)
+    return torch.from_numpy(places[(-values[places]).argsort(kind="stable")[:top_n]])
 
 
 def _context(history: History) -> Context:

@@ -114,11 +114,11 @@ def test_a_title_finds_every_movie_of_that_name(planted):
 
 def test_best_equals_a_stable_sort_with_ties_at_every_cut():
     generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        scores = torch.randint(0, 4, (30,), generator=generator).float()
-        allowed = torch.rand(30, generator=generator) < 0.6
-        expected = sorted((i for i in range(30) if allowed[i]), key=lambda i: (-scores[i].item(), i))
-        for top_n in (1, 3, 29, 100):
+    for size in (30,) * 50 + (64, 65, 3000):
+        scores = torch.randint(0, 4 + size // 100, (size,), generator=generator).float()
+        allowed = torch.rand(size, generator=generator) < 0.6
+        expected = sorted((i for i in range(size) if allowed[i]), key=lambda i: (-scores[i].item(), i))
+        for top_n in (1, 3, 29, 100, 4000):
             assert best_of(scores, allowed, top_n).tolist() == expected[:top_n]
 
 
@@ -127,3 +127,5 @@ def test_what_is_not_a_number_is_not_among_the_best():
     assert best_of(scores, torch.ones(5, dtype=torch.bool), 3).tolist() == [4, 2, 1]
     assert best_of(scores, torch.tensor([True, True, False, True, False]), 3).tolist() == [1]
     assert best_of(scores[:1], torch.ones(1, dtype=torch.bool), 3).tolist() == []
+    many = torch.cat([torch.full((640,), torch.nan), torch.arange(100.0), torch.full((70,), torch.nan)])
+    assert best_of(many, torch.ones(len(many), dtype=torch.bool), 2).tolist() == [739, 738]
