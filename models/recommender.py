@@ -116,7 +116,7 @@ class Recommender:
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
         model, checkpoint = load_model(run_dir / "best.pt", meta["fingerprint"])
-        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir), date,
+        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir, meta), date,
                    Films(checkpoint["films"], model.user_side.movie_tower.mean, columns=checkpoint["film_columns"]))
 
     @cached_property

@@ -24,7 +24,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,8 +64,25 @@ class Movies:
 
     movie_id: np.ndarray  # int32 (M,)
     year: np.ndarray  # int16 (M,), 0 where unknown
-    title: list[str]
+    title: Sequence[str]
     num_train_ratings: np.ndarray  # int32 (M,)
+
+
+class Titles(Sequence):
+    """The titles of a data set: what is read of them is text only when it is asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        """Take over a column of valid text without nulls."""
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, movie_idx: int) -> str:
+        return self._column[int(movie_idx)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column.to_pylist())
 
 
 class User(NamedTuple):
@@ -192,11 +209,11 @@ def read_movies(data_dir: Path) -> Movies:
     with _damage_named(path):
         table = _read_whole(_open(path))
         _demand(table["year"].type == pa.int16() and table["title"].type == pa.string(), "its columns have other types")
+        table["title"].validate(full=True)
         year = np.concatenate([np.zeros(0, np.int16), *map(_years, table["year"].chunks)])
-        movies = Movies(_column(table, "movie_id"), year, table["title"].to_pylist(),
-                        _column(table, "num_train_ratings"))
+        movies = Movies(_column(table, "movie_id"), year, Titles(table["title"]), _column(table, "num_train_ratings"))
         _demand((np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
-                and None not in movies.title, "its movies are out of order")
+                and not table["title"].null_count, "its movies are out of order")
         return movies
 
 
@@ -248,10 +265,11 @@ class RatingsFile:
         DataError: the file is missing or damaged; every read verifies the checksums of its pages.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, meta: dict | None = None) -> None:
+        """Open the file; `meta` is meta.json, where it has been read."""
         self.path = data_dir / "ratings.parquet"
         with _damage_named(self.path):
-            meta = read_meta(data_dir)
+            meta = read_meta(data_dir) if meta is None else meta
             self._num_users, self._num_movies = meta["num_users"], meta["num_movies"]
             self._file = _open(self.path, read_dictionary=["split"])
             self.group_starts = _group_starts(self._file)
