@@ -141,7 +141,8 @@ class TwoTower(nn.Module):
             return table_of(vectors, bias + of_day, CONSTANT).flatten(1)
         vectors = films.take_columns().T
         by_head = vectors.view(films.table.shape)
-        by_head[..., -2] = CONSTANT
+        if self._constant != CONSTANT:  # memory that is not written to need not be copied
+            by_head[..., -2] = CONSTANT
         by_head[..., -1] += of_day
         return vectors
 
