@@ -10,6 +10,7 @@ An engine trains one side of the model. For the movie side, "users" are the movi
 """
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, s
 from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
-SHOW_EVERY = 16  # steps; for the loss the host waits for a GPU
+SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
 CONTEXT_SHARE = 0.5  # of a user's ratings in a step
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
@@ -87,7 +88,7 @@ class Engine:
         Raises:
             DataError: the loss is no longer finite; names epoch, step and rate.
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device)
+        sums, shown = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device), -math.inf
         for step, (batch, noise) in enumerate(self._batches(epoch)):
             factor = schedule((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
             try:
@@ -98,7 +99,8 @@ class Engine:
                 self._check_finite(step_sums, epoch, step + 1, factor)
             sums += step_sums
             bar.update(len(batch.row))
-            if step % SHOW_EVERY == 0 and not bar.disable:
+            if not bar.disable and time.monotonic() - shown >= SHOW_S:
+                shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
         self._share_rows()
         self.ranks.sum_(sums)
