@@ -22,7 +22,7 @@ COMPLETED_COST = 3000  # a product that is completed takes the time of so many c
 MOVIES_PER_TILE = 1024  # of one product of matrices: so many scores stay in the processor's cache until they are used
 MOST_KEPT = 100  # a longer list is cut from a sort of all scores
 RIDGE = 1e-6  # share of the mean square that coordinates have at least, where no user of the sample has any
-ROUNDING = 1e-5  # of |p| |q|: what a bound may be off
+ROUNDING = 1e-5  # of |p| |q|: what a product may be off
 
 
 class BestProducts:
@@ -51,10 +51,11 @@ class BestProducts:
                              for vectors, turn in zip((sample, self.movies), turns, strict=True))
             self.size = self._best_size(sample, users, turned)
             if self.size < movies.shape[1]:
-                self.of_users, of_movies = turns[0].float(), turned
+                self.of_users, of_movies = turns[0], turned
         self.columns = of_movies[:, :self.size].T.contiguous()  # (k, L)
         self.rest = of_movies[:, self.size:].norm(dim=1)
-        self.longest = float(of_movies.norm(dim=1).nan_to_num(0.0).max())
+        self.longest, self.longest_turned = (float(vectors.norm(dim=1).nan_to_num(0.0).max())
+                                             for vectors in (self.movies, of_movies))
 
     def find(self, users: torch.Tensor, start: torch.Tensor,
              seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,9 +73,10 @@ class BestProducts:
         num_users, num_listed = len(users), len(self.order)
         best = torch.full((num_users, min(self.top_n, num_listed)), -torch.inf)
         movie_idx = torch.zeros(best.shape, dtype=torch.int64)
-        turned = users if self.of_users is None else users @ self.of_users
+        turned = users if self.of_users is None else (users.double() @ self.of_users).float()
         head, rest = turned[:, :self.size].contiguous(), turned[:, self.size:].norm(dim=1)
-        slack = turned.norm(dim=1) * (self.longest * ROUNDING) + torch.finfo(torch.float32).tiny
+        slack = ROUNDING * (self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1))
+        slack += torch.finfo(torch.float32).tiny
         memory = torch.empty(num_users * MOVIES_PER_TILE)
         for begin in range(0, num_listed, MOVIES_PER_TILE):
             tile = slice(begin, begin + MOVIES_PER_TILE)
