@@ -327,7 +327,10 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """Return the device to train on; of many processes on a machine, each takes a GPU of its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
-    return torch.device(f"cuda:{ranks.local_rank}" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(ranks.local_rank)  # where Triton and NCCL work
+    return torch.device(f"cuda:{ranks.local_rank}")
 
 
 if __name__ == "__main__":
