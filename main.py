@@ -329,6 +329,9 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         raise DataError("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if ranks.local_rank >= (num_gpus := torch.cuda.device_count()):
+        raise DataError(f"GPUs on this machine: {num_gpus}, fewer than processes; start so many with --nproc_per_node, "
+                        "or use --device cpu")
     torch.cuda.set_device(ranks.local_rank)  # where Triton and NCCL work
     return torch.device(f"cuda:{ranks.local_rank}")
 
