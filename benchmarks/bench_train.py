@@ -44,7 +44,7 @@ MOST_OF_A_USER = 17_653
 STARS_SHARES = (0.04596, 0.10084, 0.28673, 0.33589, 0.23058)  # of Netflix, 1 to 5
 USER_SPREAD = 1.25  # of the logarithm of a user's number of ratings: with a mean of 209 half of them have 96 or more
 MOVIE_SPREAD, MOST_OF_A_MOVIE = 2.15, 41  # the same for movies, and the most popular one's multiple of the mean
-USERS_PER_BLOCK = 20_000  # made at a time
+USERS_PER_BLOCK = 20_000  # made at a time; as movies, numbers of 15 bits
 PLAIN_RATINGS, PLAIN_DIM, PLAIN_HIDDEN = 2_000_000, 64, 128
 
 

@@ -4,8 +4,8 @@
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
 A row group of the ratings is one piece of work: a thread solves its users' vectors and finds their best movies
-(best_products.py). Pieces gather in parts, files in a hidden folder beside the output; a
-killed run goes on after its last part, and the output appears whole, in one step.
+(best_products.py). Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on after its
+last part, and the output appears whole, in one step.
 """
 
 import hashlib
@@ -156,7 +156,8 @@ def _write_parts(recommender: Recommender, partial: Path, top_n: int) -> list[Pa
     waiting: list[pa.Table] = []
     with tqdm(total=num_users, initial=first_user, desc="recommend", unit=" users", unit_scale=True) as bar:
         try:
-            lists = _by_groups(recommender, lists_of, best_products_of(recommender, top_n), first_group=first_group)
+            best_products = best_products_of(recommender, top_n) if done < len(parts) else None
+            lists = _by_groups(recommender, lists_of, best_products, first_group=first_group)
             for group, (users, table) in enumerate(lists, first_group):
                 waiting.append(table)
                 if len(waiting) == GROUPS_PER_PART or group == num_groups - 1:

@@ -22,7 +22,7 @@ COMPLETED_COST = 3000  # a product that is completed takes the time of so many c
 MOVIES_PER_TILE = 1024  # of one product of matrices: so many scores stay in the processor's cache until they are used
 MOST_KEPT = 100  # a longer list is cut from a sort of all scores
 RIDGE = 1e-6  # share of the mean square that coordinates have at least, where no user of the sample has any
-ROUNDING = 1e-5  # of |p| |q|: what a product may be off
+ROUNDING = 2**-23  # of |p| |q|, per coordinate: what two ways to sum a product may differ by
 
 
 class BestProducts:
@@ -37,7 +37,7 @@ class BestProducts:
             sample: vectors of some users, float (S, P), S > 0, like those to come; only the speed depends on them.
             top_n: movies of a list.
         """
-        self.top_n, (self.num_movies, self.size) = top_n, movies.shape
+        self.top_n, (self.num_movies, num_coordinates) = top_n, movies.shape
         self.order = listed.nonzero().squeeze(1)  # int64 (L,), the movies that may be found
         self.by_sorting = top_n > MOST_KEPT or not len(self.order)
         self.movies = movies.index_select(0, self.order)  # (L, P)
@@ -45,15 +45,15 @@ class BestProducts:
             return
         liked_first = (self.movies @ sample.mean(0)).argsort(descending=True, stable=True)
         self.order, self.movies = self.order[liked_first], self.movies[liked_first]
-        self.of_users, of_movies = None, self.movies
+        self.num_multiplied, self.user_turn, of_movies = num_coordinates, None, self.movies
         if (turns := _coordinates(sample, self.movies)) is not None:
             users, turned = ((vectors.double() @ turn).float()
                              for vectors, turn in zip((sample, self.movies), turns, strict=True))
-            self.size = self._best_size(sample, users, turned)
-            if self.size < movies.shape[1]:
-                self.of_users, of_movies = turns[0], turned
-        self.columns = of_movies[:, :self.size].T.contiguous()  # (k, L)
-        self.rest = of_movies[:, self.size:].norm(dim=1)
+            self.num_multiplied = self._best_number(sample, users, turned)
+            if self.num_multiplied < num_coordinates:
+                self.user_turn, of_movies = turns[0], turned
+        self.columns = of_movies[:, :self.num_multiplied].T.contiguous()  # (k, L)
+        self.rest = of_movies[:, self.num_multiplied:].norm(dim=1)
         self.longest, self.longest_turned = (float(vectors.norm(dim=1).nan_to_num(0.0).max())
                                              for vectors in (self.movies, of_movies))
 
@@ -73,10 +73,10 @@ class BestProducts:
         num_users, num_listed = len(users), len(self.order)
         best = torch.full((num_users, min(self.top_n, num_listed)), -torch.inf)
         movie_idx = torch.zeros(best.shape, dtype=torch.int64)
-        turned = users if self.of_users is None else (users.double() @ self.of_users).float()
-        head, rest = turned[:, :self.size].contiguous(), turned[:, self.size:].norm(dim=1)
-        slack = ROUNDING * (self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1))
-        slack += torch.finfo(torch.float32).tiny
+        turned = users if self.user_turn is None else (users.double() @ self.user_turn).float()
+        head, rest = turned[:, :self.num_multiplied].contiguous(), turned[:, self.num_multiplied:].norm(dim=1)
+        slack = self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1)
+        slack = slack * (ROUNDING * users.shape[1]) + torch.finfo(torch.float32).tiny
         memory = torch.empty(num_users * MOVIES_PER_TILE)
         for begin in range(0, num_listed, MOVIES_PER_TILE):
             tile = slice(begin, begin + MOVIES_PER_TILE)
@@ -101,7 +101,7 @@ class BestProducts:
         found = scores.masked_fill_(scores.isnan(), -torch.inf).sort(dim=1, descending=True, stable=True)
         return found.values[:, :self.top_n], self.order[found.indices[:, :self.top_n]]
 
-    def _best_size(self, sample: torch.Tensor, users: torch.Tensor, movies: torch.Tensor) -> int:
+    def _best_number(self, sample: torch.Tensor, users: torch.Tensor, movies: torch.Tensor) -> int:
         """Return how many coordinates to multiply out, judged by the sample: vectors, and the same turned."""
         scores = sample @ self.movies.T
         lowest = scores.topk(min(self.top_n, scores.shape[1]), dim=1).values[:, -1:]

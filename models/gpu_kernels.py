@@ -2,10 +2,11 @@
 
 The functions are those of models/kernels.py, and some that need no loops of ours on a CPU. In array operations a row of
 coordinates is written to memory for every rating, and read again. Here a program takes a chunk of the ratings and a
-head, goes through the users whose ratings these are, and keeps what it makes of them in registers.
+head, goes through the users whose ratings these are, and keeps what it makes of them in registers. Programs add to the
+same sums in any order, so their last bits differ from call to call.
 
-Letters: R ratings, T questions, B users, N films, H heads, D coordinates of a film's vector, S = D + 1 of a user's,
-W windows. A user's ratings, or questions, are start[user]:start[user + 1], start being int64 (B + 1,).
+Letters: R ratings, T questions, B users, N films, H heads, S numbers of a row, W windows. A user's ratings, or
+questions, are start[user]:start[user + 1], start being int64 (B + 1,).
 """
 
 from functools import cache
@@ -40,10 +41,7 @@ def sum_films(films: torch.Tensor, weight: torch.Tensor, column: torch.Tensor, s
 
 def sum_users(users: torch.Tensor, weight: torch.Tensor, column: torch.Tensor, start: torch.Tensor,
               num_films: int) -> torch.Tensor:
-    """Return for each film the sum of weight times user over its ratings, (N, H, S), of (B, H, S) and (R, H).
-
-    Programs add to the same sums in any order, so the last bits differ from call to call.
-    """
+    """Return for each film the sum of weight times user over its ratings, (N, H, S), of (B, H, S) and (R, H)."""
     heads, size = users.shape[1:]
     out = users.new_zeros(num_films, heads, size)
     _run(_sum_users, users.contiguous(), weight.contiguous(), column, start, out, heads=heads, size=size)
@@ -76,7 +74,7 @@ def ridge_again(inverse: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, asked: torch.Tensor,
               asked_start: torch.Tensor, windows: tuple[int, ...]) -> torch.Tensor:
     """Return for each question and window the sum of the residuals that its user has in the same window, and their
-    number, float (2, T, W); arguments as for kernels.py."""
+    number, float (2, T, W); arguments as for kernels.py, but all residuals must be finite."""
     sums = residual.new_empty(2, len(asked), len(windows))
     if sums.numel():
         before = torch.nn.functional.pad(residual.cumsum(0, dtype=torch.float64), (1, 0))  # of each rating
@@ -134,16 +132,15 @@ def _user_at(start, num_users, rating):
         middle = (low + high) // 2
         before = tl.load(start + middle) <= rating
         low, high = tl.where(before, middle, low), tl.where(before, high, middle)
-    return low
+    return low.to(tl.int64)
 
 
 @triton.jit
-def _rows(table, column, rating, last, head, heads, size, i):
-    """Return rows of films, where they lie, and which of their numbers there are, all (TILE, SIZE)."""
+def _rows(films, column, rating, last, head, heads, size, i):
+    """Return the rows of the films that ratings before the last one meet, (TILE, SIZE), zero beyond."""
     film = tl.load(column + rating, rating < last, 0)
     place = (film * heads + head)[:, None] * size + i[None, :]
-    there = (rating < last)[:, None] & (i < size)[None, :]
-    return tl.load(table + place, there, 0), place, there
+    return tl.load(films + place, (rating < last)[:, None] & (i < size)[None, :], 0)
 
 
 @triton.jit(do_not_specialize=OF_A_STEP)
@@ -156,7 +153,7 @@ def _dots(users, films, column, start, out, num_ratings, num_users, heads, size,
         own = tl.load(users + (user * heads + head) * size + i, i < size, 0)
         for first in range(begin, last, TILE):
             rating = first + tl.arange(0, TILE)
-            rows, _, _ = _rows(films, column, rating, last, head, heads, size, i)
+            rows = _rows(films, column, rating, last, head, heads, size, i)
             tl.store(out + rating * heads + head, tl.sum(rows * own[None, :], 1), rating < last)
         begin, user = last, user + 1
 
@@ -171,7 +168,7 @@ def _sum_films(films, weight, column, start, out, num_ratings, num_users, heads,
         total = tl.zeros([SIZE], films.dtype.element_ty)
         for first in range(begin, last, TILE):
             rating = first + tl.arange(0, TILE)
-            rows, _, _ = _rows(films, column, rating, last, head, heads, size, i)
+            rows = _rows(films, column, rating, last, head, heads, size, i)
             total += tl.sum(rows * tl.load(weight + rating * heads + head, rating < last, 0)[:, None], 0)
         tl.atomic_add(out + (user * heads + head) * size + i, total, i < size, sem="relaxed")
         begin, user = last, user + 1
@@ -205,7 +202,7 @@ def _gram(films, wanted, column, start, gram, num_ratings, num_users, heads, siz
         products = tl.zeros([SIZE, SIZE], tl.float32)
         for first in range(begin, last, TILE):
             rating = first + tl.arange(0, TILE)
-            rows, _, _ = _rows(films, column, rating, last, head, heads, size, i)
+            rows = _rows(films, column, rating, last, head, heads, size, i)
             residual = tl.load(wanted + rating, rating < last, 0)[:, None] - rows
             rows = tl.where((i == size - 1)[None, :], residual, rows)
             products = tl.dot(tl.trans(rows), rows, products, input_precision="ieee")
@@ -236,7 +233,7 @@ def _solve(gram, prior, penalty, solution, inverse, heads, size, SIZE: tl.conste
     for pivot in range(bias):
         is_row, is_column = (i == pivot)[:, None], (i == pivot)[None, :]
         across = tl.sum(tl.where(is_row, system, 0), 0)
-        down = tl.sum(tl.where(is_column, system, 0), 1)  # the same numbers
+        down = tl.sum(tl.where(is_column, system, 0), 1)  # the same numbers, but for rounding
         scale = 1 / tl.sum(tl.where(i == pivot, across, 0), 0)
         swept = system - down[:, None] * (across * scale)[None, :]
         swept = tl.where(is_row, (across * scale)[None, :], tl.where(is_column, (down * scale)[:, None], swept))

@@ -104,8 +104,8 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
 
 
 def keep_best(scores: torch.Tensor, user_rest: torch.Tensor, movie_rest: torch.Tensor, slack: torch.Tensor,
-              users: torch.Tensor, movies: torch.Tensor, number: torch.Tensor, start: torch.Tensor, seen: torch.Tensor,
-              best: torch.Tensor, place: torch.Tensor) -> None:
+              users: torch.Tensor, movies: torch.Tensor, movie_idx: torch.Tensor, start: torch.Tensor,
+              seen: torch.Tensor, best: torch.Tensor, best_idx: torch.Tensor) -> None:
     """Take products of users and some movies into the K best so far of every user, in place; see best_products.py.
 
     Args:
@@ -113,12 +113,12 @@ def keep_best(scores: torch.Tensor, user_rest: torch.Tensor, movie_rest: torch.T
         user_rest, movie_rest: float (B,) and (C,), lengths of what the other coordinates are.
         slack: float (B,), by how much a bound may be wrong.
         users, movies: float (B, P) and (C, P), whose products count.
-        number: int64 (C,), the movies; of equal products the smaller number is better.
+        movie_idx: int64 (C,); of equal products that of the smaller movie_idx is better.
         start, seen: int64 (B + 1,) and (R,), movies seen[start[b]:start[b + 1]] are not taken for user b.
-        best, place: float and int64 (B, K), K > 0, descending; -inf, of no movie, to begin with.
+        best, best_idx: float and int64 (B, K), K > 0, descending; -inf, of no movie, to begin with.
     """
-    tensors = (scores, user_rest, movie_rest, slack, users, movies, number, start, seen)
-    _run(_keep_best, *(tensor.contiguous().numpy() for tensor in tensors), best.numpy(), place.numpy())
+    tensors = (scores, user_rest, movie_rest, slack, users, movies, movie_idx, start, seen)
+    _run(_keep_best, *(tensor.contiguous().numpy() for tensor in tensors), best.numpy(), best_idx.numpy())
 
 
 def _in_threads(kernel: Callable[..., None], shared_out: Callable[..., None], start: np.ndarray, pack: int,
@@ -374,7 +374,7 @@ def _mood_sums_shared_out(day, residual, start, asked, asked_start, shifts, sums
 
 
 @compiled
-def _keep_best(scores, user_rest, movie_rest, slack, users, movies, number, start, seen, best, place):
+def _keep_best(scores, user_rest, movie_rest, slack, users, movies, movie_idx, start, seen, best, best_idx):
     last = best.shape[1] - 1
     for row in range(len(scores)):
         radius, floor = user_rest[row], best[row, last] - slack[row]
@@ -386,23 +386,23 @@ def _keep_best(scores, user_rest, movie_rest, slack, users, movies, number, star
             if above:
                 for i in range(len(some)):
                     if some[i] + radius * rest[i] > floor:
-                        _insert(users[row], movies[begin + i], number[begin + i], seen[start[row]:start[row + 1]],
-                                best[row], place[row])
+                        _insert(users[row], movies[begin + i], movie_idx[begin + i], seen[start[row]:start[row + 1]],
+                                best[row], best_idx[row])
                         floor = best[row, last] - slack[row]
 
 
 @compiled
-def _insert(user, movie, number, seen, best, place):
+def _insert(user, movie, movie_idx, seen, best, best_idx):
     """Take a product into the best of a user, if it is one of them and the movie has not been seen."""
     score, rank = best.dtype.type(0), len(best) - 1
     for i in range(len(user)):
         score += user[i] * movie[i]
-    if score > best[rank] or (score == best[rank] and number < place[rank]):
+    if score > best[rank] or (score == best[rank] and movie_idx < best_idx[rank]):
         found = False
         for i in range(len(seen)):
-            found |= seen[i] == number
+            found |= seen[i] == movie_idx
         if not found:
-            while rank > 0 and (score > best[rank - 1] or (score == best[rank - 1] and number < place[rank - 1])):
-                best[rank], place[rank] = best[rank - 1], place[rank - 1]
+            while rank > 0 and (score > best[rank - 1] or (score == best[rank - 1] and movie_idx < best_idx[rank - 1])):
+                best[rank], best_idx[rank] = best[rank - 1], best_idx[rank - 1]
                 rank -= 1
-            best[rank], place[rank] = score, number
+            best[rank], best_idx[rank] = score, movie_idx

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 FEW_RATINGS = 1024  # array operations are as fast for so few
+MOST_ON_GPU = 128  # numbers of a row, whose products with each other a GPU's registers hold
 
 
 class Pairs:
@@ -30,12 +31,12 @@ class Pairs:
         """Keep the ratings' rows and columns, both int64 (R,), the rows ascending."""
         self.row, self.column = row, column
         self.num_users, self.num_films, self.heads = num_users, num_films, heads
-        self.on_cpu = row.device.type == "cpu"
+        self.on_cpu = row.device.type == "cpu"  # tests take the other way on a CPU too
 
     @cached_property
     def kernels(self) -> ModuleType | None:
         """The compiled loops that go through the ratings, if there are any."""
-        return kernels_for(self.row, self.num_users) if self.on_cpu else gpu_kernels(self.row.device)
+        return kernels_for(self.row, self.num_users) if self.on_cpu else triton_kernels(self.row.device)
 
     def dots(self, users: torch.Tensor, films: torch.Tensor) -> torch.Tensor:
         """Return the inner products of the users and films that meet, (R, H), of (B, H, D) and (N, H, D)."""
@@ -45,9 +46,9 @@ class Pairs:
 
     def sum_films(self, films: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return for each user the sum of weight times film over his ratings, (B, H, D), of (N, H, D) and (R, H)."""
-        if not self.on_cpu and self.kernels:
-            return self.kernels.sum_films(films, weight, self.column, self.start)
         if not self.on_cpu:
+            if self.kernels:
+                return self.kernels.sum_films(films, weight, self.column, self.start)
             rows = films.index_select(0, self.column) * weight.unsqueeze(-1)
             return films.new_zeros(self.num_users, *films.shape[1:]).index_add_(0, self.row, rows)
         sums = _sum_rows(films.flatten(0, 1), self.film_of, self.user_start, weight.T.reshape(-1))
@@ -55,9 +56,9 @@ class Pairs:
 
     def sum_users(self, users: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return for each film the sum of weight times user over its ratings, (N, H, D), of (B, H, D) and (R, H)."""
-        if not self.on_cpu and self.kernels:
-            return self.kernels.sum_users(users, weight, self.column, self.start, self.num_films)
         if not self.on_cpu:
+            if self.kernels:
+                return self.kernels.sum_users(users, weight, self.column, self.start, self.num_films)
             rows = users.index_select(0, self.row) * weight.unsqueeze(-1)
             return users.new_zeros(self.num_films, *users.shape[1:]).index_add_(0, self.column, rows)
         weight = torch.cat([column.index_select(0, self.order) for column in weight.unbind(1)])
@@ -170,11 +171,13 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
 
 
 def kernels_for(row: torch.Tensor, num_users: int) -> ModuleType | None:
-    """Return the compiled loops for ratings in the rows of users, int64 (R,): models/kernels.py, models/gpu_kernels.py,
-    or None where array operations do better: for few ratings, and for the list of one user, who would wait until they
-    are loaded."""
+    """Return the compiled loops for ratings in the rows of users, int64 (R,).
+
+    On a CPU these are models/kernels.py, or None for few ratings, and for the list of one user, who would wait until
+    they are loaded: array operations do better there. On another device see `triton_kernels`.
+    """
     if row.device.type != "cpu":
-        return gpu_kernels(row.device)
+        return triton_kernels(row.device)
     if len(row) <= FEW_RATINGS or num_users <= 1:
         return None
     from models import kernels  # imported when it is first needed
@@ -182,9 +185,9 @@ def kernels_for(row: torch.Tensor, num_users: int) -> ModuleType | None:
 
 
 @cache
-def gpu_kernels(device: torch.device) -> ModuleType | None:
-    """Return models/gpu_kernels.py for a CUDA device; None, with a warning, where Triton is missing or has no C
-    compiler, and for a device of another kind."""
+def triton_kernels(device: torch.device) -> ModuleType | None:
+    """Return models/gpu_kernels.py for a CUDA device, and None for a device of another kind. Where Triton is missing,
+    or has no C compiler, there is a warning, and None."""
     if device.type != "cuda":
         return None
     try:
@@ -307,9 +310,10 @@ class _GatherDistinct(torch.autograd.Function):
 class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, films, wanted, prior, penalty, pairs):
-        if pairs.kernels:
-            solution, left, factor = pairs.kernels.ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
-                                                         keep=any(ctx.needs_input_grad))
+        ctx.kernels = pairs.kernels if pairs.on_cpu or films.shape[2] <= MOST_ON_GPU else None
+        if ctx.kernels:
+            solution, left, factor = ctx.kernels.ridge(films, wanted, pairs.column, pairs.start, prior, penalty,
+                                                       keep=any(ctx.needs_input_grad))
         else:
             system, right = normal_equations(films, wanted, pairs)
             system.diagonal(dim1=-2, dim2=-1).add_(penalty)
@@ -325,8 +329,8 @@ class _RidgeSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         (films, prior, penalty, factor, solution, left), pairs = ctx.saved_tensors, ctx.pairs
-        if pairs.kernels:
-            adjoint = pairs.kernels.ridge_again(factor, grad)
+        if ctx.kernels:
+            adjoint = ctx.kernels.ridge_again(factor, grad)
         else:
             adjoint = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)  # z, (B, H, D)
         solved, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias

@@ -218,6 +218,7 @@ class Recommender:
             DataError: relevance is asked for, and the run was trained without.
         """
         vector = self.vector_of(history)
+        # NumPy's product takes two thirds of the time of torch's, where the vectors lie coordinate by coordinate.
         scores = torch.from_numpy(vector.numpy() @ self.list_vectors.numpy().T)  # (M,)
         by = scores if rank_by == "rating" else self._relevance(history, vector)
         order = best_of(by, self._allowed(filters, history), top_n)
@@ -316,8 +317,7 @@ class Recommender:
 def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tensor:
     """Return the places of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
 
-    The highest of each strip of the scores are looked at first: the best are not below the top_n-th highest of those,
-    and only what is not is sorted (a sort of all scores takes 40 times as long, torch's topk four times).
+    Only scores at least as high as the top_n-th highest maximum of a strip of them are sorted: so many there are.
 
     Args:
         scores, allowed: (M,) and bool (M,); equal scores keep the order of the index, and what is not a number is not

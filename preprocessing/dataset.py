@@ -78,7 +78,9 @@ class Titles(Sequence):
     def __len__(self) -> int:
         return len(self._column)
 
-    def __getitem__(self, movie_idx: int) -> str:
+    def __getitem__(self, movie_idx: int | slice) -> str | list[str]:
+        if isinstance(movie_idx, slice):
+            return self._column[movie_idx].to_pylist()
         return self._column[int(movie_idx)].as_py()
 
     def __iter__(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.layers import gpu_kernels
+from models.layers import triton_kernels
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset
@@ -187,7 +187,7 @@ def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:
 
     The finaliser of SplitMix64 (Steele et al. 2014), its constants as signed numbers.
     """
-    if kernels := gpu_kernels(columns[0].device):
+    if kernels := triton_kernels(columns[0].device):  # of one column or two
         return kernels.uniform(seed, *columns)
     word = torch.full_like(columns[0], seed)
     for column in (0, *columns):

@@ -96,7 +96,7 @@ class Engine:
             except torch.linalg.LinAlgError:  # a history cannot be solved from film vectors that are not finite
                 step_sums = sums + math.nan
             if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
-                self._check_finite(step_sums, epoch, step + 1, factor)
+                self._check_finite(sums + step_sums, epoch, step + 1, factor)
             sums += step_sums
             bar.update(len(batch.row))
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
@@ -255,9 +255,10 @@ def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
     Gradients add up over users, so that of the pieces is that of the batch.
 
     Args:
-        most: None for what fits the memory of the batch's device.
+        most: None for GPU_PIECE_RATINGS or PIECE_RATINGS.
     """
-    most = most or (GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS)
+    if most is None:
+        most = GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS
     if len(batch.row) <= most:
         yield batch
         return

@@ -11,14 +11,15 @@ import math
 
 import torch
 
-from models.layers import gpu_kernels
+from models.layers import triton_kernels
 from models.relevance import Relevance
 from models.two_tower import TwoTower
 
 TABLE_RATE, SHARED_RATE, USER_RATE = 1.5, 10.0, 20.0  # multiples of the base rate
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
-STEPS_OF_AN_EPOCH, FEWEST_STEPS = 400, 100  # at least, where a step has more than 128 users, and more than 1024
+STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
+LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
 def build_optimizers(model: TwoTower, lr: float, drift_decay: float = 0.0) -> list[torch.optim.Optimizer]:
@@ -62,14 +63,16 @@ def planned_epochs(num_users: int, most: int) -> int:
 
 
 def default_batch_size(num_users: int) -> int:
-    """Return how many users a step has: 128, but up to 1024 where an epoch still has 400 steps, and from there up to
-    4096 where it has 100.
+    """Return how many users a step has: 128, but up to 512 where an epoch still has 400 steps, and 4096 where it has
+    100 of them.
 
     A film moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
     the same for all sizes, nearly all of it on a GPU.
     """
+    if num_users >= FEWEST_STEPS * LARGEST_STEP:
+        return LARGEST_STEP
     size = 128
-    while size < 4096 and num_users >= (STEPS_OF_AN_EPOCH if size < 1024 else FEWEST_STEPS) * 2 * size:
+    while num_users >= STEPS_OF_AN_EPOCH * 2 * size:
         size *= 2
     return size
 
@@ -98,7 +101,7 @@ class RowAdam:
     @torch.no_grad()
     def step(self, rows: torch.Tensor, grad: torch.Tensor, factor: float) -> None:
         """Update rows, int64 (B,), by their gradients (B, E), at the base rate times a factor."""
-        if kernels := gpu_kernels(self.table.device):
+        if kernels := triton_kernels(self.table.device):
             kernels.row_adam(self.table, self.state["mean"], self.state["square"], self.state["steps"], rows, grad,
                              self.lr * factor, BETAS, EPSILON)
             return

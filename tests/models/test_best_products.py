@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models import best_products
+from models import best_products, kernels
 from models.best_products import BestProducts
 
 
@@ -55,7 +55,7 @@ def test_products_that_few_coordinates_bound_are_mostly_left_out_and_the_best_ar
     listed = torch.rand(3000) < 0.9
     start, seen = ratings_of(50, 3000)
     ours = BestProducts(movies, listed, users[:20], 10)
-    assert ours.size < 40
+    assert ours.num_multiplied < 40
     best, movie_idx = ours.find(users, start, seen)
     expected, expected_idx = sorted_out(users, movies, listed, start, seen, 10)
     torch.testing.assert_close(best, expected)
@@ -63,10 +63,39 @@ def test_products_that_few_coordinates_bound_are_mostly_left_out_and_the_best_ar
     assert torch.equal(movie_idx[found], expected_idx[found])
 
 
+def test_equal_products_keep_their_order_where_most_are_left_out():
+    turn = torch.linalg.qr(torch.randn(40, 40)).Q
+    users, movies = decaying(50, turn), decaying(1500, turn).repeat(2, 1)[torch.randperm(3000)]  # every movie twice
+    listed, start, seen = torch.ones(3000, dtype=torch.bool), *ratings_of(50, 3000)
+    ours = BestProducts(movies, listed, users[:20], 10)
+    assert ours.num_multiplied < 40
+    best, movie_idx = ours.find(users, start, seen)
+    expected = sorted_out(users.double(), movies.double(), listed, start, seen, 10)
+    found = expected[0] > -torch.inf
+    torch.testing.assert_close(best, expected[0].float())
+    assert torch.equal(movie_idx[found], expected[1][found])
+
+
+def test_only_products_whose_bound_is_above_the_lowest_of_the_best_are_completed():
+    """The product of every movie is 100, whatever its first coordinates say."""
+    user, movie, none = torch.full((1, 4), 5.0), torch.full((1, 4), 5.0), torch.zeros(0, dtype=torch.int64)
+
+    def is_taken(score: float, rest: float, slack: float) -> bool:
+        best, best_idx = torch.tensor([[9.0, 8.0, 7.0]]), torch.tensor([[7, 8, 9]])
+        kernels.keep_best(torch.tensor([[score]]), torch.tensor([1.5]), torch.tensor([rest]), torch.tensor([slack]),
+                          user, movie, torch.tensor([3]), torch.zeros(2, dtype=torch.int64), none, best, best_idx)
+        assert best_idx.tolist() in ([[7, 8, 9]], [[3, 7, 8]]) and best[0, 0] in (9, 100)
+        return bool(best_idx[0, 0] == 3)
+
+    bounds = [(6.9, 0.0), (7.1, 0.0), (5.0, 1.0), (5.0, 1.4)]
+    assert [is_taken(*bound, slack=0.01) for bound in bounds] == [False, True, False, True]
+    assert [is_taken(*bound, slack=0.2) for bound in bounds] == [True, True, False, True]
+
+
 def test_users_unlike_the_sample_get_their_best_too():
     users, movies = decaying(50, torch.eye(40)), decaying(3000, torch.eye(40))
     ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users[:20], 10)
-    assert ours.size < 40
+    assert ours.num_multiplied < 40
     strangers, nothing = 100 * users[20:].flip(1), torch.zeros(0, dtype=torch.int64)
     start = torch.zeros(31, dtype=torch.int64)
     expected = sorted_out(strangers, movies, torch.ones(3000, dtype=torch.bool), start, nothing, 10)
@@ -78,7 +107,7 @@ def test_users_unlike_the_sample_get_their_best_too():
 def test_where_no_coordinate_says_more_than_another_all_are_multiplied_out():
     users, movies = torch.randn(50, 40), torch.randn(3000, 40)
     ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users, 10)
-    assert ours.size == 40
+    assert ours.num_multiplied == 40
     start, seen = ratings_of(50, 3000)
     expected = sorted_out(users, movies, torch.ones(3000, dtype=torch.bool), start, seen, 10)[0]
     torch.testing.assert_close(ours.find(users, start, seen)[0], expected)
