@@ -117,6 +117,8 @@ def keep_best(scores: torch.Tensor, user_rest: torch.Tensor, movie_rest: torch.T
         start, seen: int64 (B + 1,) and (R,), movies seen[start[b]:start[b + 1]] are not taken for user b.
         best, best_idx: float and int64 (B, K), K > 0, descending; -inf, of no movie, to begin with.
     """
+    if {scores.shape[1], len(movie_rest), len(movies)} != {len(movie_idx)} or not best.shape[1]:
+        raise ValueError(f"{scores.shape[1]} columns of {len(movie_idx)} movies, {best.shape[1]} kept")
     tensors = (scores, user_rest, movie_rest, slack, users, movies, movie_idx, start, seen)
     _run(_keep_best, *(tensor.contiguous().numpy() for tensor in tensors), best.numpy(), best_idx.numpy())
 

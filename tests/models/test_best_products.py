@@ -92,6 +92,15 @@ def test_only_products_whose_bound_is_above_the_lowest_of_the_best_are_completed
     assert [is_taken(*bound, slack=0.2) for bound in bounds] == [True, True, False, True]
 
 
+@pytest.mark.parametrize(("columns", "kept"), [(4, 1), (3, 0)])
+def test_loops_that_know_no_bounds_are_not_given_what_does_not_belong_together(columns, kept):
+    vectors, of_movies, of_user = torch.ones(3, 4), torch.zeros(3), torch.zeros(1)
+    start, none, best = torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(1, kept)
+    with pytest.raises(ValueError, match=f"{columns} columns of 3 movies, {kept} kept"):
+        kernels.keep_best(torch.zeros(1, columns), of_user, of_movies, of_user, vectors[:1], vectors, torch.arange(3),
+                          start, none, best, best.long())
+
+
 def test_users_unlike_the_sample_get_their_best_too():
     users, movies = decaying(50, torch.eye(40)), decaying(3000, torch.eye(40))
     ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users[:20], 10)
