@@ -78,10 +78,9 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
     """
     tables = []
     for own in _by_users(recommender, ratings):
-        first, last = int(own.user_idx[0]), int(own.user_idx[-1])
-        start = torch.from_numpy(recommender.users.offset[first:last + 2] - recommender.users.offset[first])
+        first, start = _first_and_starts(recommender, own)
         seen = torch.from_numpy(own.movie_idx.astype(np.int64))
-        best, movie_idx = best_products.find(recommender.vectors_of(own), start, seen)
+        best, movie_idx = best_products.find(recommender.vectors_of(own), torch.from_numpy(start), seen)
         listed = best > -torch.inf  # (B, N)
         user, place = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
@@ -199,11 +198,17 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
 
 def _by_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
     """Yield the ratings of a block of users at a time, of whole users that follow each other."""
+    _, start = _first_and_starts(recommender, ratings)
+    num_users = len(start) - 1
+    for low in range(0, num_users, USERS_PER_BLOCK):
+        yield ratings.part(slice(start[low], start[min(low + USERS_PER_BLOCK, num_users)]))
+
+
+def _first_and_starts(recommender: Recommender, ratings: Ratings) -> tuple[int, np.ndarray]:
+    """Return the first of whole users that follow each other (B), and where the ratings of each begin, and their end,
+    among these, int64 (B + 1,)."""
     first, last = int(ratings.user_idx[0]), int(ratings.user_idx[-1])
-    start_of = recommender.users.offset[first:last + 2] - recommender.users.offset[first]
-    for low in range(0, last + 1 - first, USERS_PER_BLOCK):
-        high = min(low + USERS_PER_BLOCK, last + 1 - first)
-        yield ratings.part(slice(start_of[low], start_of[high]))
+    return first, recommender.users.offset[first:last + 2] - recommender.users.offset[first]
 
 
 def _check_plan(partial: Path, plan: dict) -> None:

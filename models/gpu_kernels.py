@@ -125,14 +125,15 @@ def _tensor(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 @triton.jit
-def _user_at(start, num_users, rating):
-    """Return the user whose rating it is."""
+def _chunk(start, num_ratings, num_users, CHUNK: tl.constexpr):
+    """Return the first of a program's ratings, one past the last, and the user of the first."""
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
     low, high = tl.program_id(0) * 0, num_users
     while high - low > 1:
         middle = (low + high) // 2
-        before = tl.load(start + middle) <= rating
+        before = tl.load(start + middle) <= begin
         low, high = tl.where(before, middle, low), tl.where(before, high, middle)
-    return low.to(tl.int64)
+    return begin, tl.minimum(begin + CHUNK, num_ratings), low.to(tl.int64)
 
 
 @triton.jit
@@ -146,8 +147,8 @@ def _rows(films, column, rating, last, head, heads, size, i):
 @triton.jit(do_not_specialize=OF_A_STEP)
 def _dots(users, films, column, start, out, num_ratings, num_users, heads, size, SIZE: tl.constexpr,
           CHUNK: tl.constexpr, TILE: tl.constexpr):
-    head, i, begin = tl.program_id(1), tl.arange(0, SIZE), tl.program_id(0).to(tl.int64) * CHUNK
-    end, user = tl.minimum(begin + CHUNK, num_ratings), _user_at(start, num_users, begin)
+    head, i = tl.program_id(1), tl.arange(0, SIZE)
+    begin, end, user = _chunk(start, num_ratings, num_users, CHUNK)
     while begin < end:
         last = tl.minimum(tl.load(start + user + 1), end)
         own = tl.load(users + (user * heads + head) * size + i, i < size, 0)
@@ -161,8 +162,8 @@ def _dots(users, films, column, start, out, num_ratings, num_users, heads, size,
 @triton.jit(do_not_specialize=OF_A_STEP)
 def _sum_films(films, weight, column, start, out, num_ratings, num_users, heads, size, SIZE: tl.constexpr,
                CHUNK: tl.constexpr, TILE: tl.constexpr):
-    head, i, begin = tl.program_id(1), tl.arange(0, SIZE), tl.program_id(0).to(tl.int64) * CHUNK
-    end, user = tl.minimum(begin + CHUNK, num_ratings), _user_at(start, num_users, begin)
+    head, i = tl.program_id(1), tl.arange(0, SIZE)
+    begin, end, user = _chunk(start, num_ratings, num_users, CHUNK)
     while begin < end:
         last = tl.minimum(tl.load(start + user + 1), end)
         total = tl.zeros([SIZE], films.dtype.element_ty)
@@ -177,8 +178,8 @@ def _sum_films(films, weight, column, start, out, num_ratings, num_users, heads,
 @triton.jit(do_not_specialize=OF_A_STEP)
 def _sum_users(users, weight, column, start, out, num_ratings, num_users, heads, size, SIZE: tl.constexpr,
                CHUNK: tl.constexpr, TILE: tl.constexpr):
-    head, i, begin = tl.program_id(1), tl.arange(0, SIZE), tl.program_id(0).to(tl.int64) * CHUNK
-    end, user = tl.minimum(begin + CHUNK, num_ratings), _user_at(start, num_users, begin)
+    head, i = tl.program_id(1), tl.arange(0, SIZE)
+    begin, end, user = _chunk(start, num_ratings, num_users, CHUNK)
     while begin < end:
         last = tl.minimum(tl.load(start + user + 1), end)
         own = tl.load(users + (user * heads + head) * size + i, i < size, 0)
@@ -195,8 +196,8 @@ def _sum_users(users, weight, column, start, out, num_ratings, num_users, heads,
 def _gram(films, wanted, column, start, gram, num_ratings, num_users, heads, size, SIZE: tl.constexpr,
           CHUNK: tl.constexpr, TILE: tl.constexpr):
     """Sum the products of a user's rows [v, residual] by themselves."""
-    head, i, begin = tl.program_id(1), tl.arange(0, SIZE), tl.program_id(0).to(tl.int64) * CHUNK
-    end, user = tl.minimum(begin + CHUNK, num_ratings), _user_at(start, num_users, begin)
+    head, i = tl.program_id(1), tl.arange(0, SIZE)
+    begin, end, user = _chunk(start, num_ratings, num_users, CHUNK)
     while begin < end:
         last = tl.minimum(tl.load(start + user + 1), end)
         products = tl.zeros([SIZE, SIZE], tl.float32)

@@ -94,10 +94,10 @@ class Engine:
             try:
                 step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor, step)
             except torch.linalg.LinAlgError:  # a history cannot be solved from film vectors that are not finite
-                step_sums = sums + math.nan
-            if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
-                self._check_finite(sums + step_sums, epoch, step + 1, factor)
+                step_sums = torch.full_like(sums, math.nan)
             sums += step_sums
+            if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
+                self._check_finite(sums, epoch, step + 1, factor)
             bar.update(len(batch.row))
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
