@@ -57,13 +57,18 @@ class OneUser:
         vector[:, -2] += self._on_day(day, left, asked) / np.float32(CONSTANT)
         return vector.ravel() / np.float32(self.config.num_heads)
 
+    def stars(self, score: np.ndarray) -> np.ndarray:
+        """Turn scores into stars, float32."""
+        low, high = self.config.stars_low, self.config.stars_high
+        return low + (high - low) / 2 * (1 + np.tanh(score / 2))  # a sigmoid that no score overflows
+
     def _prior(self, embedding: np.ndarray, movie_idx: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """Return the vector before the ridge regression, (H, S); see `UserTower.regression`."""
         config, size, dim = self.config, len(movie_idx), self.config.pooled_dim
         mean, spread = float(surprise.sum()) / (size + MEAN_SHRINK), math.sqrt(surprise @ surprise / (size + 1))
         weights = np.ones((2, size), np.float32)  # of the two halves of a row
         weights[0] = surprise - np.float32(mean)
-        sums = weights @ self.pooled[movie_idx]  # (2, 2 pooled_dim)
+        sums = weights @ self.pooled.take(movie_idx, 0)  # (2, 2 pooled_dim)
         x = np.empty(len(embedding) + dim + 3, np.float32)
         x[:-dim - 3] = embedding * self.has_embedding
         x[-dim - 3:-3] = (sums[0, :dim] + sums[1, dim:]) * (self.has_pooled / math.sqrt(size + 1))
@@ -79,7 +84,7 @@ class OneUser:
     def _solve(self, movie_idx: np.ndarray, wanted: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the solved history, (H, S), and what it leaves of the residuals, the heads' mean, (R,); see
         `ridge_solve`."""
-        films = self.films[movie_idx].transpose(1, 0, 2)  # (H, R, S + 1)
+        films = self.films.take(movie_idx, 0).transpose(1, 0, 2)  # (H, R, S + 1)
         vectors, residual = films[..., :-1], wanted - films[..., -1]
         solution = prior
         if self.config.has("solved_history"):

@@ -27,7 +27,7 @@ from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
 
-STRIP = 64  # scores of which the highest is looked at first
+STRIPS = 256  # of scores, whose highest are looked at first
 
 
 @dataclass(eq=False)
@@ -189,9 +189,11 @@ class Recommender:
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
         """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of his list."""
-        vector = self._one_user.vector(history.user_idx, history.movie_idx.numpy(), history.stars.numpy(),
-                                       history.day.numpy(), self.day)
-        return self.model.join(torch.from_numpy(vector).unsqueeze(0), _user_idx(history))[0]
+        vector = torch.from_numpy(self._one_user.vector(
+            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), self.day))
+        if self.model.movie_side is None:
+            return vector
+        return self.model.join(vector.unsqueeze(0), _user_idx(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, ratings: Ratings) -> torch.Tensor:
@@ -219,22 +221,20 @@ class Recommender:
         """
         vector = self.vector_of(history)
         # NumPy's product takes two thirds of the time of torch's, where the vectors lie coordinate by coordinate.
-        scores = torch.from_numpy(vector.numpy() @ self.list_vectors.numpy().T)  # (M,)
-        by = scores if rank_by == "rating" else self._relevance(history, vector)
+        scores = vector.numpy() @ self.list_vectors.numpy().T  # (M,)
+        by = scores if rank_by == "rating" else self._relevance(history, vector).numpy()
         order = best_of(by, self._allowed(filters, history), top_n)
-        given = {}
+        rated = None
         if filters is not None and filters.include_seen:
             given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
-        stars = self.model.stars(scores[order]).tolist()
-        return [self._line(rank, movie, stars=predicted, rated=given.get(movie))
-                for rank, (movie, predicted) in enumerate(zip(order.tolist(), stars, strict=True), start=1)]
+            rated = [given.get(movie) for movie in order.tolist()]
+        stars = self._one_user.stars(scores[order]).tolist()
+        return self._lines(order, stars=stars, rated=rated)
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
-        num_ratings = torch.tensor(self.movies.num_train_ratings).float()
-        mean = self.model.config.stars_mean + self._films.mean
-        order = best_of(num_ratings, self._allowed(filters, None), top_n).tolist()
-        return [self._line(rank, movie, stars=float(mean[movie])) for rank, movie in enumerate(order, start=1)]
+        order = best_of(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None), top_n)
+        return self._lines(order, stars=(self.model.config.stars_mean + self._films.mean[order]).tolist())
 
     @torch.inference_mode()
     def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
@@ -247,15 +247,15 @@ class Recommender:
         """
         movie_idx = self.movie_idx_of(movie_id)
         vectors = normalize(self._films.vectors.flatten(1))  # (M, H D)
-        cosines = vectors @ vectors[movie_idx]  # (M,)
+        cosines = (vectors @ vectors[movie_idx]).numpy()  # (M,)
         allowed = self._allowed(filters, None)
         allowed[movie_idx] = False
-        order = best_of(cosines, allowed, top_n).tolist()
-        return [self._line(rank, movie, similarity=float(cosines[movie])) for rank, movie in enumerate(order, start=1)]
+        order = best_of(cosines, allowed, top_n)
+        return self._lines(order, similarity=cosines[order].tolist())
 
     def film_vectors(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the indices of the movies that pass, int64 (F,), and their vectors without biases, float (F, H D)."""
-        movie_idx = self._allowed(filters, None).nonzero()[:, 0]
+        movie_idx = torch.from_numpy(self._allowed(filters, None).nonzero()[0])
         return movie_idx, self._films.vectors[movie_idx].flatten(1)
 
     @torch.inference_mode()
@@ -292,7 +292,7 @@ class Recommender:
             ids.setdefault(_fold(title.strip()), []).append(movie_id)
         return ids
 
-    def _allowed(self, filters: Filters | None, history: History | None) -> torch.Tensor:
+    def _allowed(self, filters: Filters | None, history: History | None) -> np.ndarray:
         """Return which movies may be listed, bool (M,)."""
         filters, movies = filters or Filters(), self.movies
         allowed = movies.num_train_ratings >= filters.min_ratings
@@ -305,32 +305,37 @@ class Recommender:
             allowed &= np.array([part in _fold(title) for title in movies.title])
         if history is not None and not filters.include_seen:
             allowed[history.movie_idx.numpy()] = False
-        return torch.from_numpy(allowed)
+        return allowed
 
-    def _line(self, rank: int, movie: int, **values: float | None) -> Recommendation:
-        """Return one line of a list."""
-        return Recommendation(rank, int(self.movies.movie_id[movie]), self.movies.title[movie],
-                              int(self.movies.year[movie]) or None, int(self.movies.num_train_ratings[movie]),
-                              **values)
+    def _lines(self, order: np.ndarray, stars: list[float] | None = None, similarity: list[float] | None = None,
+               rated: list[float | None] | None = None) -> list[Recommendation]:
+        """Return a list of movies, int64 (N,), best first, with what is said of each (N)."""
+        movies, nothing = self.movies, [None] * len(order)
+        return [Recommendation(rank, movie_id, movies.title[movie], year or None, num_ratings, *said)
+                for rank, (movie, movie_id, year, num_ratings, *said) in enumerate(zip(
+                    order.tolist(), movies.movie_id[order].tolist(), movies.year[order].tolist(),
+                    movies.num_train_ratings[order].tolist(), stars or nothing, similarity or nothing, rated or nothing,
+                    strict=True), start=1)]
 
 
-def best_of(scores: torch.Tensor, allowed: torch.Tensor, top_n: int) -> torch.Tensor:
+def best_of(scores: np.ndarray, allowed: np.ndarray, top_n: int) -> np.ndarray:
     """Return the places of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
 
     Only scores at least as high as the top_n-th highest maximum of a strip of them are sorted: so many there are.
 
     Args:
-        scores, allowed: (M,) and bool (M,); equal scores keep the order of the index, and what is not a number is not
-            among the best.
+        scores, allowed: floats (M,) and bool (M,); equal scores keep the order of the index, and what is not a number
+            is not among the best.
     """
-    values = np.where(allowed.numpy(), scores.numpy(), -np.inf)
-    highest = np.fmax.reduceat(values, np.arange(0, len(values), STRIP))  # what is not a number is passed over
-    highest[np.isnan(highest)] = -np.inf  # but where there is nothing else
+    values = scores.copy()
+    values[~allowed] = -np.inf
     lowest = np.finfo(values.dtype).min
-    if 0 < top_n < len(highest):
+    if 0 < top_n <= STRIPS:
+        strips = values[:len(values) // STRIPS * STRIPS].reshape(-1, STRIPS)  # each a column
+        highest = np.fmax.reduce(strips, initial=-np.inf)  # what is not a number is passed over
         lowest = max(lowest, np.partition(highest, -top_n)[-top_n])
     places = np.flatnonzero(values >= lowest)
-    return torch.from_numpy(places[(-values[places]).argsort(kind="stable")[:top_n]])
+    return places[(-values[places]).argsort(kind="stable")[:top_n]]
 
 
 def _context(history: History) -> Context:
