@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from models import batch
+from models.best_films import TurnedFilms
 from models.checkpoint import save_checkpoint
 from models.config import ModelConfig
 from models.recommender import Recommender
@@ -136,10 +137,10 @@ def make_run(folder: Path, data_dir: Path) -> Path:
         for head in range(config.num_heads):
             turn = torch.linalg.qr(torch.randn(config.head_dim, config.head_dim)).Q
             tower.embedding[:, head] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
-        films = model.films()
+        films = TurnedFilms.of(model.films().table)
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict(), "films": films.table, "film_columns": films.take_columns()})
+        "refit": False, "model": model.state_dict(), **films._asdict()})
     return folder
 
 

@@ -3,8 +3,8 @@
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
     settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
-    on), model (state dict), films and film_columns (what its movie tower makes of the catalogue, `Films.table` and
-    `Films.columns`, so that a list need not wait for it), sums (of its tensors' numbers, see `_sums`);
+    on), model (state dict), what its movie tower makes of the catalogue (the fields of `TurnedFilms`), so that a list
+    need not wait for it, sums (of its tensors' numbers, see `_sums`);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed. It is read with `weights_only=True`: it cannot run code. Before
 anything of it is used, its checksums are checked, and that its tensors are those of its config.
@@ -24,11 +24,12 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from models.best_films import TurnedFilms
 from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
 from preprocessing.dataset import DataError, locked
 
-FORMAT = 6
+FORMAT = 7
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
@@ -146,7 +147,7 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
     types = {"fingerprint": str, "config": dict, "both": bool, "settings": dict, "epoch": int,
-             "train_s": (int, float), "refit": bool, "model": dict}
+             "train_s": (int, float), "refit": bool, "model": dict, "film_length": float}
     config, both = checkpoint["config"], checkpoint["both"]
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
@@ -161,8 +162,7 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
     if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
     heads = config["num_heads"]
-    width = embedding_dim // heads + 2
-    for name, shape in (("films", (movies, heads, width)), ("film_columns", (heads * width, movies))):
+    for name, shape in TurnedFilms.shapes(movies, heads, embedding_dim // heads).items():
         tensor = checkpoint[name]
         if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise ValueError(name)

@@ -29,18 +29,11 @@ class Films:
     mean: torch.Tensor  # float (M,): of every movie the shrunk mean of the training stars, less the global mean
     place: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
     groups: int = 1  # G
-    columns: torch.Tensor | None = None  # float (H (D + 2), M): the table coordinate by coordinate, where at hand
 
     @property
     def vectors(self) -> torch.Tensor:
         """The vectors alone, float (N G, H / G, D)."""
         return self.table[..., :-2]
-
-    def take_columns(self) -> torch.Tensor:
-        """Return the table coordinate by coordinate, float (H (D + 2), N), in memory that is the caller's from then on.
-        """
-        columns, self.columns = self.columns, None
-        return self.table.flatten(1).T.clone(memory_format=torch.contiguous_format) if columns is None else columns
 
     def pairs(self, row: torch.Tensor, movie_idx: torch.Tensor, num_rows: int) -> Pairs:
         """Return which rows of users and which rows of `table` ratings join.

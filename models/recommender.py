@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from models.best_films import AllFilms, BestFilms, TurnedFilms, best_of
 from models.checkpoint import load_model
 from models.movie_tower import Films
 from models.one_user import OneUser
@@ -26,8 +27,6 @@ from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
-
-STRIPS = 256  # of scores, whose highest are looked at first
 
 
 @dataclass(eq=False)
@@ -85,8 +84,8 @@ class Recommender:
     """
 
     def __init__(self, model: TwoSided, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
-                 date: datetime.date | None = None, films: Films | None = None) -> None:
-        """Take over what `load` reads; `films` are `model.films()` where they are at hand."""
+                 date: datetime.date | None = None, turned: TurnedFilms | None = None) -> None:
+        """Take over what `load` reads; `turned` are the model's films where they are at hand."""
         self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
         self._users_file = users_file
         last = meta["num_days"] - 1
@@ -94,9 +93,13 @@ class Recommender:
         if date is not None:
             self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
-            self._films = films or model.films()
+            turned = turned or TurnedFilms.of(model.films().table)
+            self._films = Films(turned.films, model.user_side.movie_tower.mean)
             self._one_user = OneUser(model.user_side, self._films)
-            self.list_vectors = model.list_vectors(self.day, self._films)  # (M, K), coordinate by coordinate
+            if model.movie_side is None:
+                self._best_films = BestFilms(turned, model.list_scores(self.day))
+            else:
+                self._best_films = AllFilms(self.list_vectors)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -117,12 +120,17 @@ class Recommender:
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
         model, checkpoint = load_model(run_dir / "best.pt", meta["fingerprint"])
         return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir, meta), date,
-                   Films(checkpoint["films"], model.user_side.movie_tower.mean, columns=checkpoint["film_columns"]))
+                   TurnedFilms(*(checkpoint[name] for name in TurnedFilms._fields)))
 
     @cached_property
     def users(self) -> Users:
         """All users of the data set; read when first asked for."""
         return self._users_file.read()
+
+    @cached_property
+    def list_vectors(self) -> torch.Tensor:
+        """All movies' vectors, float (M, K), whose inner products with a person's are the scores of his list."""
+        return self.model.list_vectors(self.day, self._films)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -219,21 +227,22 @@ class Recommender:
         Raises:
             DataError: relevance is asked for, and the run was trained without.
         """
-        vector = self.vector_of(history)
-        # NumPy's product takes two thirds of the time of torch's, where the vectors lie coordinate by coordinate.
-        scores = vector.numpy() @ self.list_vectors.numpy().T  # (M,)
-        by = scores if rank_by == "rating" else self._relevance(history, vector).numpy()
-        order = best_of(by, self._allowed(filters, history), top_n)
+        vector, allowed = self.vector_of(history), self._allowed(filters, history)
+        if rank_by == "rating":
+            order, scores = self._best_films.find(vector.numpy(), allowed, top_n)
+        else:
+            order = best_of(_only(self._relevance(history, vector).numpy(), allowed), top_n)
+            scores = self._best_films.scores(vector.numpy(), order)
         rated = None
         if filters is not None and filters.include_seen:
             given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
             rated = [given.get(movie) for movie in order.tolist()]
-        stars = self._one_user.stars(scores[order]).tolist()
+        stars = self._one_user.stars(scores).tolist()
         return self._lines(order, stars=stars, rated=rated)
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
-        order = best_of(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None), top_n)
+        order = best_of(_only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
         return self._lines(order, stars=(self.model.config.stars_mean + self._films.mean[order]).tolist())
 
     @torch.inference_mode()
@@ -250,7 +259,7 @@ class Recommender:
         cosines = (vectors @ vectors[movie_idx]).numpy()  # (M,)
         allowed = self._allowed(filters, None)
         allowed[movie_idx] = False
-        order = best_of(cosines, allowed, top_n)
+        order = best_of(_only(cosines, allowed), top_n)
         return self._lines(order, similarity=cosines[order].tolist())
 
     def film_vectors(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -318,24 +327,9 @@ class Recommender:
                     strict=True), start=1)]
 
 
-def best_of(scores: np.ndarray, allowed: np.ndarray, top_n: int) -> np.ndarray:
-    """Return the places of the highest of the allowed scores, best first, int64 (N,), N <= top_n.
-
-    Only scores at least as high as the top_n-th highest maximum of a strip of them are sorted: so many there are.
-
-    Args:
-        scores, allowed: floats (M,) and bool (M,); equal scores keep the order of the index, and what is not a number
-            is not among the best.
-    """
-    values = scores.copy()
-    values[~allowed] = -np.inf
-    lowest = np.finfo(values.dtype).min
-    if 0 < top_n <= STRIPS:
-        strips = values[:len(values) // STRIPS * STRIPS].reshape(-1, STRIPS)  # each a column
-        highest = np.fmax.reduce(strips, initial=-np.inf)  # what is not a number is passed over
-        lowest = max(lowest, np.partition(highest, -top_n)[-top_n])
-    places = np.flatnonzero(values >= lowest)
-    return places[(-values[places]).argsort(kind="stable")[:top_n]]
+def _only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return scores with -inf for those that are not allowed, both (M,)."""
+    return np.where(allowed, scores, -np.inf)
 
 
 def _context(history: History) -> Context:

@@ -99,10 +99,19 @@ class TwoSided(nn.Module):
         """
         vectors, heads = self.movie_vectors(day, films), self.config.num_heads
         by_head = vectors.view(len(vectors), -1, self.config.head_dim + 2)
-        lower = STANDARD_ERRORS * (self.user_side.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
+        lower = self._uncertainty().unsqueeze(1)
         by_head[:, :heads, -1] -= lower  # the user side's: users have 1 / H there
         by_head[:, heads:, -2] -= lower / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
         return vectors
+
+    def list_scores(self, day: int) -> torch.Tensor:
+        """Return what the scores of `list_vectors` have beside the user side's vectors and biases, float (M,)."""
+        movie_idx = torch.arange(self.config.num_movies, device=self.device)
+        return self.user_side.film_scores(day, movie_idx) - self._uncertainty()
+
+    def _uncertainty(self) -> torch.Tensor:
+        """Return by how much the scores of movies are lower in a list, float (M,)."""
+        return STANDARD_ERRORS * (self.user_side.movie_tower.num_ratings + 1).rsqrt()
 
     def contributions(self, films: Films, user_idx: torch.Tensor | None, context: Context,
                       target_idx: torch.Tensor) -> torch.Tensor:

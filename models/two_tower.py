@@ -130,21 +130,22 @@ class TwoTower(nn.Module):
         Args:
             day: drift and age have their values on this day.
             movie_idx: int64 (N,), the distinct movies asked for; None for all.
-            films: `films()`, where they are at hand and all are asked for; then the result lies coordinate by
-                coordinate in memory, which makes its product with one user's vector several times as fast.
+            films: `films()`, where they are at hand and all are asked for.
         """
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
-        of_day = (self.offset + self._film_on(movie_idx, torch.full_like(movie_idx, day))).unsqueeze(1)
         if films is None:
-            vectors, bias = self.movie_tower(movie_idx)
-            return table_of(vectors, bias + of_day, CONSTANT).flatten(1)
-        vectors = films.take_columns().T
-        by_head = vectors.view(films.table.shape)
-        if self._constant != CONSTANT:  # memory that is not written to need not be copied
-            by_head[..., -2] = CONSTANT
-        by_head[..., -1] += of_day
-        return vectors
+            table = table_of(*self.movie_tower(movie_idx), CONSTANT)
+        else:
+            table = films.table.clone()
+            table[..., -2] = CONSTANT
+        table[..., -1] += self.film_scores(day, movie_idx).unsqueeze(1)
+        return table.flatten(1)
+
+    def film_scores(self, day: int, movie_idx: torch.Tensor) -> torch.Tensor:
+        """Return what the scores of movies on a day have beside vectors and biases, float (N,); movie_idx int64 (N,).
+        """
+        return self.offset + self._film_on(movie_idx, torch.full_like(movie_idx, day))
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.

@@ -1,10 +1,9 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from models.recommender import Filters, best_of
+from models.recommender import Filters
 from preprocessing.dataset import DataError
 
 
@@ -111,23 +110,3 @@ def test_unknown_movies_and_users_get_a_sentence(planted):
 def test_a_title_finds_every_movie_of_that_name(planted):
     assert planted.movies_called(" heat ") == [10, 20]
     assert planted.movies_called("hea") == []
-
-
-def test_best_equals_a_stable_sort_with_ties_at_every_cut():
-    rng = np.random.default_rng(0)
-    for size in (0, 1) + (30,) * 50 + (255, 256, 257, 511, 512, 3000):
-        scores = rng.integers(0, 4 + size // 100, size).astype(np.float32)
-        allowed = rng.random(size) < 0.6
-        expected = sorted(np.flatnonzero(allowed).tolist(), key=lambda i: (-scores[i], i))
-        for top_n in (1, 3, 29, 100, 256, 257, 4000):
-            assert best_of(scores, allowed, top_n).tolist() == expected[:top_n]
-
-
-def test_what_is_not_a_number_is_not_among_the_best():
-    scores = np.array([np.nan, 1, 2, np.nan, np.inf], np.float32)
-    assert best_of(scores, np.ones(5, bool), 3).tolist() == [4, 2, 1]
-    assert best_of(scores, np.array([True, True, False, True, False]), 3).tolist() == [1]
-    assert best_of(scores[:1], np.ones(1, bool), 3).tolist() == []
-    many = np.full(810, np.nan, np.float32)  # some strips have nothing else
-    many[640:740] = range(100)
-    assert best_of(many, np.ones(810, bool), 2).tolist() == [739, 738]
