@@ -3,7 +3,6 @@
 Letters: N films, M movies of the data set, B users, H heads in G groups, D coordinates of a head.
 """
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,8 +16,7 @@ CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multipl
 MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so many more ratings at the global mean
 
 
-@dataclass(eq=False)
-class Films:
+class Films(NamedTuple):
     """The movies of a step (N), or all (N = M).
 
     In training the H heads are in G groups, each of which sees a context of its own of every user. There a user is G
@@ -63,7 +61,7 @@ class StepFilms(NamedTuple):
     def cut_off(self) -> "StepFilms":
         """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
         many parts the users' is in."""
-        seen, predicted = (replace(films, table=films.table.detach().requires_grad_())
+        seen, predicted = (films._replace(table=films.table.detach().requires_grad_())
                            for films in (self.seen, self.predicted))
         return self._replace(seen=seen, predicted=predicted)
 

@@ -25,7 +25,6 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +57,7 @@ class DataError(Exception):
         return "".join(letter if letter.isprintable() else "?" for letter in super().__str__())
 
 
-@dataclass(eq=False)
-class Movies:
+class Movies(NamedTuple):
     """The catalogue, one entry per movie_idx (M)."""
 
     movie_id: np.ndarray  # int32 (M,)
@@ -94,8 +92,7 @@ class User(NamedTuple):
     rows: slice  # of ratings.parquet
 
 
-@dataclass(eq=False)
-class Users:
+class Users(NamedTuple):
     """The users, one entry per user_idx (U); their rows of ratings.parquet are offset[u]:offset[u + 1]."""
 
     user_id: np.ndarray  # int64 (U,), ascending
@@ -106,8 +103,7 @@ class Users:
         return User(user_idx, slice(*self.offset[user_idx:user_idx + 2].tolist()))
 
 
-@dataclass(eq=False)
-class Ratings:
+class Ratings(NamedTuple):
     """Columns of ratings.parquet for a range of rows (R)."""
 
     user_idx: np.ndarray  # int32 (R,)
@@ -118,7 +114,7 @@ class Ratings:
 
     def part(self, rows: slice) -> "Ratings":
         """Return some of the rows."""
-        return Ratings(*(column if column is None else column[rows] for column in vars(self).values()))
+        return Ratings(*(column if column is None else column[rows] for column in self))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -315,7 +311,7 @@ class RatingsFile:
 
     def _is_sound(self, ratings: Ratings, num_rows: int) -> bool:
         """Tell whether a row group can be one: its indices are those of a user and a movie, in order of users."""
-        lengths = {len(column) for column in vars(ratings).values() if column is not None}
+        lengths = {len(column) for column in ratings if column is not None}
         return lengths == {num_rows} and (not num_rows or bool(
             ratings.user_idx[0] >= 0 and ratings.user_idx[-1] < self._num_users
             and (ratings.user_idx[1:] >= ratings.user_idx[:-1]).all()

@@ -83,7 +83,7 @@ def content_of(read: object) -> object:
         return [content_of(ratings) for _, ratings in read.read_groups()]
     if isinstance(read, dict):
         return read
-    return {name: np.asarray(value).tolist() for name, value in vars(read).items()}
+    return {name: np.asarray(value).tolist() for name, value in read._asdict().items()}
 
 
 # --- damage ----------------------------------------------------------------------------------------------------

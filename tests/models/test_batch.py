@@ -49,8 +49,9 @@ def small_parts(monkeypatch):
 
 def hide_every_seventh(recommender: Recommender) -> None:
     """Take films' training ratings away, so that no list may hold them."""
-    recommender.movies.num_train_ratings = recommender.movies.num_train_ratings.copy()
-    recommender.movies.num_train_ratings[::7] = 0
+    num_ratings = recommender.movies.num_train_ratings.copy()
+    num_ratings[::7] = 0
+    recommender.movies = recommender.movies._replace(num_train_ratings=num_ratings)
     recommender.recommendable[::7] = False
 
 
@@ -81,7 +82,7 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
     everything = np.arange(3, len(recommender.movies.movie_id), dtype=np.int16)
     ones = np.ones(len(everything), np.uint8)
     found = batch.best_products_of(recommender, 10)
-    recommender.users.offset = np.array([0, len(everything)])
+    recommender.users = recommender.users._replace(offset=np.array([0, len(everything)]))
     ratings = dataset.Ratings(np.zeros(len(everything), np.int32), everything, ones, everything, ones)
     table = batch.lists_of(recommender, ratings, found).to_pydict()
     assert table["rank"] == [1, 2, 3]

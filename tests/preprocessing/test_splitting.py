@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -212,7 +211,7 @@ def test_a_rating_written_into_a_wrong_part_is_noticed_by_the_program(
     def write_wrongly(writer, ratings):
         split = ratings.split.copy()
         split[np.flatnonzero(split == source)[0]] = target
-        write_ratings(writer, dataclasses.replace(ratings, split=split))
+        write_ratings(writer, ratings._replace(split=split))
 
     raw_dir = write_raw(ratings=ratings)
     assert run(raw_dir, tmp_path / "space" / "right").code == 0
