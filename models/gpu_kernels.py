@@ -214,7 +214,7 @@ def _gram(films, wanted, column, start, gram, num_ratings, num_users, heads, siz
 
 @triton.jit
 def _solve(gram, prior, penalty, solution, inverse, heads, size, SIZE: tl.constexpr, KEEP: tl.constexpr):
-    """Solve a user's system from its inverse.
+    """Solve a user's system from its inverse, and refine the solution.
 
     The block of the vector's coordinates is inverted by sweeping its pivots one after the other (Gauss and Jordan's
     way, which keeps a symmetric matrix symmetric: Goodnight 1979, "A tutorial on the SWEEP operator"). The bias, the
@@ -243,6 +243,13 @@ def _solve(gram, prior, penalty, solution, inverse, heads, size, SIZE: tl.conste
     complement = 1 / (corner - tl.sum(of_edge * edge, 0))
     bias_found = (bias_right - tl.sum(of_edge * right, 0)) * complement
     found = -tl.sum(system * right[:, None], 0) - of_edge * bias_found
+    # What rounding has left of the right side is solved for once more.
+    whole = tl.load(gram + i[:, None] * width + i[None, :], block, 0)
+    rest = right - tl.sum(whole * found[:, None], 0) - shrink * found - edge * bias_found
+    bias_rest = bias_right - tl.sum(edge * found, 0) - corner * bias_found
+    bias_more = (bias_rest - tl.sum(of_edge * rest, 0)) * complement
+    found += -tl.sum(system * rest[:, None], 0) - of_edge * bias_more
+    bias_found += bias_more
     tl.store(solution + own * width + i, found, inside)
     tl.store(solution + own * width + bias, bias_found)
     tl.store(solution + own * width + size, 1.0)

@@ -68,11 +68,11 @@ def test_ridge_regressions_are_those_of_the_cpu(heads, size):
     inputs = films, wanted, column, start, prior, penalty
     solution, left, kept = gpu_kernels.ridge(*on_device(*inputs), keep=True)
     expected, expected_left, factor = kernels.ridge(*inputs, keep=True)
-    tolerance = 1e-3 if size < NUM_FILMS else 1e-2  # films that span less than all coordinates: badly conditioned
+    tolerance = 1e-4 if size < NUM_FILMS else 2e-3  # films that span less than all coordinates: badly conditioned
     close(solution, expected, tolerance)
     close(left, expected_left, tolerance)
-    close(gpu_kernels.ridge_again(kept, right.to(DEVICE)), kernels.ridge_again(factor, right), tolerance)
-    close(gpu_kernels.ridge(*on_device(*inputs), keep=False)[0], solution.cpu(), tolerance / 10)
+    close(gpu_kernels.ridge_again(kept, right.to(DEVICE)), kernels.ridge_again(factor, right), 5 * tolerance)
+    close(gpu_kernels.ridge(*on_device(*inputs), keep=False)[0], solution.cpu(), tolerance)
 
 
 def test_a_regression_of_what_is_not_finite_is_not_finite():
