@@ -1,12 +1,12 @@
 """One person's best films, exactly, and with most of the films' numbers left unread.
 
 For one person the product of his vector with all films' waits for memory, 10 MB of them at Netflix's size. But films
-are alike: turned to their principal axes, a few coordinates, the head, have nearly all of their squares. From those a
-score is known up to what the rest may add, at most |p_rest| |q_rest| (Cauchy and Schwarz). So the best films by their
-heads are scored in full, and then whatever else may reach the lowest of those; models/best_products.py does the like
-for everybody at once. A checkpoint keeps the films turned.
+are alike: turned to their principal axes, their first coordinates have nearly all of their squares. From those a score
+is known up to what the rest may add, at most |p_rest| |q_rest| (Cauchy and Schwarz). So the films that are best by
+their first coordinates are scored in full, and then whatever else may reach the lowest of those;
+models/best_products.py does the like for everybody at once. A checkpoint keeps the films turned.
 
-Letters: M movies, N of a list, H heads, D coordinates of a head, P = H (D + 2), k of the head of a turned film.
+Letters: M movies, N of a list, H heads, D coordinates of a head, P = H (D + 2), k first ones of a turned film.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 
 from models.movie_tower import CONSTANT
 
-HEAD = 32  # coordinates, of which more would take longer to read, and fewer leave more films to score in full
+FIRST = 32  # coordinates: more would take longer to read, fewer leave more films to be scored in full
 ROUNDING = 2**-21  # of |p| |q|, per coordinate: more than two ways to sum a product may differ by, turned and as it was
 STRIPS = 256  # of scores, whose highest are looked at first
 LOWEST = np.finfo(np.float32).min
@@ -27,9 +27,9 @@ class TurnedFilms(NamedTuple):
     turned, and what multiplies the users'."""
 
     films: torch.Tensor  # float (M, H, D + 2), `Films.table`
-    film_turn: torch.Tensor  # float (P, P), orthogonal; its first k columns make the heads
-    film_head: torch.Tensor  # float (k, M)
-    film_rest: torch.Tensor  # float (M,), the length of a turned film without its head
+    film_turn: torch.Tensor  # float (P, P), orthogonal
+    film_first: torch.Tensor  # float (k, M), the first coordinates of the turned films
+    film_rest: torch.Tensor  # float (M,), the length of the others
     film_bias: torch.Tensor  # float (M,), the mean of the heads'
     film_length: float  # of the longest film
 
@@ -43,8 +43,8 @@ class TurnedFilms(NamedTuple):
         vectors = vectors.flatten(1)
         moments = (vectors.T @ vectors).double()
         turn = torch.linalg.eigh(moments.nan_to_num(0, 0, 0)).eigenvectors.flip(1).float()  # the largest first
-        head, rest = (vectors @ turn).tensor_split([min(HEAD, len(turn))], 1)
-        return cls(table, turn.contiguous(), head.T.contiguous(), rest.norm(dim=1), table[..., -1].mean(1),
+        first, rest = (vectors @ turn).tensor_split([min(FIRST, len(turn))], 1)
+        return cls(table, turn.contiguous(), first.T.contiguous(), rest.norm(dim=1), table[..., -1].mean(1),
                    float(vectors.norm(dim=1).max()))
 
     @staticmethod
@@ -52,7 +52,7 @@ class TurnedFilms(NamedTuple):
         """Return the shape of each of the tensors."""
         size = num_heads * (head_dim + 2)
         return {"films": (num_movies, num_heads, head_dim + 2), "film_turn": (size, size),
-                "film_head": (min(HEAD, size), num_movies), "film_rest": (num_movies,), "film_bias": (num_movies,)}
+                "film_first": (min(FIRST, size), num_movies), "film_rest": (num_movies,), "film_bias": (num_movies,)}
 
 
 class BestFilms:
@@ -60,7 +60,7 @@ class BestFilms:
 
     def __init__(self, turned: TurnedFilms, offset: torch.Tensor) -> None:
         """Keep views of the turned films; `offset`, float (M,), is what the scores have beside products and biases."""
-        table, self._turn, self._head, self._rest = (tensor.numpy() for tensor in turned[:4])
+        table, self._turn, self._first, self._rest = (tensor.numpy() for tensor in turned[:4])
         self._shape = table.shape[1:]
         self._rows = table.reshape(len(table), -1)
         self._bias = (turned.film_bias + offset).numpy()
@@ -73,8 +73,8 @@ class BestFilms:
         Equal scores keep the order of the index, and what is not a number is not among the best.
         """
         own, of_all = self._split(vector)
-        turned, size = own @ self._turn, len(self._head)
-        scores = turned[:size] @ self._head
+        turned, size = own @ self._turn, len(self._first)
+        scores = turned[:size] @ self._first
         scores += self._bias
         scores[~allowed] = -np.inf
         best = best_of(scores, top_n)

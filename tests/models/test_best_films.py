@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.best_films import HEAD, AllFilms, BestFilms, TurnedFilms, best_of
+from models.best_films import FIRST, AllFilms, BestFilms, TurnedFilms, best_of
 
-SHAPE = 2, 22  # heads, and coordinates of one with biases: more than HEAD in all
+SHAPE = 2, 22  # heads, and coordinates of one with biases: more than FIRST in all
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def demand_best(order: np.ndarray, scores: np.ndarray, allowed: np.ndarray, top_
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 22), (3, 34)])
 @pytest.mark.parametrize("num_movies", [1, 7, 300, 3000])
-@pytest.mark.parametrize("spread", [0.0, 1.5])  # films that the head knows badly, and well
+@pytest.mark.parametrize("spread", [0.0, 1.5])  # films that their first coordinates tell badly, and well
 def test_the_best_and_their_scores_are_those_of_all_products(shape, num_movies, spread):
     table, offset = torch.randn(num_movies, *shape), torch.randn(num_movies)
     table *= torch.arange(1, shape[1] + 1) ** -spread
@@ -78,7 +78,7 @@ def test_equal_films_have_equal_scores(size):
 
 def test_films_that_are_alike_are_mostly_left_out(monkeypatch):
     table = torch.randn(3000, *SHAPE)
-    turn = torch.linalg.qr(torch.randn(44, 44)).Q  # otherwise the head would be the first coordinates as they are
+    turn = torch.linalg.qr(torch.randn(44, 44)).Q  # without it they would be turned as they are
     table = (table.flatten(1) * torch.arange(1, 45) ** -1.5 @ turn).view_as(table)
     films, scored = BestFilms(TurnedFilms.of(table), torch.zeros(3000)), []
     in_full = films._in_full
@@ -122,8 +122,8 @@ def test_films_are_turned_and_not_changed():
     vectors[..., -2:] = 0
     whole = vectors.flatten(1) @ turned.film_turn
     torch.testing.assert_close(turned.film_turn.T @ turned.film_turn, torch.eye(44), atol=1e-5, rtol=0)
-    torch.testing.assert_close(turned.film_head.T, whole[:, :HEAD])
-    torch.testing.assert_close(turned.film_rest, whole[:, HEAD:].norm(dim=1))
+    torch.testing.assert_close(turned.film_first.T, whole[:, :FIRST])
+    torch.testing.assert_close(turned.film_rest, whole[:, FIRST:].norm(dim=1))
     squares = whole.square().sum(0)
     assert (squares.diff() < 1e-3).all()  # the largest first
     shapes = {name: tuple(getattr(turned, name).shape) for name in TurnedFilms.shapes(300, 2, 20)}
