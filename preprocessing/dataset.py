@@ -227,7 +227,8 @@ class UsersFile:
         with _damage_named(self.path):
             self._file = _open(self.path)
             self._group_starts = _group_starts(self._file)
-            self._lowest = [self._file.metadata.row_group(group).column(0).statistics.min
+            metadata = self._file.metadata
+            self._lowest = [metadata.row_group(group).column(0).statistics.min
                             for group, size in enumerate(np.diff(self._group_starts)) if size]
 
     def read(self) -> Users:
@@ -393,7 +394,8 @@ def _open(path: Path, **options: object) -> pq.ParquetFile:
 
 def _group_starts(file: pq.ParquetFile) -> np.ndarray:
     """Return where each row group begins, and the end of the last, int64 (G + 1,)."""
-    return np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+    metadata = file.metadata
+    return np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
 
 
 def _read_row_group(file: pq.ParquetFile, group: int, **options: object) -> pa.Table:
