@@ -118,7 +118,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
                            "train_s": 1.0, "refit": False, "model": model.state_dict(),
                            **films})
     data, whole, found = path.read_bytes(), plain(load_checkpoint(path, "a" * 64)), 0
-    for place in range(0, len(data), 5):
+    for place in range(0, len(data), 11):
         broken = bytearray(data)
         broken[place] ^= 1 << place % 8
         path.unlink()  # the whole one is mapped into memory: a new file, not new bytes under it
@@ -130,7 +130,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
             found += 1
             continue
         assert plain(read) == whole, place
-    assert found > 0.5 * len(data) / 5
+    assert found > 0.5 * len(data) / 11
 
 
 @pytest.mark.parametrize("name", [*FILES, "best.pt", "last.pt"])
