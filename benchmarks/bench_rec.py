@@ -137,10 +137,10 @@ def make_run(folder: Path, data_dir: Path) -> Path:
         for head in range(config.num_heads):
             turn = torch.linalg.qr(torch.randn(config.head_dim, config.head_dim)).Q
             tower.embedding[:, head] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
-        films = TurnedFilms.of(model.films().table)
+        turned = TurnedFilms.of(model.films().table)
     save_checkpoint(folder / "best.pt", {
         "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict(), **films._asdict()})
+        "refit": False, "model": model.state_dict(), **turned._asdict()})
     return folder
 
 

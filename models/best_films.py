@@ -1,14 +1,15 @@
 """One person's best films, exactly, and with most of the films' numbers left unread.
 
 For one person the product of his vector with all films' waits for memory, 10 MB of them at Netflix's size. But films
-are alike: turned to their principal axes, their first coordinates have nearly all of their squares. From those a score
+are alike: turned to their principal axes, their first coordinates have nearly all of their length. From those a score
 is known up to what the rest may add, at most |p_rest| |q_rest| (Cauchy and Schwarz). So the films that are best by
 their first coordinates are scored in full, and then whatever else may reach the lowest of those;
 models/best_products.py does the like for everybody at once. A checkpoint keeps the films turned.
 
-Letters: M movies, N of a list, H heads, D coordinates of a head, P = H (D + 2), k first ones of a turned film.
+Letters: M movies, N of a list, H heads, D coordinates of a head, P = H (D + 2), k first coordinates of a turned film.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,26 +18,26 @@ import torch
 from models.movie_tower import CONSTANT
 
 FIRST = 32  # coordinates: more would take longer to read, fewer leave more films to be scored in full
-ROUNDING = 2**-21  # of |p| |q|, per coordinate: more than two ways to sum a product may differ by, turned and as it was
-STRIPS = 256  # of scores, whose highest are looked at first
+ROUNDING = 2**-21  # times |p| |q| and the coordinates: more than rounding changes in a product, whether turned or not
+STRIPS = 256  # that scores are cut into; their highest scores are looked at first
 LOWEST = np.finfo(np.float32).min
 
 
 class TurnedFilms(NamedTuple):
-    """The films of the catalogue, and the same turned to their principal axes. Biases are left out where films are
-    turned, and what multiplies the users'."""
+    """The films of the catalogue, and the same turned to their principal axes: the vectors alone, with zeros for the
+    biases and for what multiplies the users'."""
 
     films: torch.Tensor  # float (M, H, D + 2), `Films.table`
     film_turn: torch.Tensor  # float (P, P), orthogonal
     film_first: torch.Tensor  # float (k, M), the first coordinates of the turned films
     film_rest: torch.Tensor  # float (M,), the length of the others
     film_bias: torch.Tensor  # float (M,), the mean of the heads'
-    film_length: float  # of the longest film
+    film_length: float  # of the longest film, without biases
 
     @classmethod
     @torch.no_grad()
     def of(cls, table: torch.Tensor) -> "TurnedFilms":
-        """Turn the films of a table, float (M, H, D + 2), on the CPU."""
+        """Turn the films of a table, float (M, H, D + 2), M > 0, on the CPU."""
         table = table.cpu()
         vectors = table.clone()
         vectors[..., -2:] = 0
@@ -56,15 +57,18 @@ class TurnedFilms(NamedTuple):
 
 
 class BestFilms:
-    """Scores films for one person, in NumPy. Vectors are those of `TwoTower.user_vectors`, float32 (P,)."""
+    """Finds a person's best films, and scores films for him, in NumPy; of the user side alone. Vectors are those of
+    `TwoTower.user_vectors`, float32 (P,)."""
 
     def __init__(self, turned: TurnedFilms, offset: torch.Tensor) -> None:
-        """Keep views of the turned films; `offset`, float (M,), is what the scores have beside products and biases."""
-        table, self._turn, self._first, self._rest = (tensor.numpy() for tensor in turned[:4])
+        """Keep views of the turned films (M > 0); `offset`, float (M,), is what scores have beside products and biases.
+        """
+        table, self._turn = turned.films.numpy(), turned.film_turn.numpy()
+        self._first, self._rest = turned.film_first.numpy(), turned.film_rest.numpy()
         self._shape = table.shape[1:]
         self._rows = table.reshape(len(table), -1)
         self._bias = (turned.film_bias + offset).numpy()
-        self._largest = turned.film_length, float(abs(self._bias).max())
+        self._longest, self._largest_bias = turned.film_length, float(abs(self._bias).max())
 
     def find(self, vector: np.ndarray, allowed: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the films with the highest scores among those allowed, bool (M,), best first, and their scores, int64
@@ -76,20 +80,10 @@ class BestFilms:
         turned, size = own @ self._turn, len(self._first)
         scores = turned[:size] @ self._first
         scores += self._bias
-        scores[~allowed] = -np.inf
-        best = best_of(scores, top_n)
-        if 0 < len(best) == top_n:
-            longest, largest = self._largest
-            slack = ROUNDING * len(turned) * (np.linalg.norm(turned) * longest + largest)
-            scores += np.linalg.norm(turned[size:]) * self._rest  # as much as they can be
-            best = np.flatnonzero(~(scores < self._in_full(own, best).min() - slack))  # NaN may be a number in full
-        else:
-            best = np.flatnonzero(allowed)
-        scores = self._in_full(own, best)
-        scores[~allowed[best]] = -np.inf
-        order = (-scores).argsort(kind="stable")[:top_n]
-        order = order[scores[order] > -np.inf]
-        return best[order], scores[order] + of_all
+        rest = np.linalg.norm(turned[size:]) * self._rest
+        slack = ROUNDING * len(own) * (np.linalg.norm(turned) * self._longest + self._largest_bias)
+        best, scores = _best_in_full(scores, rest, slack, allowed, top_n, lambda films: self._in_full(own, films))
+        return best, scores + of_all
 
     def scores(self, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
         """Return the scores of some films, float32 (N,); movie_idx int64 (N,)."""
@@ -105,31 +99,64 @@ class BestFilms:
         return own, of_all
 
     def _in_full(self, own: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
-        """Return scores without what the user's bias adds, (N,). Each sum is formed alike, wherever its film stands:
-        equal films have equal scores."""
-        return np.einsum("np,p->n", self._rows.take(movie_idx, 0), own) + self._bias[movie_idx]
+        """Return scores without what the user's bias adds, (N,)."""
+        return _products(self._rows, movie_idx, own) + self._bias[movie_idx]
 
 
 class AllFilms:
-    """The same for vectors of any kind, float (M, K): all films are scored in full."""
+    """The same for a model with a movie side, whose films are not turned: all of them are scored."""
 
     def __init__(self, vectors: torch.Tensor) -> None:
+        """Keep a view of the films' vectors, float (M, K), M > 0."""
         self._vectors = vectors.numpy()
+        self._longest = float(vectors.norm(dim=1).max())
 
     def find(self, vector: np.ndarray, allowed: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = vector @ self._vectors.T
-        scores[~allowed] = -np.inf
-        best = best_of(scores, top_n)
-        return best, scores[best]
+        """Do what `BestFilms.find` does; the vector is float32 (K,)."""
+        slack = ROUNDING * len(vector) * np.linalg.norm(vector) * self._longest
+        return _best_in_full(vector @ self._vectors.T, 0, slack, allowed, top_n,
+                             lambda films: self.scores(vector, films))
 
     def scores(self, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
-        return self._vectors[movie_idx] @ vector
+        """Return the scores of some films, float32 (N,); movie_idx int64 (N,)."""
+        return _products(self._vectors, movie_idx, vector)
+
+
+def _best_in_full(scores: np.ndarray, rest: np.ndarray | float, slack: float, allowed: np.ndarray, top_n: int,
+                  in_full: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the films that are best in full, and these scores, (N,); see `BestFilms.find`.
+
+    Args:
+        scores: float32 (M,), written over: what the scores are without the rest.
+        rest: at most what that adds, (M,) or a number.
+        slack: at most what rounding adds.
+        in_full: returns the scores of films, int64 (N,), float32 (N,).
+    """
+    scores[~allowed] = -np.inf
+    best = best_of(scores, top_n)
+    if not top_n or len(best) < top_n:
+        near = np.flatnonzero(allowed)
+    else:
+        scores += rest
+        # A bound that is not a number proves nothing, so such a film is scored.
+        near = np.flatnonzero(~(scores < in_full(best).min() - slack))
+    scores = in_full(near)
+    scores[~allowed[near]] = -np.inf
+    order = (-scores).argsort(kind="stable")[:top_n]
+    order = order[scores[order] > -np.inf]
+    return near[order], scores[order]
+
+
+def _products(vectors: np.ndarray, movie_idx: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Return the products of some of the vectors with one, float32 (N,). Each sum is formed alike, wherever its film
+    stands, which BLAS does not promise: equal films have equal scores."""
+    return np.einsum("np,p->n", vectors.take(movie_idx, 0), vector)
 
 
 def best_of(scores: np.ndarray, top_n: int) -> np.ndarray:
     """Return the places of the highest scores, best first, int64 (N,), N <= top_n.
 
-    Only those at least as high as the top_n-th highest maximum of a strip of them are sorted: so many there are.
+    Only those at least as high as the top_n-th highest maximum of a strip are sorted: at least top_n are that high.
 
     Args:
         scores: float32 (M,); equal ones keep the order of the index, and neither -inf nor NaN is among the best.

@@ -243,7 +243,7 @@ def _solve(gram, prior, penalty, solution, inverse, heads, size, SIZE: tl.conste
     complement = 1 / (corner - tl.sum(of_edge * edge, 0))
     bias_found = (bias_right - tl.sum(of_edge * right, 0)) * complement
     found = -tl.sum(system * right[:, None], 0) - of_edge * bias_found
-    # What rounding has left of the right side is solved for once more.
+    # What rounding has left of the right side is solved for once more; sweeping has overwritten the system.
     whole = tl.load(gram + i[:, None] * width + i[None, :], block, 0)
     rest = right - tl.sum(whole * found[:, None], 0) - shrink * found - edge * bias_found
     bias_rest = bias_right - tl.sum(edge * found, 0) - corner * bias_found

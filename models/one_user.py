@@ -58,9 +58,9 @@ class OneUser:
         return vector.ravel() / np.float32(self.config.num_heads)
 
     def stars(self, score: np.ndarray) -> np.ndarray:
-        """Turn scores into stars, float32."""
+        """Turn scores into stars, float32, as `TwoTower.stars` does."""
         low, high = self.config.stars_low, self.config.stars_high
-        return low + (high - low) / 2 * (1 + np.tanh(score / 2))  # a sigmoid that no score overflows
+        return low + (high - low) / 2 * (1 + np.tanh(score / 2))  # a sigmoid, which no score makes overflow
 
     def _prior(self, embedding: np.ndarray, movie_idx: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """Return the vector before the ridge regression, (H, S); see `UserTower.regression`."""

@@ -97,7 +97,7 @@ class Recommender:
             self._films = Films(turned.films, model.user_side.movie_tower.mean)
             self._one_user = OneUser(model.user_side, self._films)
             if model.movie_side is None:
-                self._best_films = BestFilms(turned, model.list_scores(self.day))
+                self._best_films = BestFilms(turned, model.list_offsets(self.day))
             else:
                 self._best_films = AllFilms(self.list_vectors)
         # A movie without a single training rating has no vector that could be trusted.
@@ -320,11 +320,12 @@ class Recommender:
                rated: list[float | None] | None = None) -> list[Recommendation]:
         """Return a list of movies, int64 (N,), best first, with what is said of each (N)."""
         movies, nothing = self.movies, [None] * len(order)
-        return [Recommendation(rank, movie_id, movies.title[movie], year or None, num_ratings, *said)
-                for rank, (movie, movie_id, year, num_ratings, *said) in enumerate(zip(
-                    order.tolist(), movies.movie_id[order].tolist(), movies.year[order].tolist(),
-                    movies.num_train_ratings[order].tolist(), stars or nothing, similarity or nothing, rated or nothing,
-                    strict=True), start=1)]
+        columns = zip(order.tolist(), movies.movie_id[order].tolist(), movies.year[order].tolist(),
+                      movies.num_train_ratings[order].tolist(), stars or nothing, similarity or nothing,
+                      rated or nothing, strict=True)
+        return [Recommendation(rank, movie_id, movies.title[movie], year or None, num_ratings, stars=predicted,
+                               similarity=cosine, rated=given)
+                for rank, (movie, movie_id, year, num_ratings, predicted, cosine, given) in enumerate(columns, start=1)]
 
 
 def _only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:

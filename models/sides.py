@@ -104,10 +104,11 @@ class TwoSided(nn.Module):
         by_head[:, heads:, -2] -= lower / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
         return vectors
 
-    def list_scores(self, day: int) -> torch.Tensor:
-        """Return what the scores of `list_vectors` have beside the user side's vectors and biases, float (M,)."""
+    @torch.no_grad()
+    def list_offsets(self, day: int) -> torch.Tensor:
+        """Return what scores by `list_vectors` have beside vectors and biases, without a movie side, float (M,)."""
         movie_idx = torch.arange(self.config.num_movies, device=self.device)
-        return self.user_side.film_scores(day, movie_idx) - self._uncertainty()
+        return self.user_side.film_offsets(day, movie_idx) - self._uncertainty()
 
     def _uncertainty(self) -> torch.Tensor:
         """Return by how much the scores of movies are lower in a list, float (M,)."""

@@ -139,10 +139,10 @@ class TwoTower(nn.Module):
         else:
             table = films.table.clone()
             table[..., -2] = CONSTANT
-        table[..., -1] += self.film_scores(day, movie_idx).unsqueeze(1)
+        table[..., -1] += self.film_offsets(day, movie_idx).unsqueeze(1)
         return table.flatten(1)
 
-    def film_scores(self, day: int, movie_idx: torch.Tensor) -> torch.Tensor:
+    def film_offsets(self, day: int, movie_idx: torch.Tensor) -> torch.Tensor:
         """Return what the scores of movies on a day have beside vectors and biases, float (N,); movie_idx int64 (N,).
         """
         return self.offset + self._film_on(movie_idx, torch.full_like(movie_idx, day))

@@ -113,10 +113,10 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
                                  pooled_dim=2), both=True)
     path = tmp_path / "best.pt"
     with torch.no_grad():
-        films = TurnedFilms.of(model.films().table)._asdict()
+        turned = TurnedFilms.of(model.films().table)
     save_checkpoint(path, {"fingerprint": "a" * 64, **model.description(), "settings": {}, "epoch": 1,
                            "train_s": 1.0, "refit": False, "model": model.state_dict(),
-                           **films})
+                           **turned._asdict()})
     data, whole, found = path.read_bytes(), plain(load_checkpoint(path, "a" * 64)), 0
     for place in range(0, len(data), 11):
         broken = bytearray(data)

@@ -105,10 +105,10 @@ class Trainer:
     @torch.no_grad()
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
-        films = TurnedFilms.of(self.model.eval().films().table)
+        turned = TurnedFilms.of(self.model.eval().films().table)
         return {"fingerprint": fingerprint, **self.model.description(), "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict(), **films._asdict()}
+                "model": self.model.state_dict(), **turned._asdict()}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

@@ -19,6 +19,13 @@ def random_model(*without: str) -> TwoTower:
     return model
 
 
+@torch.no_grad()
+def test_stars_are_those_of_the_towers():
+    model = random_model()
+    score = torch.tensor([-1e9, -100, -1, 0, 0.3, 2, 100, 1e9])
+    torch.testing.assert_close(torch.from_numpy(OneUser(model, model.films()).stars(score.numpy())), model.stars(score))
+
+
 @pytest.mark.parametrize("num_ratings", [0, 1, 2, 200])
 @pytest.mark.parametrize("without", [(), *((part,) for part in PARTS), PARTS])
 @torch.no_grad()
