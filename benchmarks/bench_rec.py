@@ -38,8 +38,7 @@ import numpy as np
 import torch
 
 from models import batch
-from models.best_films import TurnedFilms
-from models.checkpoint import save_checkpoint
+from models.checkpoint import model_parts, save_checkpoint
 from models.config import ModelConfig
 from models.recommender import Recommender
 from models.sides import TwoSided
@@ -137,10 +136,9 @@ def make_run(folder: Path, data_dir: Path) -> Path:
         for head in range(config.num_heads):
             turn = torch.linalg.qr(torch.randn(config.head_dim, config.head_dim)).Q
             tower.embedding[:, head] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
-        turned = TurnedFilms.of(model.films().table)
-    save_checkpoint(folder / "best.pt", {
-        "fingerprint": meta["fingerprint"], **model.description(), "settings": {}, "epoch": 0, "train_s": 0.0,
-        "refit": False, "model": model.state_dict(), **turned._asdict()})
+        save_checkpoint(folder / "best.pt", {
+            "fingerprint": meta["fingerprint"], **model_parts(model), "settings": {}, "epoch": 0, "train_s": 0.0,
+            "refit": False})
     return folder
 
 
@@ -211,7 +209,7 @@ def bare_products(recommender: Recommender, num_users: int) -> float:
     """Seconds for the scores of all movies for so many users and nothing else, in blocks of as many users as the lists
     are made in, but of all movies at once, as one would write it."""
     num_threads = torch.get_num_threads()
-    movie_vectors = recommender.list_vectors.contiguous().T
+    movie_vectors = recommender.list_vectors.T
     vectors = torch.randn(batch.USERS_PER_BLOCK, len(movie_vectors))
     memory = torch.empty(num_threads, batch.USERS_PER_BLOCK, movie_vectors.shape[1])
 

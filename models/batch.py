@@ -122,7 +122,7 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
         with locked(partial, BUSY.format(folder)):
             known = recommender.recommendable
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
-            np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].contiguous().numpy())
+            np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].numpy())
             np.save(partial / "user_ids.npy", users.user_id)
             num_users = len(users.user_id)
             vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32, (num_users, size))

@@ -18,7 +18,9 @@ import torch
 from models.movie_tower import CONSTANT
 
 FIRST = 32  # coordinates: more would take longer to read, fewer leave more films to be scored in full
-ROUNDING = 2**-21  # times |p| |q| and the coordinates: more than rounding changes in a product, whether turned or not
+# Times |p| |q| and the coordinates: more than rounding changes in a product, whether turned or not. Less is enough in
+# best_products.py, which turns in float64.
+ROUNDING = 2**-21
 STRIPS = 256  # that scores are cut into; their highest scores are looked at first
 LOWEST = np.finfo(np.float32).min
 
@@ -107,7 +109,7 @@ class AllFilms:
     """The same for a model with a movie side, whose films are not turned: all of them are scored."""
 
     def __init__(self, vectors: torch.Tensor) -> None:
-        """Keep a view of the films' vectors, float (M, K), M > 0."""
+        """Keep a view of the films' vectors, float (M, K), M > 0, film by film in memory."""
         self._vectors = vectors.numpy()
         self._longest = float(vectors.norm(dim=1).max())
 

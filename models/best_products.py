@@ -74,7 +74,7 @@ class BestProducts:
         best = torch.full((num_users, min(self.top_n, num_listed)), -torch.inf)
         movie_idx = torch.zeros(best.shape, dtype=torch.int64)
         turned = users if self.user_turn is None else (users.double() @ self.user_turn).float()
-        head, rest = turned[:, :self.num_multiplied].contiguous(), turned[:, self.num_multiplied:].norm(dim=1)
+        first, rest = turned[:, :self.num_multiplied].contiguous(), turned[:, self.num_multiplied:].norm(dim=1)
         slack = self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1)
         slack = slack * (ROUNDING * users.shape[1]) + torch.finfo(torch.float32).tiny
         memory = torch.empty(num_users * MOVIES_PER_TILE)
@@ -83,7 +83,7 @@ class BestProducts:
             movies, columns, movie_rest = self.movies[tile], self.columns[:, tile], self.rest[tile]
             out = memory[:num_users * len(movies)].view(num_users, -1)
             if begin:
-                scores = torch.mm(head, columns, out=out)
+                scores = torch.mm(first, columns, out=out)
             else:  # nearly all would have to be completed
                 scores, movie_rest = torch.mm(users, movies.T, out=out), torch.zeros_like(movie_rest)
             kernels.keep_best(scores, rest, movie_rest, slack, users, movies, self.order[tile], start, seen, best,

@@ -34,6 +34,11 @@ DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, T
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
 
+def model_parts(model: TwoSided) -> dict:
+    """Return what a checkpoint holds of a model; its tensors are the model's own."""
+    return {**model.description(), "model": model.state_dict(), **TurnedFilms.of(model.films().table)._asdict()}
+
+
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint so that `path` holds either the old one or the new one, whole, at any moment."""
     partial = path.with_name(f".{path.name}.partial")

@@ -85,7 +85,7 @@ class TwoSided(nn.Module):
     def movie_vectors(self, day: int, films: Films | None = None) -> torch.Tensor:
         """Return all movies' vectors as of a day, float (M, K or 2 K); `films()` where they are at hand."""
         vectors = self.user_side.movie_vectors(day, films=films)
-        return vectors if self.movie_side is None else torch.cat([vectors.T, self.solved.T]).T
+        return vectors if self.movie_side is None else torch.cat([vectors, self.solved], 1)
 
     @torch.no_grad()
     def list_vectors(self, day: int, films: Films | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from models.best_films import TurnedFilms
+from models.checkpoint import model_parts
 from models.sides import TwoSided
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
@@ -105,10 +105,8 @@ class Trainer:
     @torch.no_grad()
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
-        turned = TurnedFilms.of(self.model.eval().films().table)
-        return {"fingerprint": fingerprint, **self.model.description(), "settings": vars(self.settings),
-                "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False,
-                "model": self.model.state_dict(), **turned._asdict()}
+        return {"fingerprint": fingerprint, **model_parts(self.model.eval()), "settings": vars(self.settings),
+                "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

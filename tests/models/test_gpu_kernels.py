@@ -68,11 +68,12 @@ def test_ridge_regressions_are_those_of_the_cpu(heads, size):
     inputs = films, wanted, column, start, prior, penalty
     solution, left, kept = gpu_kernels.ridge(*on_device(*inputs), keep=True)
     expected, expected_left, factor = kernels.ridge(*inputs, keep=True)
-    tolerance = 1e-4 if size < NUM_FILMS else 2e-3  # films that span less than all coordinates: badly conditioned
+    # Films that span less than all coordinates are badly conditioned.
+    tolerance, between_calls = (1e-4, 1e-5) if size < NUM_FILMS else (2e-3, 1e-3)
     close(solution, expected, tolerance)
     close(left, expected_left, tolerance)
     close(gpu_kernels.ridge_again(kept, right.to(DEVICE)), kernels.ridge_again(factor, right), 5 * tolerance)
-    close(gpu_kernels.ridge(*on_device(*inputs), keep=False)[0], solution.cpu(), tolerance)
+    close(gpu_kernels.ridge(*on_device(*inputs), keep=False)[0], solution.cpu(), between_calls)
 
 
 def test_a_regression_of_what_is_not_finite_is_not_finite():

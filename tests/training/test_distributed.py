@@ -54,9 +54,9 @@ def processes(num_processes: int, *flags: str) -> list[subprocess.CompletedProce
     started = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                for rank in range(num_processes)]
-    ended = [(process.args, *process.communicate(timeout=120)) for process in started]
-    return [subprocess.CompletedProcess(args, process.returncode, *said)
-            for process, (args, *said) in zip(started, ended, strict=True)]
+    said = [process.communicate(timeout=120) for process in started]
+    return [subprocess.CompletedProcess(command, process.returncode, *both)
+            for process, both in zip(started, said, strict=True)]
 
 
 def load(run_dir: Path) -> dict:
