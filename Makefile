@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint golden mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,6 +18,12 @@ test: .venv/dev ## lint, then run the tests, a process per core
 
 lint: .venv/dev ## run the linter alone
 	$(PY) -m ruff check
+
+golden: .venv/dev ## write the figures anew that tests/test_golden.py holds runs to; a commit of them says why
+	RENEW_GOLDEN=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_golden.py
+
+mutants: .venv/dev ## plant hundreds of faults, one at a time, and see whether the tests notice: about an hour
+	$(PY) benchmarks/mutants.py
 
 clean: ## remove the demo and the virtual environment
 	rm -rf demo .venv

@@ -1,10 +1,14 @@
 """A small synthetic data set and a run trained on it, made once for all tests that need one."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels of a GPU run in Triton's interpreter, for their own tests
 
 import main
 from preprocessing import netflix_preprocess, synthetic_netflix
