@@ -246,6 +246,7 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         except DAMAGE:
             raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
         if ranks.is_main:
+            report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
             print(f"resuming after epoch {checkpoint['epoch']}", flush=True)
     for metrics in trainer.epochs():
         if not ranks.is_main:

@@ -57,6 +57,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             parser.error(f"--{name} must lie between 0 and 1, not {getattr(args, name)}")
     if args.latest_n < 1:
         parser.error(f"--latest_n must be at least 1, not {args.latest_n}")
+    if args.latest_n >= 2**31:
+        parser.error(f"--latest_n must be below 2^31, not {args.latest_n}")
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed must be a whole number from 0 to 2^63 - 1, not {args.seed}")
 

@@ -27,7 +27,7 @@ from preprocessing import assembly, command, folders, indexing
 from preprocessing.dataset import DataError
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
-from preprocessing.titles import Titles, read_text
+from preprocessing.titles import Titles, is_movie_id, read_text
 
 CANONICAL = ("u1", "u2", "u3", "u4", "u5")
 _NUMBER = rb"\d+(\.\d+)?"
@@ -144,8 +144,9 @@ def read_ratings(path: Path) -> RawRatings:
     except pa.ArrowInvalid:
         raise _bad_line(path, separator, len(names), header) from None
     columns = {name: table[name].to_numpy() for name in names}
-    stars = columns["stars"]
-    if not ((stars >= 0.5) & (stars <= 5) & (stars * 2 % 1 == 0)).all():
+    stars, movie_id = columns["stars"], columns["movie_id"]
+    sound = (stars >= 0.5) & (stars <= 5) & (stars * 2 % 1 == 0) & (movie_id >= 0) & (movie_id < 2**31)
+    if not (sound & (columns["user_id"] >= 0)).all():
         raise _bad_line(path, separator, len(names), header)
     columns.setdefault("seconds", np.zeros(len(table), np.int64))
     return RawRatings(**columns)
@@ -158,7 +159,8 @@ def read_titles(path: Path) -> Titles:
         DataError: a line without id and title, or an id twice; with its line number.
     """
     rows: dict[int, tuple[int, str]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line = line.removesuffix("\r")
         if path.suffix == ".csv":
             match = re.match(r'(\d+),(?:"((?:[^"]|"")*)"|([^,]*)),', line)
             fields = (match[1], (match[2] or match[3] or "").replace('""', '"')) if match else ()
@@ -166,7 +168,7 @@ def read_titles(path: Path) -> Titles:
             fields = line.split("::" if path.suffix == ".dat" else "|")[:2]
         if not line.strip() or (number == 1 and path.suffix == ".csv"):
             continue
-        if len(fields) < 2 or not fields[0].isdigit() or int(fields[0]) in rows:
+        if len(fields) < 2 or not is_movie_id(fields[0]) or int(fields[0]) in rows:
             raise DataError(f"{path}, line {number}: {line[:60]!a} is no movie id and title, or its id stands above "
                             "already")
         year = re.search(r"\s*\((\d{4})\)\s*$", fields[1])
@@ -193,10 +195,14 @@ def _bad_line(path: Path, separator: bytes, num_fields: int, header: bool) -> Da
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if (header and number == 1) or not line.strip():
             continue
-        fits = pattern.fullmatch(line)
-        stars = float(line.split(separator)[2]) if fits else 0
-        if not fits or not 0.5 <= stars <= 5 or stars * 2 % 1:
-            problem = "has stars that are no half star from 0.5 to 5" if fits else "is no rating"
+        problem, fields = None, line.split(separator)
+        if not pattern.fullmatch(line):
+            problem = "is no rating"
+        elif not is_movie_id(fields[1].decode()):
+            problem = "has a movie id that is no number below 2147483648"
+        elif not 0.5 <= float(fields[2]) <= 5 or float(fields[2]) * 2 % 1:
+            problem = "has stars that are no half star from 0.5 to 5"
+        if problem:
             return DataError(f"{path}, line {number}: {line[:60].decode('latin-1')!a} {problem}")
     return DataError(f"{path} cannot be read as ratings separated by {separator.decode()!r}")
 

@@ -35,7 +35,7 @@ def read_titles(path: Path) -> Titles:
         problem = None
         if not comma:
             problem = "is not MovieID,Year,Title"
-        elif not (movie_id.isascii() and movie_id.isdigit() and len(movie_id) <= 10 and int(movie_id) < 2**31):
+        elif not is_movie_id(movie_id):
             problem = "has a movie id that is no number below 2147483648"
         elif year.strip().upper() not in ("", "NULL") and not _is_year(year):
             problem = "has a year that is neither NULL nor between 1 and 9999"
@@ -55,6 +55,11 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def is_movie_id(text: str) -> bool:
+    """Tell whether a movie's id is written as a whole number that 31 bits hold."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31
 
 
 def _is_year(text: str) -> bool:

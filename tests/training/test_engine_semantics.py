@@ -1,0 +1,432 @@
+"""What a training step is: its loss, gradients, chance and moves, against formulas that are written out here anew."""
+
+import copy
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn.functional import pad
+from tqdm import tqdm
+
+import main
+import rec
+from models import layers
+from models.checkpoint import load_model, save_checkpoint
+from models.config import ModelConfig
+from models.time import first_days
+from models.two_tower import TwoTower
+from preprocessing import dataset
+from training.baselines import fit_biases
+from training.batches import RatingTensors, batch_of, load_dataset
+from training.distributed import ALONE
+from training.engine import Engine, Settings
+from training.metrics import evaluate_ranking
+from training.optimizer import RowAdam
+from training.trainer import Trainer
+
+NUM_MOVIES, NUM_DAYS = 30, 1000
+COUNTS = [5, 0, 9, 1, 14, 29, 7, 2]  # ratings of each user
+PENALTY, FILM_PRIOR = 0.02, 7.0
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, num_heads: int = 2, batch_size: int = 3,
+              seed: int = 0, **changes: object) -> Engine:
+    """Return an engine for users with so many ratings each; no parameter of its model is zero."""
+    chance = torch.Generator().manual_seed(0)
+    movie_idx = torch.cat([torch.randperm(num_movies - 1, generator=chance)[:count] for count in counts])
+    day = torch.cat([torch.randint(NUM_DAYS, (count,), generator=chance).sort().values for count in counts])
+    stars = torch.randint(1, 6, movie_idx.shape, generator=chance)
+    ratings = RatingTensors(torch.tensor([0, *itertools.accumulate(counts)]), movie_idx.short(), stars.byte(),
+                            day.short())
+    torch.manual_seed(1)
+    mean = float(stars.double().mean())
+    model = TwoTower(ModelConfig(len(counts), num_movies, NUM_DAYS, 1, 5, mean, 4 * num_heads, num_heads, 24,
+                                 user_dim=3, pooled_dim=2, without=()))
+    year = torch.arange(num_movies) % 4 * 20 + 1930 * (torch.arange(num_movies) % 4 > 0)
+    count, total = (torch.bincount(movie_idx, weight, num_movies).double() for weight in (None, stars - mean))
+    model.movie_tower.set_statistics(year, count, total)
+    model.first_day.copy_(first_days(movie_idx, day, num_movies))
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    engine = Engine(model, ratings, (0, len(counts)), Settings(film_prior=FILM_PRIOR, **changes), PENALTY, batch_size,
+                    seed, 1, ALONE)
+    engine.known = year, count, total  # of the movies
+    return engine
+
+
+def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNamespace]:
+    """Run epochs; return of every step what it found and was given, what its towers saw, and what it left."""
+    steps, take = [], engine.step
+
+    def step(batch, seed, noise, factor, number):
+        batch.stars = batch.stars.to(torch.get_default_dtype())
+        one = SimpleNamespace(batch=batch, noise=noise, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
+        steps.append(one)
+        one.sums = take(batch, seed, noise, factor, number)
+        one.gradients = {name: parameter.grad.clone() for name, parameter in engine.model.named_parameters()}
+        one.after = copy.deepcopy(engine.model.state_dict())
+        return one.sums
+
+    def look(_, inputs):
+        one = steps[-1]
+        one.embedding, one.context, one.target, one.films = inputs
+        own, seen = (row * num_movies + movie for row, movie in ((one.batch.row, one.batch.movie_idx), inputs[1][:2]))
+        one.in_context = torch.isin(own, seen)  # of the first group of heads: the second's rows are other numbers
+
+    engine.step, num_movies = step, engine.model.config.num_movies
+    handle = engine.model.register_forward_pre_hook(look)
+    for epoch in epochs:
+        first = len(steps)
+        sums = engine.run_epoch(epoch, num_epochs, tqdm(disable=True))
+        torch.testing.assert_close(sums, sum(one.sums for one in steps[first:]))
+    engine.step = take
+    handle.remove()
+    return steps
+
+
+# --- the formulas of models/two_tower.py, user by user -----------------------------------------------------------
+
+
+def plain_films(state: dict, year: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return vectors (M, H, D) and biases (M, H) of all films."""
+    weight, constant, out, of_out = (state[f"movie_tower.{layer}.{name}"] for layer in ("hidden", "out")
+                                     for name in ("weight", "bias"))
+    own, age = state["movie_tower.embedding"], (year - 1985) / 15 * (year > 0)
+    features = torch.stack([age, age**2 - 1, (year > 0).double(), (count + 1).log() / 3 - 2, (count + 1)**-0.5], 1)
+    hidden = torch.relu(torch.cat([own.mean(1), features], 1) @ weight.T + constant)
+    learned = (hidden @ out.T + of_out).view(*own.shape[:2], -1)
+    return own + learned[..., :-1], state["movie_tower.bias"] + learned[..., -1]
+
+
+def since(weight: torch.Tensor, days: torch.Tensor) -> torch.Tensor:
+    return weight[0] * (1 + days.clamp(min=0)).log() / 4 + weight[1] * (days <= 0)
+
+
+def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, heads: slice, known: torch.Tensor,
+               films: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what a user adds to squared error and to the sum of |p|^2, and the numbers of the targets by film (M,), as
+    some heads see them; `known` tells which of the batch's ratings are the context of these."""
+    batch, config, (vectors, bias), (_, count, total) = one.batch, engine.model.config, films, engine.known
+    c, t = ((batch.row == place) & which for which in (known, ~known))
+    movie, day, size, above = batch.movie_idx, batch.day, c.sum(), batch.stars - config.stars_mean
+    surprise = above - (total / (count + 5))[movie]
+    mean, spread = surprise[c].sum() / (size + 5), (surprise[c].square().sum() / (size + 1)).sqrt()
+    pool = state["user_tower.pooled"][movie[c]]
+    pooled = ((surprise[c] - mean).unsqueeze(1) * pool[:, :2] + pool[:, 2:]).sum(0) / (size + 1).sqrt()
+    features = torch.stack([(size + 1).log() / 2 - 2, 2 * mean, spread - 1])
+    x = torch.cat([one.rows[place] * one.keep[place], pooled, features])
+    hidden = torch.relu(state["user_tower.hidden.weight"] @ x + state["user_tower.hidden.bias"])
+    prior = (state["user_tower.out.weight"] @ hidden + state["user_tower.out.bias"]).view(config.num_heads, -1)[heads]
+    shrink = (state["user_tower.log_base"].exp() + state["user_tower.log_per_rating"].exp() * size)[heads]
+    drift = state["drift.table"][movie, day // 32]  # 1000 days in 32 periods
+    seen, asked = (pad(vectors * noise.view_as(vectors), (0, 1), value=0.5)[:, heads].transpose(0, 1)
+                   for noise in one.noise)  # (H, M, D + 1)
+    residual, v = above / config.slope - drift - bias[movie, heads].T, seen[:, movie[c]]  # (H, R), (H, R, D + 1)
+    right = (v.mT @ residual[:, c].unsqueeze(-1)).squeeze(-1) + shrink * prior
+    w = torch.linalg.solve(v.mT @ v + torch.diag_embed(shrink), right).unsqueeze(-1)
+    left = (residual[:, c] - (v @ w).squeeze(-1)).mean(0).detach()
+    score = (asked[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], heads].T + drift[t]
+    last = day[batch.row == place].max() if (batch.row == place).any() else 0
+    for number, window in enumerate((1, 8, 64, 512)):
+        same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
+        mood = same @ left / (same.sum(1) + state["mood.log_shrink"][number].exp())
+        score = score + state["mood.weight"][number] * mood
+    score = score + since(state["tenure.weight"], day[t] - (day[c].min() if size else NUM_DAYS))
+    score = score + since(state["film_age.weight"], day[t] - engine.model.first_day[movie[t]])
+    share = (config.stars_mean - 1) / 4
+    stars = 1 + 4 * torch.sigmoid(score + math.log(share / (1 - share)))
+    return (stars - batch.stars[t]).square().sum(), w.square().sum() * t.sum(), movie[t].bincount(minlength=len(count))
+
+
+def plain_step(engine: Engine, one: SimpleNamespace) -> tuple[torch.Tensor, dict, torch.Tensor]:
+    """Return the sums of a step, and the gradients of its loss: by name, and of the users' rows (B, E)."""
+    state = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in one.before.items()}
+    (year, count, _), heads = engine.known, engine.model.config.num_heads
+    films = plain_films(state, year, count)
+    one.rows = state["user_embedding"][one.batch.users]
+    one.keep = (one.embedding[:len(one.rows)] != 0).any(1)
+    both_ways = [(slice(0, heads // 2), one.in_context), (slice(heads // 2, heads), ~one.in_context)]
+    squared = size = number = 0
+    for of_group, known in [(slice(0, heads), one.in_context)] if heads % 2 else both_ways:
+        for place in range(len(one.rows)):
+            error, square, asked = plain_user(state, engine, one, place, of_group, known, films)
+            of_films = (PENALTY + FILM_PRIOR / count.clamp(min=1)) * asked @ films[0][:, of_group].square().sum((1, 2))
+            squared, size = squared + error, size + PENALTY * square + of_films
+            number += int(asked.sum()) * len(range(heads)[of_group])
+    leaves = [*(state[name] for name in one.gradients), one.rows]
+    *gradients, of_rows = torch.autograd.grad(0.5 * squared + 0.5 * size, leaves)
+    sums = torch.stack([squared + size, squared, torch.tensor(float(number))])
+    return sums, dict(zip(one.gradients, gradients, strict=True)), of_rows
+
+
+@pytest.mark.parametrize("few", [1024, -1], ids=["array operations", "compiled loops"])
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 4])
+def test_every_step_has_the_loss_and_the_gradients_of_the_formulas(num_heads, few, float64, monkeypatch):
+    monkeypatch.setattr(layers, "FEW_RATINGS", few)
+    engine = engine_of(num_heads=num_heads, user_dropout=0.5)
+    steps, kept = recorded(engine, 1), 0
+    assert len(steps) == 3
+    for one in steps:
+        sums, gradients, of_rows = plain_step(engine, one)
+        torch.testing.assert_close(one.sums, sums, rtol=1e-12, atol=0)
+        for name, gradient in gradients.items():
+            assert gradient.abs().sum() > 0, name
+            torch.testing.assert_close(one.gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(engine.user_rows.state["mean"][one.batch.users], 0.1 * of_rows)  # its first step
+        kept += int(one.keep.sum())
+    assert 0 < kept < len(COUNTS)
+
+
+# --- chance ------------------------------------------------------------------------------------------------------
+
+
+def division(steps: list[SimpleNamespace]) -> np.ndarray:
+    """Return which ratings of an epoch were context of the first heads, bool (U, M), of users who rated all movies."""
+    matrix = np.zeros((100, 40), bool)
+    for one in steps:
+        matrix[one.batch.users[one.batch.row], one.batch.movie_idx] = one.in_context
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def many() -> list[SimpleNamespace]:
+    """Two epochs of four steps of 100 users who have rated the same 40 movies."""
+    return recorded(engine_of([40] * 100, 41, batch_size=25), 1, 2)
+
+
+def test_half_of_the_ratings_are_context_and_every_epoch_and_seed_divides_them_anew(many):
+    one, two = division(many[:4]), division(many[4:])
+    other = division(recorded(engine_of([40] * 100, 41, batch_size=25, seed=1), 1))
+    assert (one == division(recorded(engine_of([40] * 100, 41, batch_size=100), 1))).all()  # whoever shares the step
+    for share in (one.mean(), two.mean(), other.mean(), (one == two).mean(), (one == other).mean()):
+        assert abs(share - 0.5) < 5 * 0.5 / 4000**0.5
+    for axis, number in ((0, 100), (1, 40)):  # neither of a user's nor of a movie's ratings are all on one side
+        assert abs(one.mean(axis) - 0.5).max() < 5 * 0.5 / number**0.5
+
+
+@pytest.mark.parametrize("num_heads", [2, 3])
+def test_heads_predict_what_they_do_not_see_and_two_groups_predict_every_rating_once(num_heads):
+    for one in recorded(engine_of(num_heads=num_heads), 1):
+        users, rated = len(one.batch.users), set(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist(), strict=True))
+        context, target = ([{(row - group * users, movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
+                             if row // users == group} for group in (0, 1)] for part in (one.context, one.target))
+        assert target[0] == rated - context[0] and context[1] == (target[0] if num_heads == 2 else set())
+        assert target[1] == (context[0] if num_heads == 2 else set())
+        assert int(one.sums[2]) == (len(rated) if num_heads == 2 else 3 * len(target[0]))
+
+
+def test_every_epoch_has_steps_of_other_users_and_each_user_once(many):
+    users = [frozenset(one.batch.users.tolist()) for one in many]
+    for epoch in (users[:4], users[4:]):
+        assert [len(step) for step in epoch] == [25] * 4 and set().union(*epoch) == set(range(100))
+    assert len(set(users)) == 8
+
+
+def test_context_and_targets_steps_and_epochs_see_noise_of_their_own(many):
+    """Factors with mean 1 and the deviation asked for, on the coordinates of the vectors and on nothing else."""
+    for one in many:
+        for noise, films in zip(one.noise, (one.films.seen, one.films.predicted), strict=True):
+            factors = noise[:40].reshape(one.films.vectors.shape)
+            torch.testing.assert_close(films.vectors, one.films.vectors * factors)
+            assert torch.equal(films.table[..., -2:], one.films.seen.table[..., -2:])
+    noises = torch.stack([noise.flatten() for one in many for noise in one.noise])
+    number = noises.shape[1]
+    assert (noises.mean(1) - 1).abs().max() < 5 * 0.3 / number**0.5
+    assert (noises.std(1) - 0.3).abs().max() < 5 * 0.3 / (2 * number)**0.5
+    assert (torch.corrcoef(noises) - torch.eye(len(noises))).abs().max() < 5 / number**0.5
+    for one in recorded(engine_of(film_noise=0.0), 1):
+        assert all(torch.equal(films.vectors, one.films.vectors) for films in (one.films.seen, one.films.predicted))
+
+
+def test_the_embedding_is_left_out_for_97_percent_of_users_and_only_other_rows_move():
+    engine, kept = engine_of([2] * 3000, batch_size=1000), []
+    for number, one in enumerate(recorded(engine, 1, 2, num_epochs=2)):
+        before, after = (state["user_embedding"] for state in (one.before, one.after))
+        keep = (one.embedding[:1000] != 0).any(1)
+        assert torch.equal(one.embedding, (before[one.batch.users] * keep.unsqueeze(1)).repeat(2, 1))
+        kept.append({*one.batch.users[keep].tolist()})
+        if number < 3:  # later, a row that has moved once moves on by its momentum
+            moved = (before != after).any(1).nonzero().squeeze(1)
+            assert {*moved.tolist()} == kept[-1]
+            first_step = torch.full((len(moved), 3), 0.001 * 20 * one.factor)  # of Adam: the rate itself
+            torch.testing.assert_close((after - before)[moved].abs(), first_step, rtol=1e-3, atol=0)
+    first, second = set().union(*kept[:3]), set().union(*kept[3:])
+    for number in (len(first), len(second)):
+        assert abs(number / 3000 - 0.03) < 5 * (0.03 * 0.97 / 3000)**0.5
+    assert len(first & second) < 15  # 2.7 are to be expected
+    assert (engine.user_rows.state["steps"] == 2).all()
+
+
+# --- moves -------------------------------------------------------------------------------------------------------
+
+
+def test_parameters_move_as_torch_s_optimizers_move_them():
+    """Film tables by SGD with Nesterov momentum, drifts too and with decay, all others by Adam, at rates that warm up
+    for 2 % of all steps and then fall along half a cosine."""
+    steps = recorded(engine_of(lr=0.004, drift_prior=60.0), 1, 2, num_epochs=2)  # 3 an epoch
+    leaves = {name: torch.nn.Parameter(steps[0].before[name].clone()) for name in steps[0].gradients}
+    tables = "movie_tower.embedding", "movie_tower.bias", "user_tower.pooled", "drift.table"
+    groups = [{"params": [leaves[name]], "weight_decay": 60 / 3 * (name == "drift.table")} for name in tables]
+    sgd = torch.optim.SGD(groups, 1, momentum=0.9, nesterov=True)
+    adam = torch.optim.Adam([leaf for name, leaf in leaves.items() if name not in tables], 1, (0.9, 0.99), 1e-8)
+    for number, one in enumerate(steps):
+        factor = min(1, (number + 1) / (0.02 * 6 + 1)) * (1 + math.cos(math.pi * number / 6)) / 2
+        assert one.factor == pytest.approx(factor)
+        for name, leaf in leaves.items():
+            leaf.grad = one.gradients[name]
+        for optimizer, rate in ((sgd, 0.004 * 1.5), (adam, 0.004 * 10)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+        for name, leaf in leaves.items():
+            torch.testing.assert_close(one.after[name], leaf.detach(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_row_has_the_bias_correction_of_its_own_age():
+    table = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    leaves = [torch.nn.Parameter(row.clone()) for row in table]
+    adams, rows = [torch.optim.Adam([leaf], 1, (0.9, 0.99), 1e-8) for leaf in leaves], RowAdam(table, lr=0.003)
+    for number, touched in enumerate([[0, 1], [1], [3, 0], [1, 3], [1], [0, 2]]):
+        grad = torch.randn(len(touched), 3, generator=torch.Generator().manual_seed(number))
+        rows.step(torch.tensor(touched), grad, factor=1 / (number + 1))
+        for row, gradient in zip(touched, grad, strict=True):
+            leaves[row].grad, adams[row].param_groups[0]["lr"] = gradient, 0.003 * 20 / (number + 1)
+            adams[row].step()
+        torch.testing.assert_close(table, torch.stack([leaf.detach() for leaf in leaves]))
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+SMALL = ("--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--sides", "both")
+
+
+def trainer_of(data_dir: Path, *flags: str) -> Trainer:
+    return main.build_trainer(main.parse_args([*SMALL, *flags]), load_dataset(data_dir), torch.device("cpu"), ALONE)
+
+
+@pytest.mark.parametrize("flags", [(), ("--penalty", "0.25", "--batch_size", "33")])
+def test_sides_have_their_penalties_steps_and_chance(data_dir, flags):
+    ratings = pq.read_table(data_dir / "ratings.parquet", columns=["user_idx", "movie_idx", "split"]).to_pandas()
+    train = ratings[ratings["split"] == "train"]
+    engines, (movies, users) = trainer_of(data_dir, *flags).engines, (train["movie_idx"].nunique(), 400)
+    expected = [0.25, 0.25] if flags else [movies / len(train), users / len(train)]
+    assert [engine.penalty for engine in engines] == pytest.approx(expected)
+    assert [engine.batch_size for engine in engines] == ([33, 17] if flags else [128, 64])
+    assert engines[0].seed != engines[1].seed
+
+
+@pytest.mark.parametrize("flags", [(), ("--sides", "user", "--relevance_weight", "0")])
+def test_hidden_units_are_left_out_in_steps_and_never_in_evaluation(data_dir, tmp_path, flags):
+    trainer, shares, inside = trainer_of(data_dir, "--dropout", "0.4", *flags), {True: [], False: []}, [False]
+
+    def look(_, inputs, output):
+        alive = inputs[0] != 0
+        shares[inside[0]].append(float((output[alive] == 0).double().mean()))
+        torch.testing.assert_close(output[output != 0], inputs[0][output != 0] / (0.6 if inside[0] else 1))
+
+    def marked(take):
+        def step(*args):
+            inside[0] = True
+            result = take(*args)
+            inside[0] = False
+            return result
+        return step
+
+    for engine in trainer.engines:
+        engine.step = marked(engine.step)
+        for tower in (engine.model.user_tower, engine.model.movie_tower):
+            tower.dropout.register_forward_hook(look)
+    assert [row.epoch for row in itertools.islice(trainer.epochs(), 2)] == [1, 2]
+    assert set(shares[False]) == {0.0} and 0.35 < np.mean(shares[True]) < 0.45 and min(shares[True]) > 0.2
+    # A checkpoint holds the films as evaluation sees them, whatever came before, and is loaded for evaluation.
+    trainer.model.train()
+    save_checkpoint(tmp_path / "best.pt", trainer.checkpoint("0" * 64))
+    model, checkpoint = load_model(tmp_path / "best.pt", "0" * 64)
+    movies = pq.read_table(data_dir / "movies.parquet").to_pandas().fillna(0)
+    state = {name.removeprefix("user_side."): value.double() for name, value in checkpoint["model"].items()}
+    films = plain_films(state, *(torch.tensor(movies[name].to_numpy(float)) for name in ("year", "num_train_ratings")))
+    for part, expected in zip((checkpoint["films"][..., :-2], checkpoint["films"][..., -1]), films, strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in model.modules())
+
+
+# --- half stars --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_scales(data_dir, tmp_path_factory) -> list[list[str]]:
+    """The flags of two runs: of the data set, and of the same with twice as many stars that count for half a one."""
+    folder = tmp_path_factory.mktemp("halves")
+    shutil.copytree(data_dir, folder / "data")
+    file = dataset.RatingsFile(data_dir)
+    with dataset.ratings_writer(folder / "data", file.schema) as writer:
+        for _, ratings in file.read_groups():
+            dataset.write_ratings(writer, ratings._replace(stars=ratings.stars * np.uint8(2)))
+    dataset.write_meta(folder / "data", dataset.read_meta(data_dir) | {"stars_step": 0.5})
+    runs = [["--data_dir", str(data), "--run_dir", str(folder / name)]
+            for name, data in (("whole", data_dir), ("half", folder / "data"))]
+    assert [main.main([*SMALL, *flags, "--epochs", "1"]) for flags in runs] == [0, 0]
+    return runs
+
+
+def test_a_run_on_half_stars_is_that_on_the_same_stars_written_out(two_scales):
+    one, two = (torch.load(Path(flags[-1]) / "best.pt", weights_only=True)["model"] for flags in two_scales)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    one, two = (json.loads((Path(flags[-1]) / "test_metrics.json").read_text()) for flags in two_scales)
+    assert one | {"train_s": 0} == two | {"train_s": 0}
+    one, two = ((Path(flags[-1]) / "metrics.csv").read_text().splitlines()[1].split(",")[:6] for flags in two_scales)
+    assert one == two
+
+
+@pytest.mark.parametrize("flags", [("--include_seen", "--top_n", "90"), ("--explain",), ("--fallback", "popular"),
+                                   ("--rate", "1:5,2:1", "--explain"), ("--rank_by", "relevance")])
+def test_lists_on_half_stars_are_those_on_the_same_stars_written_out(two_scales, flags, capsys):
+    data_dir = Path(two_scales[0][1])
+    user_id = pq.read_table(data_dir / "users.parquet")["user_id"][7].as_py() + 10**9 * ("--fallback" in flags)
+    lists = []
+    for of_run in two_scales:
+        assert rec.main([*of_run, "--user_id", str(user_id), "--json", *flags]) == 0
+        lists.append(json.loads(capsys.readouterr().out))
+    assert lists[0] == lists[1]
+    if "--include_seen" in flags:
+        ratings = pq.read_table(data_dir / "ratings.parquet", columns=["user_idx", "stars"]).to_pandas()
+        given = [row["rated"] for row in lists[1]["recommendations"] if row["rated"]]
+        assert sorted(given) == sorted(ratings["stars"][ratings["user_idx"] == 7])
+
+
+def test_everybody_s_lists_on_half_stars_are_those_on_the_same_stars_written_out(two_scales, tmp_path):
+    for number, of_run in enumerate(two_scales):
+        assert rec.main([*of_run, "--all_users", "--out", str(tmp_path / str(number))]) == 0
+    assert pq.read_table(tmp_path / "0").equals(pq.read_table(tmp_path / "1"))
+
+
+def test_odd_halves_are_read_with_their_step():
+    halves = engine_of().ratings
+    halves.stars = torch.arange(len(halves)).remainder(10).add(1).byte()  # half a star to five
+    written = copy.copy(halves)
+    written.stars = torch.tensor([(1 + place % 10) / 2 for place in range(len(halves))])
+    users = torch.tensor([5, 1, 0])
+    assert torch.equal(batch_of(halves, users, 0.5).stars, batch_of(written, users).stars)
+    biases = fit_biases(halves, NUM_MOVIES, 0.5), fit_biases(written, NUM_MOVIES)
+    for name in ("mean", "user", "movie"):
+        assert torch.equal(*(torch.as_tensor(getattr(one, name)) for one in biases))
+    scores = torch.randn(len(COUNTS), NUM_MOVIES, generator=torch.Generator().manual_seed(0))
+    one, two = (evaluate_ranking(lambda users: scores[users].clone(), [], part, torch.ones(NUM_MOVIES, dtype=bool),
+                                 stars_step=step) for part, step in ((halves, 0.5), (written, 1)))
+    assert one == two and 0 < one["ndcg@10"] < 1

@@ -1,0 +1,295 @@
+"""What main.py's flags of training do, read from a run's files: rates, steps, weights of the loss, parts of the model.
+
+Runs are on 1,400 synthetic ratings of 41 movies by 50 users, with both sides and a model of eight coordinates. A run at
+a rate of nearly zero tells where the tensors begin; one with all users in a step takes a single step an epoch.
+"""
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import main
+from models.checkpoint import save_checkpoint
+from preprocessing import netflix_preprocess, synthetic_netflix
+from training import report
+
+SMALL = ("--embedding_dim 8 --num_heads 2 --hidden_dim 8 --num_threads 1 --device cpu --no-refit --relevance_weight 0 "
+         "--epochs 3 --batch_size 25 --lr 0.003")
+FROZEN = "--lr 1e-30 --epochs 1 --batch_size 100"
+ONE_STEP = "--lr 0.001 --epochs 1 --batch_size 100"
+CURVE = "--sides user --without drift --batch_size 50 --lr 0.01"
+TOWER_STEP = 0.001 * 1.5 * 1.9 / 1.02  # how far it moves a film table: its rate, Nesterov's first step, the warm-up
+# Where the parameters of a part lie: by name, and of a layer's weight the columns. A user's are 16 of the embedding, 32
+# of the pooled history and 3 features; a movie's 4 of the embedding, 3 of the year and 2 of the number of ratings.
+EVERYWHERE = slice(None)
+PARTS = {"user_embedding": {"user_embedding": EVERYWHERE, "user_tower.hidden.weight": slice(16)},
+         "pooled_history": {"user_tower.pooled": EVERYWHERE, "user_tower.hidden.weight": slice(16, 48)},
+         "solved_history": {"user_tower.log_base": EVERYWHERE, "user_tower.log_per_rating": EVERYWHERE},
+         "user_features": {"user_tower.hidden.weight": slice(48, 51)},
+         "year": {"movie_tower.hidden.weight": slice(4, 7, 2)},  # between them its square less 1, which is never zero
+         "movie_features": {"movie_tower.hidden.weight": slice(7, 9)},
+         "biases": {"movie_tower.bias": EVERYWHERE}, "drift": {"drift.table": EVERYWHERE},
+         "mood": {"mood.weight": EVERYWHERE, "mood.log_shrink": EVERYWHERE},
+         "film_age": {"film_age.weight": EVERYWHERE}, "tenure": {"tenure.weight": EVERYWHERE}}
+OPTIONAL = ("film_age", "tenure")
+OF_DATES = ("drift", "mood", *OPTIONAL)
+NEVER_OF_MOVIES = ("year", *OF_DATES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    synthetic_netflix.generate(folder / "raw", num_users=50, num_movies=40, num_ratings=1_400, seed=7)
+    assert netflix_preprocess.main(["--raw_dir", str(folder / "raw"), "--out_dir", str(folder / "data"),
+                                    "--val_fraction", "0.2"]) == 0
+    return folder / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """They take longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "plot_training", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Callable[..., dict]:
+    """Return a function from flags, and perhaps a folder with a run, to the run's last.pt and its folder, `dir`."""
+    @functools.cache
+    def train(flags: str = "", folder: Path | None = None) -> dict:
+        folder = folder or tmp_path_factory.mktemp("run")
+        assert main.main(["--data_dir", str(data), "--run_dir", str(folder), *SMALL.split(), *flags.split()]) == 0
+        return torch.load(folder / "last.pt", weights_only=True) | {"dir": folder}
+    return train
+
+
+@pytest.fixture
+def resumed(trained, tmp_path) -> Callable[..., dict]:
+    """Return a function that goes on with a copy of a run, after it was changed."""
+    def go_on(before: dict, flags: str, **changed: torch.Tensor) -> dict:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(before["dir"], folder)
+        kept = {name: value for name, value in before.items() if name not in ("dir", "sums")}
+        save_checkpoint(folder / "last.pt", kept | {"model": before["model"] | changed})
+        return trained(f"{flags} --resume", folder)
+    return go_on
+
+
+def column(run: dict, name: str) -> list[float]:
+    return [row[name] for row in run["metrics"]]
+
+
+def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether tensors differ, by more than a rate of nearly zero moves a zero."""
+    return one.shape != other.shape or bool(((one - other).abs() > 1e-20).any())
+
+
+def differing(one: dict, other: dict) -> set[str]:
+    """Return the names of the models' tensors that differ, or that one of them does not have."""
+    one, other = one["model"], other["model"]
+    return one.keys() ^ other.keys() | {name for name in one.keys() & other.keys() if differs(one[name], other[name])}
+
+
+def sides_of(names: set[str]) -> set[str]:
+    """Return which sides tensors belong to; the movie side's solutions are left aside, they follow from it."""
+    return {name.partition(".")[0] for name in names} - {"solved"}
+
+
+# --- epochs, steps, rates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("flags", "epochs", "steps"), [
+    ("--epochs 100", 20, 1), ("--epochs 3 --batch_size 49", 3, 2), ("--epochs 4 --batch_size 13 --lr 0.002", 4, 4)])
+def test_the_rate_warms_up_and_falls_along_half_a_cosine_over_the_planned_epochs(flags, epochs, steps, trained):
+    run, lr = trained(f"{CURVE} --patience 99 {flags}"), 0.002 if "--lr" in flags else 0.01
+    rows, number = (run["dir"] / "metrics.csv").read_text().splitlines(), epochs * steps
+    place = rows[0].split(",").index("lr")
+    expected = [lr * min(1, (last + 1) / (0.02 * number + 1)) * (1 + math.cos(math.pi * last / number)) / 2
+                for last in range(steps - 1, number, steps)]  # of each epoch's last step
+    assert [float(row.split(",")[place]) for row in rows[1:]] == pytest.approx(expected, rel=1e-5)
+    taken = run["engines"][0]["optimizers"][1]["state"][0]["step"]  # by the layers
+    assert (len(rows) - 1, taken) == (epochs, number)
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_training_ends_when_so_many_epochs_were_no_better_than_the_best(patience, trained):
+    rmse = column(trained(f"{CURVE} --patience 99 --epochs 100"), "val_rmse")
+    run = trained(f"{CURVE} --patience {patience} --epochs 100")
+    end = next(number for number in range(1, 20) if number - 1 - np.argmin(rmse[:number]) == patience)
+    assert column(run, "val_rmse") == rmse[:end] and 1 < run["best_epoch"] == end - patience
+
+
+def test_the_dimensions_are_those_of_the_tensors(trained):
+    model = trained("--embedding_dim 12 --num_heads 3 --hidden_dim 5 --epochs 1")["model"]
+    shapes = {"movie_tower.embedding": (3, 4), "movie_tower.bias": (3,), "movie_tower.hidden.weight": (4 + 5,),
+              "movie_tower.out.weight": (5,), "user_tower.hidden.weight": (16 + 32 + 3,), "user_tower.out.bias": (),
+              "user_tower.log_base": (4 + 1,)}
+    first = {"hidden.weight": 5, "out.weight": 3 * (4 + 1), "out.bias": 3 * (4 + 1), "log_base": 3}
+    for side, rows in (("user", 41), ("movie", 50)):
+        for name, shape in shapes.items():
+            assert model[f"{side}_side.{name}"].shape == (first.get(name.partition(".")[2], rows), *shape)
+
+
+# --- chance ------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_and_noise_change_what_training_sees_and_nothing_of_evaluation(trained, resumed):
+    """At a rate of zero, an epoch is a look at the same model; looks differ by chance alone."""
+    before, still = trained(), "--lr 1e-30 --epochs 5"
+    looks = [resumed(before, f"{still} {flags}") for flags in (
+        "--film_noise 0", "--film_noise 0 --dropout 0.8", "--film_noise 3")]
+    for look in looks:
+        assert not differing(before, look)
+        for name in ("val_rmse", "val_mae"):
+            assert column(look, name)[2:] == [column(before, name)[2]] * 3
+        assert len(set(column(look, "train_rmse"))) == 5  # every epoch draws anew
+    for epoch in (3, 4):
+        quiet, dropped, loud = (column(look, "train_rmse")[epoch] for look in looks)
+        assert quiet < loud and dropped not in (quiet, loud)
+
+
+def test_dropout_reaches_the_mlp_of_both_towers_and_of_both_sides(trained):
+    changed = differing(trained(ONE_STEP), trained(f"{ONE_STEP} --dropout 0.5"))
+    assert {name for name in changed if name.endswith("out.weight")} == {
+        f"{side}_side.{tower}_tower.out.weight" for side in ("user", "movie") for tower in ("user", "movie")}
+    assert {name.rpartition("_tower.")[2] for name in changed} == {"out.weight", "solved"}
+    assert trained(f"{ONE_STEP} --dropout 0.5")["config"]["dropout"] == 0.5
+
+
+def test_the_seed_is_that_of_the_first_weights_and_of_every_division(trained, resumed):
+    begin, other = trained(FROZEN), trained(f"{FROZEN} --seed 1")
+    assert {f"{side}_side.{name}" for side in ("user", "movie") for name in (
+        "movie_tower.embedding", "user_tower.pooled", "user_embedding", "movie_tower.hidden.weight")} <= differing(
+        begin, other)
+    looks = [resumed(begin, f"--lr 1e-30 --epochs 2 --film_noise 0 --seed {seed}") for seed in (0, 1, 0)]
+    first, second, again = (column(look, "train_rmse")[1] for look in looks)
+    assert first == again != second
+    assert column(looks[0], "val_rmse") == column(looks[1], "val_rmse")
+    ends = [resumed(begin, f"--lr 0.001 --epochs 2 --film_noise 0 --seed {seed}") for seed in (0, 1)]
+    assert {f"{side}_side.movie_tower.embedding" for side in ("user", "movie")} <= differing(*ends)
+
+
+# --- weights of the loss -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("flag", "low", "high"), [("film_prior", 0.0, 40.0), ("film_prior", None, 49.0),
+                                                   ("penalty", 0.25, 1.5)])
+def test_film_vectors_are_drawn_to_zero_once_a_film_and_once_a_rating(flag, low, high, trained):
+    """A rating is a target of one of the two heads, so what the heads' shares of a pull come to is known: a film's
+    ratings for the penalty, 1 for the prior. Without a solved history the pull is all that the flag does to films."""
+    flags = f"{ONE_STEP} --without solved_history"
+    runs = [trained(f"{flags} --{flag} {value}" if value is not None else flags)["model"] for value in (low, high)]
+    begin, low = trained(f"{FROZEN} --without solved_history")["model"], 9.0 if low is None else low
+    for side in ("user", "movie"):
+        film, count = (begin[f"{side}_side.movie_tower.{name}"].double() for name in ("embedding", "num_ratings"))
+        pull = runs[0][f"{side}_side.movie_tower.embedding"].double() - runs[1][f"{side}_side.movie_tower.embedding"]
+        both = pull[:, 0] * film[:, 1] + pull[:, 1] * film[:, 0]
+        times = count.unsqueeze(1) if flag == "penalty" else (count > 0).double().unsqueeze(1)
+        torch.testing.assert_close(both, TOWER_STEP * (high - low) * times * film.prod(1), rtol=1e-3, atol=1e-7)
+
+
+def test_the_penalty_is_of_movies_per_rating_and_on_the_movie_side_of_users(data, trained):
+    ratings = pq.read_table(data / "ratings.parquet")
+    chosen = np.array(ratings["split"].to_pylist()) == "train"
+    movies, users = (len(set(np.asarray(ratings[f"{name}_idx"])[chosen])) for name in ("movie", "user"))
+    plain, of_movies, of_users = (trained(flags) for flags in ("", f"--penalty {movies / chosen.sum()}",
+                                                               f"--penalty {users / chosen.sum()}"))
+    assert sides_of(differing(plain, of_movies)) == {"movie_side"}
+    assert sides_of(differing(plain, of_users)) == {"user_side"}
+
+
+@pytest.mark.parametrize(("flag", "prior"), [("", 200.0), ("--drift_prior 40", 40.0), ("--drift_prior 0", 0.0)])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_drift_that_no_rating_holds_decays_by_its_prior_once_an_epoch(flag, prior, steps, trained, resumed):
+    begin, name = trained(FROZEN), "user_side.drift.table"
+    free = begin["model"][name] == 0  # a film and a period without ratings
+    assert 0 < free.sum() < free.numel()
+    run = resumed(begin, f"--lr 0.001 --epochs 2 --batch_size {math.ceil(50 / steps)} {flag}",
+                  **{name: begin["model"][name] + free})
+    value, speed = 1.0, 0.0
+    for step in range(steps, 2 * steps):
+        factor = min(1, (step + 1) / (0.04 * steps + 1)) * (1 + math.cos(math.pi * step / (2 * steps))) / 2
+        pull = prior / steps * value
+        speed = 0.9 * speed + pull
+        value -= 0.001 * 1.5 * factor * (pull + 0.9 * speed)
+    torch.testing.assert_close(run["model"][name][free], torch.full((int(free.sum()),), value), rtol=1e-4, atol=0)
+
+
+def test_the_weight_of_relevance_scales_its_gradient_and_touches_nothing_else(trained):
+    none, one, three = (trained(f"{ONE_STEP} {flag}") for flag in ("", "--relevance_weight 1", "--relevance_weight 3"))
+    moments = [run["engines"][0]["optimizers"][2]["state"] for run in (one, three)]
+    for key, state in moments[0].items():
+        torch.testing.assert_close(moments[1][key]["exp_avg"], 3 * state["exp_avg"], rtol=1e-4, atol=1e-9)
+        assert state["exp_avg"].abs().sum() > 0
+    relevance = {name for name in one["model"] if name.startswith("relevance.")}
+    assert differing(none, one) == relevance and differing(one, three) <= relevance
+    assert len(none["engines"][0]["optimizers"]) == 2
+    assert ['"relevance"' in (run["dir"] / "test_metrics.json").read_text() for run in (none, one)] == [False, True]
+
+
+# --- parts of the model ------------------------------------------------------------------------------------------
+
+
+def moved(begin: dict, run: dict, side: str) -> set[str]:
+    """Return the parts of a side whose tensors have all moved in training; one that is not there has not."""
+    found = set()
+    for part, places in PARTS.items():
+        changed = [f"{side}_side.{name}" in run["model"] and differs(*(
+            model["model"].get(f"{side}_side.{name}", torch.zeros(2))[..., columns] for model in (begin, run)))
+            for name, columns in places.items()]
+        assert all(changed) or not any(changed), part
+        found |= {part} if all(changed) else set()
+    return found
+
+
+@pytest.fixture
+def measured(data, tmp_path, trained) -> Callable[..., dict]:
+    """Return a function to what --eval_only measures of a run, after 1 was added to all tensors of some parts."""
+    def measure(run: dict, parts: set[str]) -> dict:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(run["dir"], folder)
+        best = torch.load(folder / "best.pt", weights_only=True)
+        for name, columns in [place for part in parts for place in PARTS[part].items()]:
+            for side in ("user", "movie"):
+                best["model"].get(f"{side}_side.{name}", torch.zeros(1))[..., columns] += 1
+        save_checkpoint(folder / "best.pt", {key: value for key, value in best.items() if key != "sums"})
+        trained("--eval_only", folder)
+        return json.loads((folder / "test_metrics.json").read_text())
+    return measure
+
+
+@pytest.mark.parametrize("part", [None, *PARTS])
+def test_a_part_left_out_never_moves_and_does_nothing_and_all_others_move(part, trained, measured):
+    flag = "" if part is None else f"--with {part}" if part in OPTIONAL else f"--without {part}"
+    begin, run = trained(FROZEN), trained(flag)
+    left_out = {*OPTIONAL} ^ {part} - {None}
+    assert set(run["config"]["without"]) == left_out
+    if part == "movie_features":
+        left_out |= {"year"}  # which is one of them
+    assert moved(begin, run, "user") == set(PARTS) - left_out
+    assert moved(begin, run, "movie") == set(PARTS) - left_out - {*NEVER_OF_MOVIES}
+    found = {name for name in run["model"] if name.split(".")[1:2] and name.split(".")[1] in OF_DATES}
+    assert {name.split(".")[:2][1] for name in found} == {*OF_DATES} - left_out and sides_of(found) <= {"user_side"}
+    assert measured(run, left_out) == json.loads((run["dir"] / "test_metrics.json").read_text())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_there_has_an_effect(part, trained, measured):
+    run = trained(f"--with {part}" if part in OPTIONAL else "")
+    before = json.loads((run["dir"] / "test_metrics.json").read_text())
+    assert measured(run, {part})["two_tower"]["rmse"] != before["two_tower"]["rmse"]
+
+
+def test_parts_left_out_and_added_together_are_all_and_only_these(trained):
+    run = trained("--without mood,pooled_history --with tenure,film_age")
+    assert set(run["config"]["without"]) == {"mood", "pooled_history"}
+    assert moved(trained(FROZEN), run, "user") == set(PARTS) - {"mood", "pooled_history"}
