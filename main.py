@@ -30,7 +30,7 @@ from training import distributed, report
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
-from training.trainer import Trainer, solve_movies
+from training.trainer import EpochMetrics, Trainer, solve_movies
 
 RELEVANCE_DIM = 64  # coordinates of tastes
 FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
               f"ratings of {data.num_users:,} users and {data.num_movies:,} movies; device {device}"
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     if not args.eval_only:
-        train(args, data, device, ranks)
+        metrics = train(args, data, device, ranks)
     wants_refit = split["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
     if wants_refit and split["num_validation"] and not args.eval_only:
         refit(args, device, ranks)
@@ -214,14 +214,18 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     if not args.eval_only:
         if ranks.size > 1:
             data = load_dataset(args.data_dir)
-        report.plot_training(args.run_dir / "training.png", report.read_metrics(args.run_dir / "metrics.csv"),
-                             checkpoint["epoch"], report.validation_baselines(data))
+        report.plot_training(args.run_dir / "training.png", metrics, checkpoint["epoch"],
+                             report.validation_baselines(data))
         print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir} "
               f"--data_dir {args.data_dir}")
 
 
-def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> None:
-    """Train until the epochs or the patience are used up; write checkpoints and metrics.csv after every epoch."""
+def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> list[EpochMetrics]:
+    """Train until the epochs or the patience are used up; write checkpoints and metrics.csv after every epoch.
+
+    Returns:
+        The metrics of every epoch of the run.
+    """
     trainer = build_trainer(args, data, device, ranks)
     model, last, fingerprint = trainer.model, args.run_dir / "last.pt", data.meta["fingerprint"]
     if args.resume:
@@ -260,6 +264,7 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
+    return trainer.metrics
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:

@@ -11,6 +11,7 @@ the seconds of training. The last line is JSON.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import sys
@@ -36,7 +37,6 @@ from models.config import ModelConfig
 from models.sides import wants_both
 from preprocessing import dataset
 from preprocessing.dataset import DataError
-from training.report import read_metrics
 
 DEFAULT = "default"
 HEAD_DIM = ModelConfig.embedding_dim // ModelConfig.num_heads
@@ -139,9 +139,10 @@ def train_row(data_dir: Path, flags: list[str], seed: int, num_threads: int) -> 
     """Train once in a temporary folder; return test RMSE, training ratings/s and epochs."""
     with tempfile.TemporaryDirectory() as folder:
         written = train_towers(data_dir, Path(folder), seed, num_threads, ["--no-refit", *flags])
-        metrics = read_metrics(Path(folder) / "metrics.csv")
-    return {"rmse": written["two_tower"]["rmse"], "epochs": len(metrics),
-            "ratings_per_s": statistics.harmonic_mean([row.ratings_per_s for row in metrics])}
+        with open(Path(folder) / "metrics.csv", encoding="utf-8") as file:
+            speeds = [float(row["ratings_per_s"]) for row in csv.DictReader(file)]  # of each epoch
+    return {"rmse": written["two_tower"]["rmse"], "epochs": len(speeds),
+            "ratings_per_s": statistics.harmonic_mean(speeds)}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from models.sides import TwoSided
-from preprocessing.dataset import DataError
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.metrics import RatingErrors, evaluate_ranking
@@ -29,23 +28,6 @@ def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
         writer.writerows({name: f"{value:.6g}" if isinstance(value, float) else value
                           for name, value in vars(row).items()} for row in metrics)
     partial.replace(path)
-
-
-def read_metrics(path: Path) -> list[EpochMetrics]:
-    """Read metrics.csv.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [EpochMetrics(int(row.pop("epoch")), *(float(value) for value in row.values()))
-                    for row in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError, csv.Error):
-        rows = []
-    if not rows:
-        raise DataError(f"{path} is damaged; remove it and run: python main.py --run_dir {path.parent} --overwrite")
-    return rows
 
 
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
