@@ -31,6 +31,7 @@ import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from tqdm import tqdm
@@ -42,6 +43,7 @@ from benchmarks.passing import PassingTests, passed_through
 
 EXPLAINED = "tests/explained_survivors.toml"
 FEWEST = 4  # faults of a file, where it has so many places
+FIRST_TESTS = 12  # of those that meet a fault, which are collected before the others
 SLACK_S = 30.0  # beyond three times that, a fault hangs, which somebody would notice
 MOST_BYTES = 12 << 30  # of memory, likewise
 
@@ -176,8 +178,7 @@ def work(tree: Path, tasks: object, done: object) -> None:
     sys.dont_write_bytecode = True
     os.chdir(tree)
     sys.path[:] = [str(tree), *(path for path in sys.path if Path(path).resolve() not in (ROOT, ROOT / "benchmarks"))]
-    import hypothesis  # noqa: F401  what tests need is imported once
-    import matplotlib.pyplot  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401  what tests need is imported once
     import numba  # noqa: F401
     import pandas  # noqa: F401
     import pyarrow.csv
@@ -239,12 +240,17 @@ def in_child(chosen: list[str], folder: Path, verdict: Path, compiled: bool) -> 
         os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = str(folder / "numba")
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         del sys.modules[name]  # tests of benchmarks import those of the copy
+    phases = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]  # one failure is enough
+    hypothesis.settings.register_profile("planted", phases=phases, database=None)
+    hypothesis.settings.load_profile("planted")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    first = FirstFailure()
-    code = pytest.main([*chosen, "-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")],
-                       plugins=[first])
+    first, code = FirstFailure(), 0
+    for tests in (chosen[:FIRST_TESTS], chosen[FIRST_TESTS:]):  # collecting all takes longer than running the first
+        if tests and not code:
+            code = pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")],
+                               plugins=[first])
     verdict.write_text(json.dumps({"code": int(code), "by": first.by or f"exit code {int(code)}"}))
     return 0
 

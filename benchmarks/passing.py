@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.faults import ROOT, Fault
 
-BUDGET_S = 90.0  # of tests that a fault meets, as they took without it
+BUDGET_S = 45.0  # of tests that a fault meets, as they took without it
 COMPILED = {"compiled", "jit"}  # decorators below which coverage sees nothing
 
 

@@ -3,7 +3,7 @@
     relevance(u, m) = w_0 t_u . f_m + w_1 b_m + w_2 score(u, m)
                     = [w_0 t_u, w_1, w_2 p_u] . [f_m, b_m, q_m]
 
-The taste t_u is pooled from a user's context ratings with tables of its own, |C|^-1/2 sum over j in C of
+The taste t_u is pooled from a user's context ratings with tables of its own, (|C| + 1)^-1/2 sum over j in C of
 (residual_j g_j + c_j) (Koren 2008, equation 15); f_m is a film vector and b_m the film's popularity. They are trained
 by the multinomial likelihood of the films that a user likes among all that he has not seen (Liang et al. 2018,
 "Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches

@@ -1,4 +1,4 @@
-"""What any model must beat, computed from the training part alone."""
+"""What any model must beat, fitted to the ratings that it knows: of training, and before the test of validation too."""
 
 from dataclasses import dataclass
 

@@ -73,7 +73,7 @@ def fit_weights(model: TwoSided, context: RatingTensors, validation: RatingTenso
     """Fit the weights of taste, popularity and rating to the validation ratings of RELEVANT_STARS of some users.
 
     They maximise the multinomial likelihood of these movies among those that the users have not seen, by Newton's
-    method, and begin at what they are.
+    method, no step longer than 1, and begin at what they are.
 
     Args:
         context: what is known of the users.
