@@ -7,8 +7,8 @@
 
 Both histories are made of a user's CONTEXT ratings, in training a random part of his ratings that excludes the ones
 he is asked to predict. Pooled: (|C| + 1)^-1/2 sum over j in C of (residual_j w_j + c_j) (Koren 2008, equations 6 and
-15). Solved: the ridge regression of what the prior leaves unexplained on the film vectors q_j (see `ridge_solve`). A user
-without an embedding of his own is served by the same tower: his context is enough.
+15). Solved: the ridge regression of what the prior leaves unexplained on the film vectors q_j (see `ridge_solve`). A
+user without an embedding of his own is served by the same tower: his context is enough.
 
 The vectors consist of H heads of D coordinates. Each head is a model of its own, with its own loss and its own noise
 on the film vectors, and what is context for half of them is target for the others; the prediction is the mean of the
