@@ -144,8 +144,8 @@ class PassingTests:
         likely = Path("tests") / Path(fault.file).parent / f"test_{Path(fault.file).stem}"
 
         def cost(test: str) -> tuple:
-            return (-self.kills[fault.file, test], not test.startswith(str(likely)), not test.startswith(GOLDEN),
-                    self.seconds[test])
+            seconds = self.seconds[test] + sum(self.seconds.get(name, 0.0) for name in self.fixtures[test]) / 10
+            return -self.kills[fault.file, test], seconds / (10 if test.startswith((str(likely), GOLDEN)) else 1)
 
         chosen, spent, ready = [], 0.0, set()
         for test in sorted(found, key=cost):
