@@ -27,7 +27,7 @@ RUNS = {
     "whole stars": ("netflix", "--dropout 0.5"),
     "whole stars, user side, all days": ("netflix", "--no-refit --sides user --with film_age,tenure"),
     "whole stars, less of users": ("netflix", "--no-refit --without user_embedding,pooled_history,year"),
-    "half stars, all days": ("csv", "--with film_age,tenure"),
+    "half stars, all days": ("csv", "--with film_age,tenure --num_heads 4"),
     "half stars, no biases, no days": ("csv", "--no-refit --sides user --without biases,drift,mood --embedding_dim 48"),
     "half stars, no features": ("csv", "--sides user --without user_features,movie_features --with tenure"),
     "half stars, prior alone": ("csv", "--no-refit --without solved_history --with film_age"),

@@ -20,3 +20,21 @@ def test_biases_equal_ridge_regression_on_dummies():
     reference = Ridge(alpha=shrink, fit_intercept=False, tol=1e-12).fit(dummies, stars - stars.mean())
     assert biases.mean == pytest.approx(stars.mean())
     np.testing.assert_allclose(np.concatenate([biases.user, biases.movie]), reference.coef_, atol=1e-5)
+
+
+def test_biases_are_fitted_in_ten_rounds_of_which_the_movies_come_first():
+    """Without shrinkage and with few pairs the rounds converge so slowly that every one is seen."""
+    pairs = np.array([(user, movie) for user in range(12) for movie in (user, user + 1)])  # a chain
+    stars = 1 + (pairs[:, 0] * 7 + pairs[:, 1] * 3) % 5
+    train = RatingTensors(torch.arange(0, 25, 2), torch.from_numpy(pairs[:, 1].astype(np.int16)),
+                          torch.from_numpy(stars.astype(np.uint8)), torch.zeros(24))
+    users, movies = np.zeros(12), np.zeros(13)
+    for _ in range(10):
+        for movie in range(13):
+            own = pairs[:, 1] == movie
+            movies[movie] = (stars - stars.mean() - users[pairs[:, 0]])[own].sum() / (own.sum() + 0.01)
+        for user in range(12):
+            own = pairs[:, 0] == user
+            users[user] = (stars - stars.mean() - movies[pairs[:, 1]])[own].sum() / (own.sum() + 0.01)
+    biases = fit_biases(train, 13, user_shrink=0.01, movie_shrink=0.01)
+    np.testing.assert_allclose(np.concatenate([biases.user, biases.movie]), np.concatenate([users, movies]), atol=1e-5)

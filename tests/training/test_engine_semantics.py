@@ -1,6 +1,7 @@
 """What a training step is: its loss, gradients, chance and moves, against formulas that are written out here anew."""
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -24,6 +25,7 @@ from models.config import ModelConfig
 from models.time import first_days
 from models.two_tower import TwoTower
 from preprocessing import dataset
+from training import engine as engine_module
 from training.baselines import fit_biases
 from training.batches import RatingTensors, batch_of, load_dataset
 from training.distributed import ALONE
@@ -308,6 +310,19 @@ def test_a_row_has_the_bias_correction_of_its_own_age():
             leaves[row].grad, adams[row].param_groups[0]["lr"] = gradient, 0.003 * 20 / (number + 1)
             adams[row].step()
         torch.testing.assert_close(table, torch.stack([leaf.detach() for leaf in leaves]))
+
+
+def test_the_bar_shows_the_mean_loss_so_far(monkeypatch):
+    engine, shown = engine_of(batch_size=3), []
+    monkeypatch.setattr(engine_module, "SHOW_S", 0.0)
+    sums, step = [], engine.step
+    monkeypatch.setattr(engine, "step", lambda *args: sums.append(step(*args)) or sums[-1])
+    with tqdm(total=len(engine.ratings), file=io.StringIO(), mininterval=0) as bar:
+        monkeypatch.setattr(bar, "set_postfix", lambda refresh, **values: shown.append(values))
+        engine.run_epoch(1, 2, bar)
+        assert bar.n == len(engine.ratings)
+    totals = torch.stack(sums).cumsum(0)
+    assert shown == [{"loss": f"{loss / count:.4f}"} for loss, _, count in totals.tolist()]
 
 
 # --- a run -------------------------------------------------------------------------------------------------------
