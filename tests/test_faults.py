@@ -371,7 +371,7 @@ def test_one_long_title_for_all_movies_is_refused(copies):
 @pytest.mark.parametrize("change", [
     {"num_users": "1"}, {"num_ratings": -1}, {"num_movies": 2**60}, {"split": {}}, {"split": []}, {"stars_step": 0},
     {"stars_range": [5]}, {"stars_range": [5, 1]}, {"fingerprint": "\x1b[2J"}, {"fingerprint": None}, {"footers": 3},
-    {"seed": -1}, {"seed": 1.5}, {"stars_step": float("nan")},
+    {"seed": -1}, {"seed": 1.5}, {"stars_step": float("nan")}, {"num_ratings": 13_999}, {"num_users": 2**48},
 ])
 def test_a_meta_json_of_other_types_is_refused(train, capsys, copies, change):
     data_dir, run_dir = copies

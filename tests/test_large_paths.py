@@ -1,6 +1,7 @@
 """Code that only large data reach runs here on small data: with blocks, limits and numbers of threads set low, the same
 bytes come out, or, where float sums are taken in another order, the same numbers to a millionth."""
 
+import importlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import main
+import preprocessing
 import rec
 from models import batch, best_films, best_products, kernels, layers, two_tower
 from models.best_products import BestProducts
@@ -108,6 +110,24 @@ def test_netflix_needs_a_gigabyte_to_be_sorted_in_memory(tmp_path, mib, expected
     with open(tmp_path / "combined_data_1.txt", "wb") as file:
         file.truncate(100_000_000 * 20)  # a hole: no byte of it is on the disk
     assert netflix_preprocess.memory_for_ratings([tmp_path / "combined_data_1.txt"], mib) == expected
+
+
+def test_free_memory_is_what_the_system_says_or_else_all_there_is(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_: "MemTotal: 9 kB\nMemAvailable:   123 kB\nSwapFree: 7 kB\n")
+    assert netflix_preprocess.available_bytes() == 123 * 1024
+    monkeypatch.setattr(Path, "read_text", lambda *_: "MemTotal: 9 kB\n")
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}
+    monkeypatch.setattr(os, "sysconf", pages.get)
+    assert netflix_preprocess.available_bytes() == 4_096_000
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, "system"), ("mimalloc", "mimalloc")])
+def test_pyarrow_takes_memory_of_the_system_unless_another_allocator_is_named(monkeypatch, named, expected):
+    monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", named or "")
+    if named is None:
+        monkeypatch.delenv("ARROW_DEFAULT_MEMORY_POOL")
+    importlib.reload(preprocessing)
+    assert os.environ["ARROW_DEFAULT_MEMORY_POOL"] == expected
 
 
 def test_partitions_are_whole_row_groups_and_hold_no_more_than_allowed(monkeypatch):

@@ -245,7 +245,9 @@ def test_the_picture_marks_the_curves_the_chosen_epoch_and_the_baselines(draw, h
     monkeypatch.setattr(report, "plot_training", draw)
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
     run = small(half_stars(), tmp_path / "run", CURVE)
-    lines = {line.get_label(): line for line in pyplot.gcf().axes[0].get_lines()}
+    axes = pyplot.gcf().axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "RMSE (stars)") and axes.get_title()
+    lines = {line.get_label(): line for line in axes.get_lines()}
     monkeypatch.undo()
     pyplot.close("all")
     epochs, best = [row["epoch"] for row in run.rows], run.rows[run.results["best_epoch"] - 1]

@@ -248,3 +248,13 @@ def test_a_picture_has_a_dot_for_every_movie_larger_and_on_top_where_ratings_are
     assert axes.get_ylabel() == f"second principal axis ({answer['variance'][1]:.0%} of the variance)"
     assert colours.get_ylabel() == "release year"
     pyplot.close(kept[0])
+
+
+def test_lists_asked_for_in_python_have_ten_movies_and_three_reasons(data_dir, run_dir):
+    recommender = Recommender.load(run_dir, data_dir)
+    history = recommender.history_of(recommender.any_user_id())
+    listed = recommender.recommend(history)
+    similar, popular = recommender.similar(listed[0].movie_id), recommender.popular()
+    assert [len(rows) for rows in (listed, similar, popular)] == [10, 10, 10]
+    recommender.explain(history, listed)
+    assert max(len(row.because) for row in listed) == 3
