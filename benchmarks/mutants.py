@@ -149,7 +149,8 @@ def plant(faults: list[Fault], paths: dict, trees: list[Path], out: Path | None)
             result = Result(**done.get())
             result.fault = Fault(**result.fault)
             results.append(result)
-            tests.kills[result.fault.file, result.by] += result.fate == "noticed"
+            for noticed in ((result.fault.file, result.by), result.by):
+                tests.kills[noticed] += result.fate == "noticed"
             if out is not None:
                 out.write_text(json.dumps([asdict(one) for one in results], indent=1))
                 if result.fate in ("survived", "untested"):
