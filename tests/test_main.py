@@ -165,6 +165,7 @@ def test_wrong_flags_exit_with_code_2(flags):
     (["--refit"], 0, True), (["--no-refit"], 10**9, False), ([], 10**9, True), ([], 100, False)])
 def test_few_ratings_are_fitted_again_unless_it_is_asked_otherwise(flags, most, expected, data_dir, tmp_path, capsys,
                                                                    monkeypatch):
+    assert main.REFIT_RATINGS == 10**7  # as README and the help say; a test of so many would take minutes
     monkeypatch.setattr(main, "REFIT_RATINGS", most)
     small = ["--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1"]
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path), *small, *flags]) == 0

@@ -183,6 +183,8 @@ def test_ratings_of_another_user_are_not_taken_for_somebody_s(data_dir):
     rows = read_users(data_dir).user(3).rows
     with pytest.raises(DataError, match=r"ratings\.parquet is damaged \(ratings of one user where another's should be"):
         RatingsFile(data_dir).read_user(User(4, rows))
+    with pytest.raises(DataError, match="another's should be"):  # one rating is enough
+        RatingsFile(data_dir).read_user(User(3, slice(rows.start - 1, rows.stop)))
 
 
 def test_read_groups_give_every_row_once_in_order(data_dir):
