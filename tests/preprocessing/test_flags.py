@@ -9,6 +9,7 @@ import math
 import os
 import re
 import resource
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -220,8 +221,9 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
         stars = stars - 0.5 * (stars == 3)
         (tmp_path / "u.item").write_bytes((raw[name] / "u.item").read_bytes())
         np.savetxt(tmp_path / "u.data", np.stack([user_id, movie_id, stars, seconds], 1), "%d\t%d\t%.1f\t%d")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter()
     data_set = made(name, "--split", method, "--seed", 12, folder=tmp_path if half else None)
+    measured_s = time.perf_counter() - begin
     after = sum(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     values, counts = np.unique(stars, return_counts=True)
     sizes = ", ".join(f"{part} {len(in_part(data_set, part)):,}" for part in SPLITS)
@@ -233,8 +235,11 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
         for value, n in zip(values, counts, strict=True)]
     assert mean == f"  mean {stars.mean():.5f}"
     assert split == f"split {method} (seed 12): {sizes}; train and test share no pair"
-    peak = re.fullmatch(r"\d+\.\d s \(parse \d.*\), [\d,]+ ratings/s, peak memory ([\d,]+) MiB", costs)[1]
-    assert before - 1 < int(peak.replace(",", "")) < after + 1
+    elapsed_s, speed, peak = (float(number.replace(",", "")) for number in re.fullmatch(
+        r"(\d+\.\d) s \(parse \d.*\), ([\d,]+) ratings/s, peak memory ([\d,]+) MiB", costs).groups())
+    assert before - 1 < peak < after + 1
+    assert elapsed_s <= measured_s + 0.05 and len(stars) / measured_s <= speed + 1
+    assert len(stars) / (elapsed_s + 0.05) <= speed + 1
     assert written == f"written to {data_set.out_dir}; next: python main.py --data_dir {data_set.out_dir}"
 
 
