@@ -1,6 +1,6 @@
 """Plant small faults in the product, one at a time, and see whether the tests notice.
 
-    make mutants                                         400 drawn by the seed, and those of tests/aimed_faults.toml
+    make mutants                                         300 drawn by the seed, and those of tests/aimed_faults.toml
     python benchmarks/mutants.py --files rec.py models/time.py --number 60
     python benchmarks/mutants.py --survivors_of mutants.json      those again that nothing noticed last time
 
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--number", type=int, default=400, metavar="N", help="faults to draw (default: 400)")
+    parser.add_argument("--number", type=int, default=300, metavar="N", help="faults to draw (default: 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="I", help="of the draw (default: 0)")
     parser.add_argument("--files", nargs="+", metavar="FILE", help="only of these files (default: all of the product)")
     parser.add_argument("--only", choices=("drawn", "aimed"), help="only those drawn, or only those aimed by hand")
