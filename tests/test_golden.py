@@ -119,5 +119,8 @@ def test_a_run_gives_the_figures_it_gave(name, golden_data, tmp_path, capsys):
     hold(name, figures_of(name, golden_data, tmp_path / "run", capsys))
 
 
-def test_the_generator_writes_the_bytes_it_wrote(golden_data):
+def test_the_generator_writes_the_bytes_it_wrote(golden_data, tmp_path, monkeypatch):
     hold("generator", digests_of(golden_data / "raw"))
+    monkeypatch.setattr(synthetic_netflix, "CHUNK_RATINGS", 300)
+    generate(tmp_path)
+    hold("generator in chunks", digests_of(tmp_path))
