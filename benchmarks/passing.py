@@ -151,8 +151,13 @@ class PassingTests:
             promise = 10 if test.startswith((str(likely), GOLDEN)) else 1
             return seconds / promise / (1 + 20 * self.kills[fault.file, test] + 2 * self.kills[test])
 
-        chosen, spent, ready = [], 0.0, set()
+        turns: collections.Counter = collections.Counter()  # of a test function, its parameters one by one
+        order = {}
         for test in sorted(found, key=cost):
+            turns[test.split("[")[0]] += 1
+            order[test] = cost(test) * turns[test.split("[")[0]]
+        chosen, spent, ready = [], 0.0, set()
+        for test in sorted(found, key=order.get):
             new = set(self.fixtures[test]) - ready
             spent += self.seconds[test] + sum(self.seconds.get(name, 0.0) for name in new)
             if chosen and spent > BUDGET_S:

@@ -267,6 +267,8 @@ def test_ctrl_c_ends_with_130(capsys, place, monkeypatch, module, name, command,
 @pytest.mark.parametrize(("error", "sentence"), [
     (MemoryError(), "error: out of memory; {new} is as it was"),
     (OSError(28, "No space left on device"), "error: {new}: the disk is full; {new} is as it was"),
+    (OSError(5, "Input/output error"), "error: {new}: Input/output error; {new} is as it was"),
+    (OSError("no number"), "error: {new}: no number; {new} is as it was"),
     (DataError("two\nlines \x1b[2J"), "error: two?lines ?[2J\n"),
 ])
 def test_what_the_machine_denies_is_said(capsys, place, monkeypatch, error, sentence):

@@ -7,7 +7,7 @@ import os
 import pickle
 import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import zipfile
@@ -88,38 +88,44 @@ def content_of(read: object) -> object:
 # --- damage ----------------------------------------------------------------------------------------------------
 
 
+def flipped_places(path: Path, every: int) -> Iterator[int]:
+    """Flip a bit of every so-manieth byte of a file, one after another; yield where while it is flipped."""
+    data = path.read_bytes()
+    with open(path, "r+b", buffering=0) as file:  # in place, which does not make the system write at once
+        for place in range(0, len(data), every):
+            os.pwrite(file.fileno(), bytes([data[place] ^ 1 << place % 8]), place)
+            yield place
+            os.pwrite(file.fileno(), data[place:place + 1], place)
+    assert path.read_bytes() == data
+
+
 @pytest.mark.parametrize(("name", "read"), [("meta.json", read_meta), ("users.parquet", read_users),
                                            ("movies.parquet", read_movies), ("ratings.parquet", RatingsFile)])
 def test_every_flipped_byte_of_a_data_set_is_found_or_harmless(tiny_data, tmp_path, name, read):
     """All bytes of each file, headers and footers of parquet included; found are most."""
     data_dir = tmp_path / "data"
     shutil.copytree(tiny_data, data_dir)
-    whole, data, found = content_of(read(data_dir)), (data_dir / name).read_bytes(), 0
-    for place in range(len(data)):
-        broken = bytearray(data)
-        broken[place] ^= 1 << place % 8
-        (data_dir / name).write_bytes(broken)
+    whole, found = content_of(read(data_dir)), 0
+    for place in flipped_places(data_dir / name, 1):
         try:
             assert content_of(read(data_dir)) == whole, place
         except DataError as error:
             assert name in str(error), place
             found += 1
-    assert found > 0.7 * len(data)
+    assert found > 0.7 * (data_dir / name).stat().st_size
 
 
-def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
+@pytest.mark.parametrize(("both", "every"), [(False, 5), (True, 29)])
+def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path, both, every):
+    """The second side's tables are written as those of the first: there are twice as many to read for a byte."""
     model = TwoSided(ModelConfig(3, 2, 4, 1.0, 5.0, 3.0, embedding_dim=2, num_heads=1, hidden_dim=2, user_dim=2,
-                                 pooled_dim=2), both=True)
+                                 pooled_dim=2), both)
     path = tmp_path / "best.pt"
     with torch.no_grad():
         save_checkpoint(path, {"fingerprint": "a" * 64, **model_parts(model), "settings": {}, "epoch": 1,
                                "train_s": 1.0, "refit": False})
-    data, whole, found = path.read_bytes(), plain(load_checkpoint(path, "a" * 64)), 0
-    for place in range(0, len(data), 5):
-        broken = bytearray(data)
-        broken[place] ^= 1 << place % 8
-        path.unlink()  # the whole one is mapped into memory: a new file, not new bytes under it
-        path.write_bytes(broken)
+    whole, found = plain(load_checkpoint(path, "a" * 64)), 0
+    for place in flipped_places(path, every):
         try:
             read = load_checkpoint(path, "a" * 64)
         except DataError as error:
@@ -127,7 +133,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path):
             found += 1
             continue
         assert plain(read) == whole, place
-    assert found > 0.5 * len(data) / 5
+    assert found > 0.5 * path.stat().st_size / every
 
 
 @pytest.mark.parametrize("name", [*FILES, "best.pt", "last.pt"])
@@ -460,12 +466,14 @@ def test_a_full_disk_in_training_gets_one_sentence_and_keeps_the_older_run(train
     assert train(data_dir, run_dir, "--resume", "--epochs", "13") == 0
 
 
-def test_a_full_device_behind_standard_output_is_named(data_dir, run_dir):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, str(ROOT / "rec.py"), "--data_dir", str(data_dir), "--run_dir",
-                               str(run_dir)], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output: ") and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("flags", [("--top_n", "1"), ("--top_n", "90", "--json")], ids=["in the end", "at once"])
+def test_a_full_device_behind_standard_output_is_named(capsys, monkeypatch, data_dir, run_dir, flags):
+    with open("/dev/full", "w") as full:  # which is closed as at a process's end, where what is left is written
+        monkeypatch.setattr(sys, "stdout", full)
+        code = rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), *flags])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert said.startswith("error: standard output: ") and said.count("\n") == 1
 
 
 @pytest.fixture
@@ -549,15 +557,22 @@ def test_of_two_runs_in_one_folder_the_second_stops(train, capsys, copies):
 
 
 def test_locks_vanish_with_their_process(tmp_path):
-    program = ("import sys; from pathlib import Path; from models.checkpoint import lock_run\n"
-               "with lock_run(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()")
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    with pytest.raises(DataError, match="another run"), lock_run(tmp_path):
-        pass
-    process.kill()
-    process.wait()
+    out, into = os.pipe()
+    if not (child := os.fork()):
+        try:
+            signal.alarm(60)
+            with lock_run(tmp_path):
+                os.write(into, b"held")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(into)
+    with open(out, "rb") as pipe:
+        assert pipe.read(4) == b"held"
+        with pytest.raises(DataError, match="another run"), lock_run(tmp_path):
+            pass
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with lock_run(tmp_path):
         descriptor = os.open(tmp_path, os.O_RDONLY)
         with pytest.raises(BlockingIOError):

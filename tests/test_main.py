@@ -9,7 +9,7 @@ import main
 import rec
 from models.checkpoint import load_model
 from models.user_tower import Context
-from preprocessing import netflix_preprocess
+from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import read_users
 from training.batches import load_dataset
 
@@ -104,9 +104,14 @@ def test_probe_never_reaches_training(train, raw_dir, tmp_path):
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-@pytest.mark.parametrize("batch_size", ["1", "1000000"])
-def test_any_batch_size_trains(train, data_dir, tmp_path, batch_size):
-    assert train(data_dir, tmp_path, "--epochs", "1", "--batch_size", batch_size) == 0
+@pytest.mark.parametrize(("batch_size", "steps"), [(1, 40), (39, 2), (10**6, 1)])
+def test_any_batch_size_trains(train, tmp_path, batch_size, steps):
+    raw, data, run = (tmp_path / name for name in ("raw", "data", "run"))
+    synthetic_netflix.generate(raw, num_users=40, num_movies=20, num_ratings=400, seed=0)
+    assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
+    assert train(data, run, "--epochs", "1", "--sides", "user", "--batch_size", str(batch_size)) == 0
+    adam = torch.load(run / "last.pt", weights_only=True)["engines"][0]["optimizers"][1]
+    assert {int(state["step"]) for state in adam["state"].values()} == {steps}
 
 
 def test_an_existing_run_is_not_overwritten_unasked(train, data_dir, run_dir, capsys):

@@ -172,7 +172,7 @@ def test_with_one_meets_a_bias(vectors):
                                (users[0] * films[1]).sum(-1) + 0.3)
 
 
-SHAPES = [(40, 500, 2), (5, 70_000, 3), (900, 9, 1), (200, 40, 70)]  # users, films, heads
+SHAPES = [(40, 500, 2), (5, 70_000, 3), (900, 9, 1), (60, 90, 70)]  # users, films, heads
 
 
 @pytest.mark.parametrize(("num_users", "num_films", "heads"), SHAPES)

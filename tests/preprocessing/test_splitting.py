@@ -202,6 +202,12 @@ def test_the_sizes_in_meta_are_those_of_the_parts(kit, preprocess, ratings):
     assert sum(counts.values()) == len(ratings)
 
 
+def test_ratings_that_are_not_in_the_file_are_missed_by_the_program(write_raw, ratings, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "write_ratings", lambda writer, ratings: None)
+    result = run(write_raw(ratings=ratings), tmp_path / "space" / "out")
+    assert result.code == 1 and "ratings.parquet" in result.err and not (tmp_path / "space").exists()
+
+
 @pytest.mark.parametrize("source, target", [(TEST, TRAIN), (TRAIN, TEST), (VALIDATION, TEST)])
 def test_a_rating_written_into_a_wrong_part_is_noticed_by_the_program(
         kit, write_raw, ratings, run, tmp_path, monkeypatch, source, target):

@@ -1,9 +1,13 @@
 import itertools
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -14,6 +18,9 @@ from preprocessing import netflix_preprocess, synthetic_netflix
 from training.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 120  # of every wait
+# Ranks are forks of this process, which has imported what they need; threads of a GPU or of macOS would not survive it.
+CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
 FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
          "--no-refit"]
 
@@ -39,24 +46,39 @@ distributed.leave(main.main())
 """
 
 
-def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           f"--nproc_per_node={num_processes}", str(script), *FLAGS, *flags],
-                          capture_output=True, text=True, timeout=120)
+def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> list[subprocess.CompletedProcess]:
+    """Run a script by the real torchrun, which speaks for all of its processes."""
+    return [subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                            f"--nproc_per_node={num_processes}", str(script), *FLAGS, *flags],
+                           capture_output=True, text=True, timeout=LIMIT_S)]
 
 
-def processes(num_processes: int, *flags: str) -> list[subprocess.CompletedProcess]:
-    """Start main.py as torchrun does, without its own process, which takes as long to start as each of them."""
+def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> list[subprocess.CompletedProcess]:
+    """Run a script as torchrun does, but without its own process, and none imports torch anew, which takes 2 s each."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(ROOT / "main.py"), *FLAGS, *flags]
-    started = [subprocess.Popen(command, env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for rank in range(num_processes)]
-    said = [process.communicate(timeout=120) for process in started]
-    return [subprocess.CompletedProcess(command, process.returncode, *both)
-            for process, both in zip(started, said, strict=True)]
+    command = [str(script), *FLAGS, *flags]
+    with TemporaryDirectory() as folder:
+        outputs = [[Path(folder, f"{name}{rank}") for name in ("stdout", "stderr")] for rank in range(num_processes)]
+        started = [CONTEXT.Process(target=be_a_rank, args=(world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                                                           command, output)) for rank, output in enumerate(outputs)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        return [subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in output))
+                for process, output in zip(started, outputs, strict=True)]
+
+
+def be_a_rank(world: dict[str, str], command: list[str], output: list[Path]) -> None:
+    signal.alarm(LIMIT_S)
+    for number, path in enumerate(output, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    os.environ |= world
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 
 
 def load(run_dir: Path) -> dict:
@@ -73,6 +95,14 @@ def assert_same_run(one: dict, other: dict) -> None:
     for row, same in zip(one["metrics"], other["metrics"], strict=True):
         for name in ("train_loss", "train_rmse", "val_rmse", "val_mae"):
             assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory) -> dict:
+    """A run of one process that nobody cut, in 7 steps an epoch."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main.main([*FLAGS, "--data_dir", str(data_dir), "--run_dir", str(folder), "--batch_size", "64"]) == 0
+    return load(folder)
 
 
 @pytest.mark.parametrize(("sides", "more"), [
@@ -103,29 +133,32 @@ def test_more_ranks_than_users_equal_one(tmp_path):
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "three"))
 
 
-def test_a_run_of_two_resumes_as_one(data_dir, tmp_path):
-    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
-    for result in processes(2, "--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), "--epochs", "2"):
+def test_a_run_of_two_resumes_as_one(data_dir, whole, tmp_path):
+    flags = ["--data_dir", str(data_dir), "--run_dir", str(tmp_path), "--batch_size", "64"]
+    for result in processes(2, *flags):
         assert result.returncode == 0, result.stderr
-    assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cut"), *FLAGS, "--resume"]) == 0
-    assert_same_run(load(tmp_path / "whole"), load(tmp_path / "cut"))
+    assert main.main([*flags, *FLAGS, "--resume"]) == 0
+    assert_same_run(whole, load(tmp_path))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_when_a_rank_is_killed_the_other_ends_with_one_sentence_and_the_run_goes_on(rank, data_dir, tmp_path):
-    flags = ["--data_dir", str(data_dir), "--batch_size", "64"]  # 7 steps an epoch
-    assert main.main([*flags, "--run_dir", str(tmp_path / "whole"), *FLAGS]) == 0
+@pytest.mark.parametrize(("start", "rank"), [(torchrun, 1), (processes, 0), (processes, 1)])
+def test_when_a_rank_is_killed_the_other_ends_with_one_sentence_and_the_run_goes_on(start, rank, data_dir, whole,
+                                                                                    tmp_path):
+    flags = ["--data_dir", str(data_dir), "--batch_size", "64", "--run_dir", str(tmp_path / "cut")]
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(root=str(ROOT), step=10, rank=rank))
-    result = torchrun(2, *flags, "--run_dir", str(tmp_path / "cut"), script=script)
-    assert result.returncode != 0
-    # Either it finds its partner gone, or torchrun has noticed first and asks it to end.
-    partner_gone = f"error: rank {1 - rank} stops because another process of the run has ended; the last checkpoint is"
-    assert result.stderr.count(partner_gone) + result.stderr.count("\ninterrupted; go on with: python main.py") == 1
-    assert "main.py\", line" not in result.stderr  # no traceback of ours; torchrun prints one of its own
+    results = start(2, *flags, script=script)
+    said = "".join(result.stderr for result in results)
+    found = said.count(f"error: rank {1 - rank} stops because another process of the run has ended; the last "
+                       "checkpoint is kept, go on from it with --resume\n")
+    if start is torchrun:  # which may have noticed first and asked it to end
+        assert results[0].returncode != 0 and found + said.count("\ninterrupted; go on with: python main.py") == 1
+    else:
+        assert found == 1 and (results[rank].returncode, results[1 - rank].returncode) == (-signal.SIGKILL, 1)
+    assert "main.py\", line" not in said  # no traceback of ours; torchrun prints one of its own
     assert load(tmp_path / "cut")["epoch"] == 1
-    assert main.main([*flags, "--run_dir", str(tmp_path / "cut"), *FLAGS, "--resume"]) == 0
-    assert_same_run(load(tmp_path / "whole"), load(tmp_path / "cut"))
+    assert main.main([*flags, *FLAGS, "--resume"]) == 0
+    assert_same_run(whole, load(tmp_path / "cut"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -1,10 +1,14 @@
 """Training as processes that are told to end, or killed, and what the next one makes of what they left."""
 
 import csv
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--epochs", "3", "--batch_size", "32"]  # 13 steps an epoch
 SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit"]
 QUALITY = ("epoch", "train_loss", "train_rmse", "val_rmse", "val_mae", "lr")  # columns without time and memory
+LIMIT_S = 120  # of every wait
 # Sends itself a signal in the middle of a step: the moment is the same on any machine.
 PROGRAM = """
 import os, sys, main
@@ -48,17 +53,43 @@ def rows_of(run_dir: Path) -> list[list[str]]:
         return [[row[name] for name in QUALITY] for row in csv.DictReader(file)]
 
 
-def train_until(step: int, which: signal.Signals, data_dir: Path, run_dir: Path) -> tuple[int, str]:
+def in_python_anew(argv: list[str], stderr: Path) -> int:
+    """Run the program in an interpreter of its own; return its exit code."""
+    with open(stderr, "w") as file:
+        return subprocess.run([sys.executable, "-c", PROGRAM, *argv], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
+                              timeout=LIMIT_S).returncode
+
+
+def in_a_fork(argv: list[str], stderr: Path) -> int:
+    """Run the program in a process that has imported all of it; return its exit code."""
+    can_fork = sys.platform == "linux" and not torch.cuda.is_available()  # else there are threads that do not survive
+    process = multiprocessing.get_context("fork" if can_fork else "spawn").Process(target=be_it, args=(argv, stderr))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def be_it(argv: list[str], stderr: Path) -> None:
+    signal.alarm(LIMIT_S)
+    for number, path in ((1, os.devnull), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    sys.argv = ["-c", *argv]
+    exec(PROGRAM, {"__name__": "__main__"})
+
+
+def train_until(step: int, which: signal.Signals, start: Callable[[list[str], Path], int], data_dir: Path,
+                run_dir: Path) -> tuple[int, str]:
     """Train in a process of its own to which a signal comes in a step; return its exit code and stderr."""
-    result = subprocess.run([sys.executable, "-c", PROGRAM, str(step), str(int(which)), "--data_dir", str(data_dir),
-                             "--run_dir", str(run_dir), *SMALL, *FLAGS], cwd=ROOT, capture_output=True, text=True,
-                            timeout=120)
-    return result.returncode, result.stderr
+    with TemporaryDirectory() as folder:
+        code = start([str(step), str(int(which)), "--data_dir", str(data_dir), "--run_dir", str(run_dir), *SMALL,
+                      *FLAGS], Path(folder, "stderr"))
+        return code, Path(folder, "stderr").read_text()
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_a_signal_ended_resumes_as_if_it_had_not(which, train, data_dir, whole, tmp_path):
-    code, said = train_until(20, which, data_dir, tmp_path)
+@pytest.mark.parametrize(("which", "start"), [(signal.SIGTERM, in_python_anew), (signal.SIGKILL, in_a_fork)])
+def test_a_run_that_a_signal_ended_resumes_as_if_it_had_not(which, start, train, data_dir, whole, tmp_path):
+    code, said = train_until(20, which, start, data_dir, tmp_path)
     checkpoint = load_checkpoint(tmp_path / "last.pt", read_meta(data_dir)["fingerprint"])
     assert checkpoint["epoch"] == 1
     if which is signal.SIGKILL:
@@ -76,7 +107,7 @@ def test_a_run_that_a_signal_ended_resumes_as_if_it_had_not(which, train, data_d
 
 
 def test_sigterm_before_the_first_epoch_is_done_leaves_nothing(data_dir, tmp_path):
-    code, said = train_until(2, signal.SIGTERM, data_dir, tmp_path / "run")
+    code, said = train_until(2, signal.SIGTERM, in_a_fork, data_dir, tmp_path / "run")
     assert (code, said) == (143, "\ninterrupted; no epoch was finished, nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
