@@ -24,7 +24,7 @@ import torch
 from models.checkpoint import DAMAGE, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import DEFAULT_PARTS, OPTIONAL_PARTS, PARTS, ModelConfig
 from models.sides import TwoSided, wants_both
-from models.time import first_days
+from models.temporal import first_days
 from preprocessing.dataset import DataError
 from training import distributed, report
 from training.batches import DataSet, load_dataset

@@ -16,10 +16,10 @@ import os
 import sys
 from pathlib import Path
 
-from models.listing import WIDTH, as_json, as_json_object, as_table, count, fit
-from models.own_ratings import parse_ratings, read_ratings
-from models.recommender import Filters, History, Recommendation, Recommender
 from preprocessing.dataset import DataError
+from recommending.formatting import WIDTH, as_json, as_json_object, as_table, count, fit
+from recommending.ratings_input import parse_ratings, read_ratings
+from recommending.recommender import Filters, History, Recommendation, Recommender
 
 EVERYBODY = (["--all_users"], ["--export_vectors"])  # modes that take no other flag
 MAP_FORMATS = (".png", ".pdf", ".svg")
@@ -199,7 +199,7 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
 
 def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's list."""
-    from models.batch import recommend_all
+    from recommending.batch import recommend_all
 
     num_users = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
     print(f"wrote the lists of {num_users:,} users to {args.out}")
@@ -207,7 +207,7 @@ def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
 
 def export(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's vectors."""
-    from models.batch import export_vectors
+    from recommending.batch import export_vectors
 
     num_users, num_movies = export_vectors(recommender, args.export_vectors)
     print(f"wrote the vectors of {num_users:,} users and {num_movies:,} movies to {args.export_vectors}")
@@ -215,7 +215,7 @@ def export(args: argparse.Namespace, recommender: Recommender) -> None:
 
 def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
     """Draw the map and say what is in it."""
-    from models.movie_map import draw_map, map_movies
+    from recommending.movie_map import draw_map, map_movies
 
     movie_map = map_movies(recommender, filters)
     labelled = draw_map(args.map, recommender, movie_map)

@@ -37,12 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from models import batch
 from models.checkpoint import model_parts, save_checkpoint
 from models.config import ModelConfig
-from models.recommender import Recommender
 from models.sides import TwoSided
 from preprocessing import dataset
+from recommending import batch
+from recommending.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[1]
 NETFLIX_USERS, NETFLIX_MOVIES, RATINGS_PER_USER = 480_189, 17_770, 209
@@ -117,7 +117,7 @@ def make_dataset(folder: Path, num_users: int) -> Path:
 def make_run(folder: Path, data_dir: Path) -> Path:
     """Write the checkpoint of an untrained model with main.py's default sizes.
 
-    On how unlike films are depends how many products everybody's lists leave out (models/best_products.py). After
+    On how unlike films are depends how many products everybody's lists leave out (recommending/best_products.py). After
     training on MovieLens-1M the films' biases differ by .75 in units of score (standard deviation), and 16 coordinates
     have 96 % of the variance of all other parts of the scores; here it is .5, and 78 % with random histories.
     """
@@ -165,7 +165,7 @@ def run_single(data_dir: Path, run_dir: Path) -> dict:
 
 def run_load(data_dir: Path, run_dir: Path) -> float:
     """Milliseconds from `import torch` to a recommender that is ready, the sources compiled by an earlier process."""
-    program = ("import time, torch; start = time.perf_counter(); from models.recommender import Recommender; "
+    program = ("import time, torch; start = time.perf_counter(); from recommending.recommender import Recommender; "
                f"ready = Recommender.load({str(run_dir)!r}, {str(data_dir)!r}); "
                "print(1000 * (time.perf_counter() - start))")
     return float(subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=COMPILED, check=True,

@@ -1,7 +1,7 @@
 """Plant small faults in the product, one at a time, and see whether the tests notice.
 
     make mutants                                         300 drawn by the seed, and those of tests/aimed_faults.toml
-    python benchmarks/mutants.py --files rec.py models/time.py --number 60
+    python benchmarks/mutants.py --files rec.py models/temporal.py --number 60
     python benchmarks/mutants.py --survivors_of mutants.json      those again that nothing noticed last time
 
 A fault is drawn from the syntax tree: a comparison moved by one, a term or a keyword dropped, a sign, a number changed,

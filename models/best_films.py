@@ -4,7 +4,7 @@ For one person the product of his vector with all films' waits for memory, 10 MB
 are alike: turned to their principal axes, their first coordinates have nearly all of their length. From those a score
 is known up to what the rest may add, at most |p_rest| |q_rest| (Cauchy and Schwarz). So the films that are best by
 their first coordinates are scored in full, and then whatever else may reach the lowest of those;
-models/best_products.py does the like for everybody at once. A checkpoint keeps the films turned.
+recommending/best_products.py does the like for everybody at once. A checkpoint keeps the films turned.
 
 Letters: M movies, N of a list, H heads, D coordinates of a head, P = H (D + 2), k first coordinates of a turned film.
 """
@@ -19,7 +19,7 @@ from models.movie_tower import CONSTANT
 
 FIRST = 32  # coordinates: more would take longer to read, fewer leave more films to be scored in full
 # Times |p| |q| and the coordinates: more than rounding changes in a product, whether turned or not. Less is enough in
-# best_products.py, which turns in float64.
+# recommending/best_products.py, which turns in float64.
 ROUNDING = 2**-21
 STRIPS = 256  # that scores are cut into; their highest scores are looked at first
 LOWEST = np.finfo(np.float32).min

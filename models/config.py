@@ -6,7 +6,7 @@ DEFAULT_PARTS = ("user_embedding", "pooled_history", "solved_history", "user_fea
                  "biases", "drift", "mood")
 OPTIONAL_PARTS = ("film_age", "tenure")  # only where asked for: validation hardly gains by them
 PARTS = DEFAULT_PARTS + OPTIONAL_PARTS
-OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/time.py
+OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/temporal.py
 
 
 @dataclass

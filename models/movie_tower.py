@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import Pairs, gather_distinct
+from models.ops.ragged import Pairs, gather_distinct
 
 CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
 CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies

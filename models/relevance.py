@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import Pairs, counts, pool
 from models.movie_tower import MEAN_SHRINK
+from models.ops.ragged import Pairs, counts, pool
 from models.user_tower import Context
 
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import normal_equations, paired_dot, unexplained, with_one
 from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
-from models.time import DaysSince, FilmDrift, UserMood, first_days
+from models.ops.ragged import normal_equations, paired_dot, unexplained, with_one
+from models.temporal import DaysSince, FilmDrift, UserMood, first_days
 from models.user_tower import Context, UserTower
 
 FILMS_PER_BLOCK = 2048  # whose hidden units are in memory at once

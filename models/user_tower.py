@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import Pairs, pool, ridge_solve, unexplained
 from models.movie_tower import MEAN_SHRINK, Films
+from models.ops.ragged import Pairs, pool, ridge_solve, unexplained
 
 
 class Context(NamedTuple):

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from preprocessing import assembly, command, folders, indexing
+from preprocessing import assembly, command, indexing
 from preprocessing.dataset import DataError
+from preprocessing.dataset import folder as folders
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import Titles, is_movie_id, read_text

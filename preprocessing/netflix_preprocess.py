@@ -3,7 +3,7 @@
     python preprocessing/netflix_preprocess.py --raw_dir data/raw --out_dir data/processed
 
 Reads combined_data_*.txt, movie_titles.csv and, where it is there, probe.txt from --raw_dir.
-Writes ratings.parquet, users.parquet, movies.parquet and meta.json (see preprocessing/dataset.py) into --out_dir.
+Writes ratings.parquet, users.parquet, movies.parquet and meta.json (see preprocessing/dataset/) into --out_dir.
 """
 
 import argparse
@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from preprocessing import assembly, command, folders, indexing, parsing
+from preprocessing import assembly, command, indexing, parsing
 from preprocessing.dataset import DataError
+from preprocessing.dataset import folder as folders
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
 

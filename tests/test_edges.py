@@ -9,9 +9,9 @@ import pytest
 
 import main
 import rec
-from models.recommender import Recommender
 from preprocessing import netflix_preprocess
 from preprocessing.dataset import RatingsFile, read_meta, read_movies, read_users
+from recommending.recommender import Recommender
 from training.batches import load_dataset
 
 

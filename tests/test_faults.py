@@ -25,8 +25,9 @@ import rec
 from models.checkpoint import load_checkpoint, lock_run, model_parts, save_checkpoint
 from models.config import ModelConfig
 from models.sides import TwoSided
-from preprocessing import dataset, folders, netflix_preprocess
+from preprocessing import dataset, netflix_preprocess
 from preprocessing.dataset import FILES, DataError, RatingsFile, read_meta, read_movies, read_users
+from preprocessing.dataset import folder as folders
 
 ROOT = Path(main.__file__).resolve().parent
 MALICE = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when it is loaded

@@ -1,4 +1,4 @@
-"""Imports run one way: rec, main -> training -> models -> preprocessing."""
+"""Imports run one way: main -> training, rec -> recommending; both -> models -> models/ops, preprocessing/dataset."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "preprocessing": {"preprocessing"},
     "models": {"models", "preprocessing"},
+    "models/ops": {"models"},
     "training": {"training", "models", "preprocessing"},
+    "recommending": {"recommending", "models", "preprocessing"},
 }
 
 
@@ -25,20 +27,33 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("stage", MAY_IMPORT)
 def test_imports_run_one_way(stage):
-    stages = {"preprocessing", "models", "training", "main", "rec", "benchmarks", "tests"}
+    stages = {"preprocessing", "models", "training", "recommending", "main", "rec", "benchmarks", "tests"}
     for path in (ROOT / stage).glob("*.py"):
         used = {module.split(".")[0] for module in imported_modules(path)} & stages
         assert used <= MAY_IMPORT[stage], path
 
 
 def test_models_use_only_the_schema_and_reader_of_preprocessing():
-    for stage in ("models", "training"):
-        for path in (ROOT / stage).glob("*.py"):
+    for stage in ("models", "training", "recommending"):
+        for path in (ROOT / stage).rglob("*.py"):
             used = {module for module in imported_modules(path) if module.startswith("preprocessing.")}
             assert all(module.startswith("preprocessing.dataset") for module in used), path
 
 
+def test_the_commands_are_twins_that_know_only_their_stages():
+    for command, stages in (("main.py", {"training", "models", "preprocessing"}),
+                            ("rec.py", {"recommending", "preprocessing"})):
+        used = {module.split(".")[0] for module in imported_modules(ROOT / command)}
+        assert used & {"training", "recommending", "models", "preprocessing", "main", "rec"} <= stages
+
+
+def test_arithmetic_knows_no_model():
+    for path in (ROOT / "models" / "ops").glob("*.py"):
+        used = {module for module in imported_modules(path) if module.startswith("models.")}
+        assert all(module.startswith("models.ops") for module in used), path
+
+
 def test_commands_do_not_import_pandas():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]:
-        if path.parent.name not in ("benchmarks", "tests"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*/*.py")]:
+        if path.relative_to(ROOT).parts[0] not in ("benchmarks", "tests"):
             assert "pandas" not in {module.split(".")[0] for module in imported_modules(path)}, path

@@ -19,13 +19,16 @@ from tqdm import tqdm
 import main
 import preprocessing
 import rec
-from models import batch, best_films, best_products, kernels, layers, two_tower
-from models.best_products import BestProducts
+from models import best_films, two_tower
 from models.config import ModelConfig
-from models.layers import Pairs, ridge_solve
+from models.ops import numba_kernels as kernels
+from models.ops import ragged as layers
+from models.ops.ragged import Pairs, ridge_solve
 from models.sides import TwoSided
 from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users
+from recommending import batch, best_products
+from recommending.best_products import BestProducts
 from training import engine, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks

@@ -10,10 +10,10 @@ import torch
 
 import main
 import rec
-from models.recommender import Recommender
 from models.user_tower import Context
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import RatingsFile, read_movies, read_users
+from recommending.recommender import Recommender
 
 
 def recommend(capsys, data_dir, run_dir, *flags: str) -> str:

@@ -14,11 +14,11 @@ import torch
 
 import main
 import rec
-from models import batch
 from models.best_films import TurnedFilms
 from models.checkpoint import load_model, model_parts, save_checkpoint
-from models.recommender import Recommender
 from preprocessing import assembly, movielens_preprocess
+from recommending import batch
+from recommending.recommender import Recommender
 from training.batches import load_dataset
 from training.trainer import solve_movies
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.layers import triton_kernels
+from models.ops.ragged import triton_kernels
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset

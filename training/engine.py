@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from models.layers import starts
 from models.movie_tower import StepFilms
+from models.ops.ragged import starts
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from models.layers import triton_kernels
+from models.ops.ragged import triton_kernels
 from models.relevance import Relevance
 from models.two_tower import TwoTower
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.layers import counts
+from models.ops.ragged import counts
 from models.relevance import Relevance, sampling_chances
 from models.sides import TwoSided
 from training.batches import Batch, RatingTensors, batch_of, uniform

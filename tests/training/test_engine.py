@@ -10,9 +10,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from models import layers
 from models.config import ModelConfig
-from models.time import first_days
+from models.ops import ragged as layers
+from models.temporal import first_days
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import engine as engine_module

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 import main
 import rec
-from models import layers
 from models.checkpoint import load_model, save_checkpoint
 from models.config import ModelConfig
-from models.time import first_days
+from models.ops import ragged as layers
+from models.temporal import first_days
 from models.two_tower import TwoTower
 from preprocessing import dataset
 from training import engine as engine_module

@@ -1,5 +1,5 @@
 """What is done with every rating on a CPU, and with every score of everybody's lists, as loops that Numba compiles;
-formulas are in layers.py and time.py.
+formulas are in ragged.py and temporal.py.
 
 In array operations the rows of a user's films are gathered into memory, multiplied there, and factorised by a library
 that is made for larger matrices. Here some rows at a time are laid across a buffer that stays in the cache, and the

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from models.config import ModelConfig
-from models.recommender import Recommender
 from models.sides import TwoSided
 from preprocessing.dataset import Movies
+from recommending.recommender import Recommender
 
 
 @pytest.fixture

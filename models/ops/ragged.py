@@ -3,9 +3,9 @@
 A rating joins a user with a film, so ratings are the entries of a sparse matrix of users and films. What the towers do
 with them is three products with it (see `Pairs`): a score for every entry, a sum over the entries of a user, a sum over
 those of a film. Unless they are few, none of these and none of their gradients makes a row of coordinates for every
-rating, nor do the ridge regressions: they are compiled loops, on a CPU of models/kernels.py and on a GPU of
-models/gpu_kernels.py. Elsewhere, and for few ratings, rows are picked by index_select, in half of the time of indexing,
-and added up in array operations. The tests hold all of it to plain autograd in float64.
+rating, nor do the ridge regressions: they are compiled loops, on a CPU of numba_kernels.py and on a GPU of
+triton_kernels.py. Elsewhere, and for few ratings, rows are picked by index_select, in half of the time of indexing, and
+added up in array operations. The tests hold all of it to plain autograd in float64.
 
 Letters: R ratings, B users, N films, H heads (of a group, where there are groups), D coordinates.
 """
@@ -173,25 +173,25 @@ def ridge_solve(films: torch.Tensor, wanted: torch.Tensor, prior: torch.Tensor, 
 def kernels_for(row: torch.Tensor, num_users: int) -> ModuleType | None:
     """Return the compiled loops for ratings in the rows of users, int64 (R,).
 
-    On a CPU these are models/kernels.py, or None for few ratings, and for the list of one user, who would wait until
+    On a CPU these are numba_kernels.py, or None for few ratings, and for the list of one user, who would wait until
     they are loaded: array operations do better there. On another device see `triton_kernels`.
     """
     if row.device.type != "cpu":
         return triton_kernels(row.device)
     if len(row) <= FEW_RATINGS or num_users <= 1:
         return None
-    from models import kernels  # imported when it is first needed
+    from models.ops import numba_kernels as kernels  # imported when it is first needed
     return kernels
 
 
 @cache
 def triton_kernels(device: torch.device) -> ModuleType | None:
-    """Return models/gpu_kernels.py for a CUDA device, and None for a device of another kind. Where Triton is missing,
-    or has no C compiler, there is a warning, and None."""
+    """Return triton_kernels.py for a CUDA device, and None for a device of another kind; also, after a warning, where
+    Triton is missing or has no C compiler."""
     if device.type != "cuda":
         return None
     try:
-        from models import gpu_kernels
+        from models.ops import triton_kernels as gpu_kernels
         gpu_kernels.uniform(0, torch.zeros(1, dtype=torch.int64, device=device))
     except Exception as error:  # of whatever kind: array operations do the same, but slower
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

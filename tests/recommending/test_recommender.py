@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from models.recommender import Filters
 from preprocessing.dataset import DataError
+from recommending.recommender import Filters
 
 
 def ids(rows) -> list[int]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import rec
-from models import batch, best_products
-from models.recommender import Recommender
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile
+from recommending import batch, best_products
+from recommending.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +92,7 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
 KILLED = """
 import os, signal, sys
 import rec
-from models import batch
+from recommending import batch
 batch.GROUPS_PER_PART, batch.USERS_PER_BLOCK, calls, lists_of = 2, 13, [], batch.lists_of
 def killed_at_the_eighth(*args):
     calls.append(1)

@@ -11,7 +11,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.layers import kernels_for, stable_order, starts
+from models.ops.ragged import kernels_for, stable_order, starts
 
 PERIODS = 32  # of the data set's days, in each of which a film has a bias of its own
 WINDOWS = (1, 8, 64, 512)  # days, over which a user's mood is measured; each lies within one of the next

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from models import best_products, kernels
-from models.best_products import BestProducts
+from models.ops import numba_kernels as kernels
+from recommending import best_products
+from recommending.best_products import BestProducts
 
 
 def sorted_out(users: torch.Tensor, movies: torch.Tensor, listed: torch.Tensor, start: torch.Tensor,

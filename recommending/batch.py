@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from models.best_products import BestProducts
-from models.recommender import Recommender
 from models.sides import STANDARD_ERRORS
 from preprocessing.dataset import DataError, Ratings, locked, sync
+from recommending.best_products import BestProducts
+from recommending.recommender import Recommender
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group

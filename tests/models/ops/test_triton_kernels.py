@@ -6,16 +6,16 @@ Without a GPU these tests run in Triton's interpreter (tests/conftest.py sees to
 import pytest
 import torch
 
-from models import kernels
-from models.layers import Pairs, ridge_solve, starts
-from models.time import WINDOWS
+from models.ops import numba_kernels as kernels
+from models.ops.ragged import Pairs, ridge_solve, starts
+from models.temporal import WINDOWS
 from training import batches
 from training.optimizer import BETAS, EPSILON, RowAdam
 
 pytest.importorskip("triton", minversion="3.7", reason="Triton is missing, or too old for its interpreter to run here")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-from models import gpu_kernels  # noqa: E402
+from models.ops import triton_kernels as gpu_kernels  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 # Ratings of the users: none, tiles that are full and that are not, chunks. The interpreter is slow.

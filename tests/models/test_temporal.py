@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from models import layers
-from models.time import WINDOWS, DaysSince, FilmDrift, UserMood, first_days
+from models.ops import ragged as layers
+from models.temporal import WINDOWS, DaysSince, FilmDrift, UserMood, first_days
 
 
 def test_a_film_has_a_bias_in_every_period():

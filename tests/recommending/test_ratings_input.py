@@ -1,7 +1,7 @@
 import pytest
 
-from models.own_ratings import parse_ratings, read_ratings
 from preprocessing.dataset import DataError
+from recommending.ratings_input import parse_ratings, read_ratings
 
 
 @pytest.mark.parametrize("text", [

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from models.config import PARTS, ModelConfig
-from models.one_user import OneUser
 from models.two_tower import TwoTower
 from models.user_tower import Context
+from recommending.one_user import OneUser
 
 
 def random_model(*without: str) -> TwoTower:

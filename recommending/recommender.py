@@ -22,11 +22,11 @@ from torch.nn.functional import normalize
 from models.best_films import AllFilms, BestFilms, TurnedFilms, best_of
 from models.checkpoint import load_model
 from models.movie_tower import Films
-from models.one_user import OneUser
 from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
+from recommending.one_user import OneUser
 
 
 @dataclass(eq=False)

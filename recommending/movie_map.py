@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.listing import fit
-from models.recommender import Filters, Recommender
 from preprocessing.dataset import DataError
+from recommending.formatting import fit
+from recommending.recommender import Filters, Recommender
 
 MAX_LABELS = 50
 LABEL_WIDTH = 30  # columns

@@ -15,7 +15,7 @@ Letters: B users, M movies, L of them listed, P coordinates, N movies of a list.
 
 import torch
 
-from models import kernels
+from models.ops import numba_kernels as kernels
 
 SIZES = (16, 24, 32, 40, 48, 64, 96)  # of which k is chosen, if not all coordinates are multiplied out
 COMPLETED_COST = 3000  # a product that is completed takes the time of so many coordinates that are multiplied out

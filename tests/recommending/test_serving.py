@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import rec
-from models.recommender import Filters, Recommender
 from preprocessing.dataset import read_movies, read_users
+from recommending.recommender import Filters, Recommender
 
 NOBODY = ["--user_id", "5", "--fallback", "popular"]
 UNNAMED = {"kind": None, "user_id": None, "movie_id": None, "ranked_by": None}

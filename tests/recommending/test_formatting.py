@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from models.listing import as_json, as_table, count, draw_stars, fit
-from models.recommender import Reason, Recommendation
+from recommending.formatting import as_json, as_table, count, draw_stars, fit
+from recommending.recommender import Reason, Recommendation
 
 TITLES = ["Heat", "七人の侍" * 20, "a" * 200, "\x1b[31mred\x07", "tab\there\nline", "e\u0301" * 60, "\u202eleft",
           "😀" * 50, 'the "quoted" one', "", "\u3000\u00a0wide space"]

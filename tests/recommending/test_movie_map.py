@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.movie_map import draw_map, map_movies
-from models.recommender import Filters
 from preprocessing.dataset import DataError
+from recommending.movie_map import draw_map, map_movies
+from recommending.recommender import Filters
 
 
 def test_the_axes_are_those_along_which_the_films_differ_most(planted):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.movie_tower import CONSTANT, MEAN_SHRINK, Films
-from models.time import PERIODS, WINDOWS
+from models.temporal import PERIODS, WINDOWS
 from models.two_tower import TwoTower
 
 WINDOW_COLUMN = np.array(WINDOWS)[:, None]  # (W, 1)
@@ -98,7 +98,7 @@ class OneUser:
         return solution, (residual - explained).sum(0) / self.config.num_heads
 
     def _on_day(self, day: np.ndarray, left: np.ndarray, asked: int) -> np.float32:
-        """Return what the day adds to all scores: mood and tenure; see models/time.py."""
+        """Return what the day adds to all scores: mood and tenure; see models/temporal.py."""
         score = np.float32(0)
         if self.mood is not None:
             weight, shrink = self.mood

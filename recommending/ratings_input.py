@@ -11,8 +11,8 @@ import csv
 import io
 from pathlib import Path
 
-from models.recommender import Recommender
 from preprocessing.dataset import DataError
+from recommending.recommender import Recommender
 
 HEADER = {"movie_id", "movieid", "movie", "id", "title"}  # what the first field of a header line may be
 MAX_CHOICES = 10

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import unicodedata
 
-from models.recommender import Recommendation
+from recommending.recommender import Recommendation
 
 WIDTH = 80
 REASON_WIDTH = 40  # columns of a title in a reason

@@ -3,8 +3,9 @@ import signal
 import pytest
 import torch
 
-from models import kernels, layers
-from models.layers import (
+from models.ops import numba_kernels as kernels
+from models.ops import ragged as layers
+from models.ops.ragged import (
     Pairs,
     gather_distinct,
     normal_equations,

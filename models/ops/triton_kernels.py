@@ -1,6 +1,6 @@
 """What is done with every rating on a GPU, as kernels that Triton compiles; Triton comes with PyTorch for GPUs.
 
-The functions are those of models/kernels.py, and some that need no loops of ours on a CPU. In array operations a row of
+The functions are those of numba_kernels.py, and some that need no loops of ours on a CPU. In array operations a row of
 coordinates is written to memory for every rating, and read again. Here a program takes a chunk of the ratings and a
 head, goes through the users whose ratings these are, and keeps what it makes of them in registers. Programs add to the
 same sums in any order, so their last bits differ from call to call.
@@ -24,7 +24,7 @@ OF_A_STEP = ["num_ratings", "num_users", "num_asked"]  # differ from step to ste
 
 def dots(users: torch.Tensor, films: torch.Tensor, column: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Return the inner products, float (R, H), of users (B, H, S) with the films (N, H, S) that they meet; see
-    kernels.py."""
+    numba_kernels.py."""
     heads, size = users.shape[1:]
     out = users.new_empty(len(column), heads)
     _run(_dots, users.contiguous(), films.contiguous(), column, start, out, heads=heads, size=size)
@@ -51,7 +51,7 @@ def sum_users(users: torch.Tensor, weight: torch.Tensor, column: torch.Tensor, s
 def ridge(films: torch.Tensor, wanted: torch.Tensor, column: torch.Tensor, start: torch.Tensor, prior: torch.Tensor,
           penalty: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the solutions, float (B, H, S), what they leave of the residuals, (R, H), and what `ridge_again` needs, if
-    it is to be kept; arguments as for kernels.py."""
+    it is to be kept; arguments as for numba_kernels.py."""
     num_users, heads, size = prior.shape
     gram = films.new_zeros(num_users, heads, size + 1, size + 1)  # of a user's [v, residual]
     _run(_gram, films.contiguous(), wanted, column, start, gram, heads=heads, size=size + 1, tile=PRODUCT_TILE,
@@ -74,7 +74,7 @@ def ridge_again(inverse: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, asked: torch.Tensor,
               asked_start: torch.Tensor, windows: tuple[int, ...]) -> torch.Tensor:
     """Return for each question and window the sum of the residuals that its user has in the same window, and their
-    number, float (2, T, W); arguments as for kernels.py, but all residuals must be finite."""
+    number, float (2, T, W); arguments as for numba_kernels.py, but all residuals must be finite."""
     sums = residual.new_empty(2, len(asked), len(windows))
     if sums.numel():
         before = torch.nn.functional.pad(residual.cumsum(0, dtype=torch.float64), (1, 0))  # of each rating
