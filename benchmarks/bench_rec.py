@@ -41,6 +41,8 @@ from models.checkpoint import model_parts, save_checkpoint
 from models.config import ModelConfig
 from models.sides import TwoSided
 from preprocessing import dataset
+from preprocessing.dataset import writer
+from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
 from recommending import batch
 from recommending.recommender import Recommender
 
@@ -89,10 +91,10 @@ def make_dataset(folder: Path, num_users: int) -> Path:
     sizes = np.minimum(rng.lognormal(4.6, 1.2, num_users).astype(np.int64) + 1, NETFLIX_MOVIES)
     offset = np.append(0, np.cumsum(np.maximum(sizes * RATINGS_PER_USER // int(sizes.mean()), 1)))
     user_id = np.sort(rng.choice(2_649_429, num_users, replace=False)).astype(np.int64)
-    schema = dataset.ratings_schema(NETFLIX_MOVIES, NUM_DAYS, "1999-11-11")
+    schema = ratings_schema(NETFLIX_MOVIES, NUM_DAYS, "1999-11-11")
     num_train_ratings = np.zeros(NETFLIX_MOVIES, np.int64)
     print(f"making {offset[-1]:,} random ratings ...", flush=True)
-    with dataset.ratings_writer(folder, schema) as writer:
+    with writer.ratings_writer(folder, schema) as parquet:
         for first in range(0, num_users, USERS_PER_GROUP):
             last = min(first + USERS_PER_GROUP, num_users)
             size = int(offset[last] - offset[first])
@@ -101,12 +103,12 @@ def make_dataset(folder: Path, num_users: int) -> Path:
             num_train_ratings += np.bincount(movie_idx, minlength=NETFLIX_MOVIES)
             day = np.sort(user_idx * np.int64(NUM_DAYS) + rng.integers(NUM_DAYS, size=size)) % NUM_DAYS
             stars, split = rng.integers(1, 6, size, np.uint8), np.full(size, dataset.TRAIN, np.uint8)
-            dataset.write_ratings(writer, dataset.Ratings(user_idx, movie_idx, stars, day.astype(np.int16), split))
-    dataset.write_users(folder, dataset.Users(user_id, offset))
-    dataset.write_movies(folder, dataset.Movies(
+            writer.write_ratings(parquet, dataset.Ratings(user_idx, movie_idx, stars, day.astype(np.int16), split))
+    writer.write_users(folder, dataset.Users(user_id, offset))
+    writer.write_movies(folder, dataset.Movies(
         np.arange(1, NETFLIX_MOVIES + 1, dtype=np.int32), rng.integers(1920, 2006, NETFLIX_MOVIES, np.int16),
         [f"A Movie of Some Length {number}" for number in range(NETFLIX_MOVIES)], num_train_ratings.astype(np.int32)))
-    dataset.write_meta(folder, {"format_version": dataset.FORMAT_VERSION, "num_ratings": int(offset[-1]),
+    writer.write_meta(folder, {"format_version": FORMAT_VERSION, "num_ratings": int(offset[-1]),
                                 "num_users": num_users, "num_movies": NETFLIX_MOVIES, "stars_range": [1, 5],
                                 "stars_step": 1, "seed": 0, "day_epoch": "1999-11-11", "num_days": NUM_DAYS,
                                 "split": {"num_train": int(offset[-1]), "num_validation": 0, "num_test": 0},

@@ -19,7 +19,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from preprocessing import dataset
-from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Movies, Ratings, Users
+from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Movies, Ratings, Users, writer
+from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
 from preprocessing.indexing import Index, KeyLayout, PairError, Partition
 from preprocessing.lines import STARS_BITS
 from preprocessing.parsing import num_cores
@@ -100,14 +101,14 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     """
     _plan_validation(plan, index)
     statistics.num_train_ratings = np.zeros(len(index.movie_id), np.int32)
-    schema = dataset.ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
+    schema = ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
     groups, digests = row_groups(index.offset), []
     content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of parts, however cut into row groups
-    with (dataset.ratings_writer(folder, schema) as writer, ThreadPoolExecutor(1) as background,
+    with (writer.ratings_writer(folder, schema) as parquet, ThreadPoolExecutor(1) as background,
           tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False) as bar):
 
         def write(ratings: Ratings) -> bytes:
-            dataset.write_ratings(writer, ratings)
+            writer.write_ratings(parquet, ratings)
             bar.update(len(ratings.stars))
             content = _content(index.layout, ratings)
             for hasher, column in zip(content_hashers, content, strict=True):
@@ -130,11 +131,11 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
                         digests.append(waiting.popleft().result())
                 digests += [future.result() for future in waiting]
             del keys
-    dataset.write_users(folder, Users(index.user_id, index.offset))
-    dataset.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
+    writer.write_users(folder, Users(index.user_id, index.offset))
+    writer.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
                                         statistics.num_train_ratings))
     meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, content_hashers))
-    dataset.write_meta(folder, meta)
+    writer.write_meta(folder, meta)
     with statistics.timed("verify"):
         _verify(folder, index, digests)
     return meta
@@ -242,7 +243,7 @@ def _complete_meta(meta: dict, index: Index, catalogue: Catalogue, plan: SplitPl
     step = catalogue.stars_step
     stars = np.flatnonzero(statistics.histogram)
     return {
-        "format_version": dataset.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "num_ratings": int(index.offset[-1]),
         "num_users": len(index.user_id),
         "num_movies": len(index.movie_id),

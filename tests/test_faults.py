@@ -26,7 +26,17 @@ from models.checkpoint import load_checkpoint, lock_run, model_parts, save_check
 from models.config import ModelConfig
 from models.sides import TwoSided
 from preprocessing import dataset, netflix_preprocess
-from preprocessing.dataset import FILES, DataError, RatingsFile, read_meta, read_movies, read_users
+from preprocessing.dataset import (
+    FILES,
+    DataError,
+    RatingsFile,
+    integrity,
+    read_meta,
+    read_movies,
+    read_users,
+    schema,
+    writer,
+)
 from preprocessing.dataset import folder as folders
 
 ROOT = Path(main.__file__).resolve().parent
@@ -329,7 +339,7 @@ def test_a_parquet_file_that_claims_many_rows_is_refused(capsys, copies, name, c
     footer = data[start:-8].replace(b"\x16" + varint(num_rows), b"\x16" + varint(claimed))
     path.write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     assert pq.read_metadata(path).num_rows == claimed
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert str(path) in sentence_of(capsys, rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
@@ -340,7 +350,7 @@ def test_a_parquet_file_that_claims_many_rows_is_refused(capsys, copies, name, c
 def test_a_codec_that_can_pack_a_bomb_is_refused(capsys, copies, name, codec):
     data_dir, run_dir = copies
     pq.write_table(pq.read_table(data_dir / name), data_dir / name, compression=codec, write_page_checksum=True)
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     sentence = sentence_of(capsys, rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]))
     assert f"{data_dir / name} is damaged (compressed by {codec.upper()})" in sentence
 
@@ -352,8 +362,8 @@ def test_movies_of_other_types_are_refused(copies, column, kind):
     table = pq.read_table(data_dir / "movies.parquet")
     place = table.column_names.index(column)
     pq.write_table(table.set_column(place, column, table[column].cast(kind)), data_dir / "movies.parquet",
-                   compression=dataset.CODEC, write_page_checksum=True, use_dictionary=False)
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+                   compression=schema.CODEC, write_page_checksum=True, use_dictionary=False)
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     with pytest.raises(DataError, match=r"movies\.parquet is damaged \("):
         read_movies(data_dir)
 
@@ -365,10 +375,10 @@ def test_one_long_title_for_all_movies_is_refused(copies):
     text = "".join(map(chr, np.random.default_rng(0).integers(32, 127, 1 << 22)))
     title = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), [text])
     table = table.set_column(table.column_names.index("title"), "title", title)
-    pq.write_table(table, data_dir / "movies.parquet", compression=dataset.CODEC, write_page_checksum=True,
+    pq.write_table(table, data_dir / "movies.parquet", compression=schema.CODEC, write_page_checksum=True,
                    dictionary_pagesize_limit=1 << 24)
     assert (data_dir / "movies.parquet").stat().st_size < 1 << 23
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"movies\.parquet is damaged \(packed in a dictionary\)"):
         read_movies(data_dir)
@@ -382,10 +392,10 @@ def test_one_long_title_for_all_movies_is_refused(copies):
 ])
 def test_a_meta_json_of_other_types_is_refused(train, capsys, copies, change):
     data_dir, run_dir = copies
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()) | change)
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()) | change)
     if "footers" in change:  # which write_meta writes itself
         meta = json.loads((data_dir / "meta.json").read_text()) | change
-        (data_dir / "meta.json").write_text(json.dumps(meta | {"digest": dataset._meta_digest(meta)}))
+        (data_dir / "meta.json").write_text(json.dumps(meta | {"digest": integrity.meta_digest(meta)}))
     for code in (rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]),
                  train(data_dir, run_dir, "--eval_only")):
         assert code == 1
@@ -401,8 +411,8 @@ def test_indices_outside_the_catalogues_are_refused(train, capsys, copies, colum
     values = table[column].to_numpy().copy()
     values[-1 if value > 0 else 0] = value
     table = table.set_column(table.column_names.index(column), column, pa.array(values, table[column].type))
-    pq.write_table(table, data_dir / "ratings.parquet", compression=dataset.CODEC, write_page_checksum=True)
-    dataset.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
+    pq.write_table(table, data_dir / "ratings.parquet", compression=schema.CODEC, write_page_checksum=True)
+    writer.write_meta(data_dir, json.loads((data_dir / "meta.json").read_text()))
     assert "ratings.parquet" in sentence_of(capsys, train(data_dir, run_dir, "--eval_only"))
 
 
@@ -531,13 +541,13 @@ def test_a_data_set_removed_while_training_is_named(train, capsys, copies, monke
 
 
 def test_an_output_folder_removed_while_preprocessing_is_named(capsys, raw_dir, tmp_path, monkeypatch):
-    write = dataset.write_users
+    write = writer.write_users
 
     def remove_then_write(folder: Path, users: dataset.Users) -> None:
         shutil.rmtree(folder)
         write(folder, users)
 
-    monkeypatch.setattr(dataset, "write_users", remove_then_write)
+    monkeypatch.setattr(writer, "write_users", remove_then_write)
     code = netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(tmp_path / "out")])
     assert str(tmp_path) in sentence_of(capsys, code)
     assert list(tmp_path.iterdir()) == []

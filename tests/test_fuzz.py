@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import main
 import rec
-from preprocessing import dataset, movielens_preprocess, netflix_preprocess
-from preprocessing.dataset import DataError, read_meta
+from preprocessing import movielens_preprocess, netflix_preprocess
+from preprocessing.dataset import DataError, integrity, read_meta
 from preprocessing.titles import read_titles
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -87,7 +87,7 @@ def test_any_user_id_and_length_give_json_or_a_sentence(data_dir, run_dir, user_
     demand_json_or_a_sentence(*ask(data_dir, run_dir, f"--user_id={user_id}", f"--top_n={top_n}"))
 
 
-ENTRIES = st.sampled_from([*dataset.META_TYPES, "format_version", "digest", "name"])
+ENTRIES = st.sampled_from([*integrity.META_TYPES, "format_version", "digest", "name"])
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
 VALUES = st.one_of(PLAIN, st.lists(PLAIN, max_size=3), st.dictionaries(st.text(max_size=5), PLAIN, max_size=3))
 
@@ -99,7 +99,7 @@ def test_any_meta_json_is_read_or_refused(data_dir, tmp_path_factory, changes, s
     folder = tmp_path_factory.mktemp("meta")
     meta = json.loads((data_dir / "meta.json").read_text()) | changes
     if signed:
-        meta["digest"] = dataset._meta_digest(meta)
+        meta["digest"] = integrity.meta_digest(meta)
     (folder / "meta.json").write_bytes(json.dumps(meta).encode() if text is None else text)
     try:
         read = read_meta(folder)

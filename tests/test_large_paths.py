@@ -26,7 +26,7 @@ from models.ops import ragged as layers
 from models.ops.ragged import Pairs, ridge_solve
 from models.sides import TwoSided
 from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
-from preprocessing.dataset import FILES, DataError, Movies, Users
+from preprocessing.dataset import FILES, DataError, Movies, Users, reader
 from recommending import batch, best_products
 from recommending.best_products import BestProducts
 from training import engine, relevance, trainer
@@ -237,9 +237,9 @@ def test_a_user_of_any_row_group_gets_the_same_list(capsys, data_dir, cut, run_d
     ("MOST_ROWS_PER_BYTE", lambda folder: 400 / (folder / "users.parquet").stat().st_size, dataset.read_users),
 ])
 def test_files_are_read_up_to_their_limits_and_not_beyond(data_dir, monkeypatch, name, limit, read):
-    monkeypatch.setattr(dataset, name, limit(data_dir))
+    monkeypatch.setattr(reader, name, limit(data_dir))
     read(data_dir)
-    monkeypatch.setattr(dataset, name, limit(data_dir) * (1 - 1e-9) if name == "MOST_ROWS_PER_BYTE"
+    monkeypatch.setattr(reader, name, limit(data_dir) * (1 - 1e-9) if name == "MOST_ROWS_PER_BYTE"
                         else limit(data_dir) - 2)  # a line end less is still JSON
     with pytest.raises(DataError, match="is damaged"):
         read(data_dir)

@@ -6,12 +6,14 @@ The files are written into a hidden folder beside it, which then takes its place
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocessing.dataset import FILES, DataError, locked, sync
+from preprocessing.dataset.records import DataError
+from preprocessing.dataset.schema import FILES
 
 
 @contextlib.contextmanager
@@ -53,6 +55,33 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not empty: the data set is there
             for folder in new_parents:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold a folder for this process; the lock vanishes with the process.
+
+    Raises:
+        DataError: another process holds it; `otherwise` is the sentence.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(otherwise) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _empty(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import assembly, dataset
+from preprocessing import assembly
 from preprocessing.dataset import (
     SPLITS,
     DataError,
@@ -19,6 +19,7 @@ from preprocessing.dataset import (
     read_meta,
     read_movies,
     read_users,
+    writer,
 )
 
 COLUMNS = ("user_idx", "movie_idx", "stars", "day", "split")
@@ -156,7 +157,7 @@ def test_read_user_gives_the_rows_of_the_user(data_dir):
 
 @pytest.mark.parametrize("users_per_group", [1, 7, 1 << 20])
 def test_a_user_is_found_in_his_row_group(kit, preprocess, monkeypatch, users_per_group):
-    monkeypatch.setattr(dataset, "USERS_PER_GROUP", users_per_group)
+    monkeypatch.setattr(writer, "USERS_PER_GROUP", users_per_group)
     data_dir = preprocess(ratings=kit.draw_ratings(42, num_users=50, num_movies=20))
     users, file = read_users(data_dir), UsersFile(data_dir)
     assert pq.read_metadata(data_dir / "users.parquet").num_row_groups == -(-len(users.user_id) // users_per_group)
@@ -167,7 +168,7 @@ def test_a_user_is_found_in_his_row_group(kit, preprocess, monkeypatch, users_pe
 
 
 def test_a_user_s_row_group_that_is_damaged_is_noticed_and_another_s_is_not_read(kit, preprocess, monkeypatch):
-    monkeypatch.setattr(dataset, "USERS_PER_GROUP", 10)
+    monkeypatch.setattr(writer, "USERS_PER_GROUP", 10)
     data_dir = preprocess(ratings=kit.draw_ratings(43, num_users=50, num_movies=20))
     known, path = read_users(data_dir).user_id.tolist(), data_dir / "users.parquet"
     column = pq.read_metadata(path).row_group(2).column(0)

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from preprocessing import assembly, dataset, netflix_preprocess, parsing
+from preprocessing.dataset import schema, writer
 
 FILES = {"ratings.parquet", "users.parquet", "movies.parquet", "meta.json"}
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -202,7 +203,7 @@ def test_meta_holds_counts_split_histogram_and_sources(kit, preprocess, tmp_path
     meta = json.loads((out_dir / "meta.json").read_text())
     parts = Counter(row.split for row in kit.read_rows(out_dir))
     dates = sorted(r.date for r in ratings)
-    assert meta["format_version"] == dataset.FORMAT_VERSION
+    assert meta["format_version"] == schema.FORMAT_VERSION
     assert meta["num_ratings"] == len(ratings)
     assert meta["num_users"] == len({r.user_id for r in ratings})
     assert meta["num_movies"] == len({1, 2, 3} | {r.movie_id for r in ratings})
@@ -524,7 +525,7 @@ def test_a_full_disk_at_any_file_leaves_the_older_data_set(kit, older, raw, run,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = kit.snapshot(older.parent)
-    monkeypatch.setattr(dataset, name, full)
+    monkeypatch.setattr(writer, name, full)
     result = run(raw, older)
     assert (result.code, kit.snapshot(older.parent)) == (1, before)
     assert "full" in result.err or "No space left" in result.err

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import dataset
-from preprocessing.dataset import TEST, TRAIN, VALIDATION
+from preprocessing.dataset import TEST, TRAIN, VALIDATION, writer
 from preprocessing.splitting import SplitPlan, latest_count, split_users, uniform
 
 NO_ROWS = np.zeros(0, np.int64)
@@ -215,16 +215,16 @@ def test_the_program_notices_ratings_that_are_not_in_the_file_or_there_twice(wri
 def test_a_rating_written_into_a_wrong_part_is_noticed_by_the_program(
         kit, write_raw, ratings, run, tmp_path, monkeypatch, source, target):
     """The check that train and test share no pair looks at the file that was written."""
-    write_ratings = dataset.write_ratings
+    write_ratings = writer.write_ratings
 
-    def write_wrongly(writer, ratings):
+    def write_wrongly(parquet, ratings):
         split = ratings.split.copy()
         split[np.flatnonzero(split == source)[0]] = target
-        write_ratings(writer, ratings._replace(split=split))
+        write_ratings(parquet, ratings._replace(split=split))
 
     raw_dir = write_raw(ratings=ratings)
     assert run(raw_dir, tmp_path / "space" / "right").code == 0
-    monkeypatch.setattr(dataset, "write_ratings", write_wrongly)
+    monkeypatch.setattr(writer, "write_ratings", write_wrongly)
     try:
         code = run(raw_dir, tmp_path / "space" / "wrong").code
     except Exception as error:  # a fault of the program, not of the input: a traceback is in order

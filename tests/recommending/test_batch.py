@@ -14,7 +14,7 @@ import torch
 
 import rec
 from preprocessing import dataset
-from preprocessing.dataset import DataError, RatingsFile
+from preprocessing.dataset import DataError, RatingsFile, writer
 from recommending import batch, best_products
 from recommending.recommender import Recommender
 
@@ -28,10 +28,10 @@ def many_groups(data_dir, tmp_path_factory) -> Path:
     shutil.copytree(data_dir, folder)
     users, file = dataset.read_users(data_dir), RatingsFile(data_dir)
     borders = [*users.offset[:-1:30].tolist(), int(users.offset[-1])]
-    with dataset.ratings_writer(folder, file.schema) as writer:
+    with writer.ratings_writer(folder, file.schema) as parquet:
         for start, stop in zip(borders[:-1], borders[1:], strict=True):  # noqa: RUF007
-            dataset.write_ratings(writer, next(file.read_rows(slice(start, stop))))
-    dataset.write_meta(folder, dataset.read_meta(data_dir))
+            writer.write_ratings(parquet, next(file.read_rows(slice(start, stop))))
+    writer.write_meta(folder, dataset.read_meta(data_dir))
     return folder
 
 

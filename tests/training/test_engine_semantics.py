@@ -26,6 +26,7 @@ from models.temporal import first_days
 from models.two_tower import TwoTower
 from preprocessing import dataset
 from training import engine as engine_module
+from preprocessing.dataset import writer
 from training.baselines import fit_biases
 from training.batches import RatingTensors, batch_of, load_dataset
 from training.distributed import ALONE
@@ -390,10 +391,10 @@ def two_scales(data_dir, tmp_path_factory) -> list[list[str]]:
     folder = tmp_path_factory.mktemp("halves")
     shutil.copytree(data_dir, folder / "data")
     file = dataset.RatingsFile(data_dir)
-    with dataset.ratings_writer(folder / "data", file.schema) as writer:
+    with writer.ratings_writer(folder / "data", file.schema) as parquet:
         for _, ratings in file.read_groups():
-            dataset.write_ratings(writer, ratings._replace(stars=ratings.stars * np.uint8(2)))
-    dataset.write_meta(folder / "data", dataset.read_meta(data_dir) | {"stars_step": 0.5})
+            writer.write_ratings(parquet, ratings._replace(stars=ratings.stars * np.uint8(2)))
+    writer.write_meta(folder / "data", dataset.read_meta(data_dir) | {"stars_step": 0.5})
     runs = [["--data_dir", str(data), "--run_dir", str(folder / name)]
             for name, data in (("whole", data_dir), ("half", folder / "data"))]
     assert [main.main([*SMALL, *flags, "--epochs", "1"]) for flags in runs] == [0, 0]

@@ -1,0 +1,86 @@
+"""What a data set is in memory: its movies, users and ratings as arrays, and the error that every stage raises for bad
+input.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+
+
+class DataError(Exception):
+    """Something in the input is wrong; the message is one sentence for the person who can mend it."""
+
+    def __str__(self) -> str:
+        """Return the sentence; what it quotes from a file cannot steer a terminal."""
+        return "".join(letter if letter.isprintable() else "?" for letter in super().__str__())
+
+
+class Movies(NamedTuple):
+    """The catalogue, one entry per movie_idx (M)."""
+
+    movie_id: np.ndarray  # int32 (M,)
+    year: np.ndarray  # int16 (M,), 0 where unknown
+    title: Sequence[str]
+    num_train_ratings: np.ndarray  # int32 (M,)
+
+
+class Titles(Sequence):
+    """The titles of a data set: what is read of them is text only when it is asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        """Take over a column of valid text without nulls."""
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, movie_idx: int | slice) -> str | list[str]:
+        if isinstance(movie_idx, slice):
+            return self._column[movie_idx].to_pylist()
+        return self._column[int(movie_idx)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column.to_pylist())
+
+
+class User(NamedTuple):
+    """Where one user is."""
+
+    user_idx: int
+    rows: slice  # of ratings.parquet
+
+
+class Users(NamedTuple):
+    """The users, one entry per user_idx (U); their rows of ratings.parquet are offset[u]:offset[u + 1]."""
+
+    user_id: np.ndarray  # int64 (U,), ascending
+    offset: np.ndarray  # int64 (U + 1,)
+
+    def user(self, user_idx: int) -> User:
+        """Return where one of them is."""
+        return User(user_idx, slice(*self.offset[user_idx:user_idx + 2].tolist()))
+
+
+class Ratings(NamedTuple):
+    """Columns of ratings.parquet for a range of rows (R)."""
+
+    user_idx: np.ndarray  # int32 (R,)
+    movie_idx: np.ndarray  # int16 or int32 (R,)
+    stars: np.ndarray  # uint8 (R,), in steps of `stars_step`
+    day: np.ndarray  # int16 or int32 (R,), since the data set's `day_epoch`
+    split: np.ndarray | None  # uint8 (R,): TRAIN, VALIDATION or TEST; None where it was not asked for
+
+    def part(self, rows: slice) -> "Ratings":
+        """Return some of the rows."""
+        return Ratings(*(column if column is None else column[rows] for column in self))
+
+
+def place_of(ids: np.ndarray, wanted: int) -> int | None:
+    """Return where an id stands among ascending ids; None if it is not there."""
+    place = int(np.searchsorted(ids, wanted)) if abs(wanted) < 2**63 else len(ids)
+    return place if place < len(ids) and ids[place] == wanted else None

@@ -1,0 +1,35 @@
+"""The processed data set on disk: what is in its four files, how they are written and how they are read.
+
+    ratings.parquet   a row per rating, sorted by user_idx, day, movie_idx; a row group never cuts a user
+        user_idx int32, movie_idx int16 (int32 past 32,767 movies), stars uint8 (in steps of `stars_step`),
+        day int16 (int32 past 32,767 days), counted from the schema's metadata entry `day_epoch` (YYYY-MM-DD),
+        split: "train", "validation" or "test"
+    users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32; in row groups,
+        so that one user is found without reading all
+    movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32; it and
+        users.parquet without dictionaries
+    meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint,
+        digests of the parquet files' footers, and of its own entries
+
+user_idx is the rank of user_id, movie_idx the rank of movie_id among all movies that have a title or a rating."""
+
+import pyarrow as pa
+
+FORMAT_VERSION = 4
+COLUMNS = ("user_idx", "movie_idx", "stars", "day")  # of ratings.parquet, beside the split
+FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
+PREPROCESS = "python preprocessing/netflix_preprocess.py"
+
+CODEC = "lz4"  # quick, and cannot make more than 255 bytes of one
+USERS_PER_GROUP = 8_192  # of users.parquet: what is read to find one of them
+
+
+def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:
+    """Return the schema of ratings.parquet for a catalogue and a span of days."""
+    return pa.schema([
+        ("user_idx", pa.int32()),
+        ("movie_idx", pa.int16() if num_movies <= 2**15 else pa.int32()),
+        ("stars", pa.uint8()),
+        ("day", pa.int16() if num_days <= 2**15 else pa.int32()),
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+    ], metadata={"day_epoch": day_epoch})
