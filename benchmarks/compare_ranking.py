@@ -42,9 +42,9 @@ from benchmarks.compare_accuracy import (
 from benchmarks.ranking_peers import PACKAGES, PEERS, choose_settings, evaluate
 from models.checkpoint import load_model
 from training.batches import DataSet, load_dataset
+from training.evaluation import scorer
 from training.metrics import median
 from training.relevance import relevance_scorer
-from training.trainer import scorer
 
 MODELS = (*PEERS, "two_tower")
 MEASURES = ("ndcg@10", "recall@10", "recall@50", "mrr", "coverage@10", "median_popularity@10", "rare@10", "fit_s")

@@ -43,7 +43,7 @@ from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE
-from training.trainer import predict_errors, solve_movies
+from training.evaluation import predict_errors, solve_movies
 
 ROUNDS = {  # the argument of the peer's fit, and its values, the last one being its full fit
     "svd": ("n_epochs", (1, 2, 5, 10, 20)),

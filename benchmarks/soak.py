@@ -29,8 +29,9 @@ import rec
 from models.checkpoint import load_checkpoint, save_checkpoint
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import FILES, read_meta
-from training import report
+from training import build, report
 from training.batches import load_dataset
+from training.distributed import ALONE
 
 MODEL = ["--embedding_dim", "32", "--num_heads", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
 EPOCHS = 4  # of a run that is killed; enough that most kills hit one
@@ -155,7 +156,7 @@ def train_for_long(place: Path, epochs: int, end: float) -> dict:
     args = main.parse_args(["--data_dir", f"{place}/data", "--run_dir", f"{place}/long", "--patience", "1000", *MODEL])
     args.run_dir.mkdir()
     data = load_dataset(args.data_dir)
-    trainer = main.build_trainer(args, data, torch.device("cpu"), main.ALONE)
+    trainer = build.build_trainer(args, data, torch.device("cpu"), ALONE)
     trainer.num_epochs = epochs
     rss, files = [], []
     for _ in trainer.epochs():

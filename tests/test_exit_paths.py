@@ -16,6 +16,7 @@ import rec
 from models.checkpoint import lock_run, save_checkpoint
 from preprocessing import netflix_preprocess, parsing
 from preprocessing.dataset import DataError
+from training import build
 from training.distributed import Ranks
 
 TRAIN = ("--data_dir {data} --run_dir {new} --embedding_dim 16 --num_heads 2 --hidden_dim 16 --epochs 1 --num_threads 1"
@@ -239,8 +240,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DataError, match="GPUs on this machine: 1, fewer than processes; start so many with --nproc"):
-        main.choose_device("auto", Ranks(1, 2, 1))
-    assert main.choose_device("cpu", Ranks(1, 2, 1)) == torch.device("cpu")
+        build.choose_device("auto", Ranks(1, 2, 1))
+    assert build.choose_device("cpu", Ranks(1, 2, 1)) == torch.device("cpu")
 
 
 def test_a_run_that_another_process_works_in_is_refused(capsys, place):

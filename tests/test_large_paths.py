@@ -29,7 +29,7 @@ from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsi
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader
 from recommending import batch, best_products
 from recommending.best_products import BestProducts
-from training import engine, relevance, trainer
+from training import build, engine, evaluation, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
@@ -273,7 +273,7 @@ def test_a_run_on_many_row_groups_is_the_same(run_of, cut):
     [(layers, "FEW_RATINGS", 10**9)],  # array operations alone
     [(layers, "FEW_RATINGS", -1)],  # compiled loops alone
     [(engine, "PIECE_RATINGS", 700)],
-    [(two_tower, "FILMS_PER_BLOCK", 7), (trainer, "EVALUATION_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
+    [(two_tower, "FILMS_PER_BLOCK", 7), (evaluation, "EVALUATION_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
 ], ids=["array operations", "compiled loops", "pieces", "blocks"])
 def test_a_run_in_small_pieces_measures_the_same(run_of, monkeypatch, patches):
     set_low(monkeypatch, patches)
@@ -292,7 +292,7 @@ def test_noise_is_that_of_a_film_s_neighbours_in_one_table(data_dir, monkeypatch
     """Three shifts of as many rows as there are films: in every step all films have noise."""
     monkeypatch.setattr(engine, "NOISE_SHIFTS", 3)
     args = main.parse_args(["--batch_size", "20", "--embedding_dim", "8", "--num_heads", "2", "--sides", "user"])
-    one = main.build_trainer(args, load_dataset(data_dir), torch.device("cpu"), ALONE).engines[0]
+    one = build.build_trainer(args, load_dataset(data_dir), torch.device("cpu"), ALONE).engines[0]
     seen = []
     one.step = lambda batch, seed, noise, factor, number: seen.extend(noise) or torch.zeros(3, dtype=torch.float64)
     one.run_epoch(1, 1, tqdm(disable=True))
@@ -341,7 +341,7 @@ def test_the_same_share_of_the_users_is_measured_after_every_epoch(data_dir, mon
     monkeypatch.setattr(trainer, "predict_errors", lambda *args: asked.append(args[-1]) or predict(*args))
     args = main.parse_args(["--embedding_dim", "8", "--num_heads", "2", "--epochs", "2"])
     data = load_dataset(data_dir)
-    rows = list(main.build_trainer(args, data, torch.device("cpu"), ALONE).epochs())
+    rows = list(build.build_trainer(args, data, torch.device("cpu"), ALONE).epochs())
     with_validation = data.validation.offset.diff().nonzero().squeeze(1)
     assert len(rows) == 2 == len(asked) and torch.equal(*asked) and len(with_validation) > 45
     assert {*asked[0].tolist()} < {*with_validation.tolist()} and abs(len(asked[0]) - 30) < 15
@@ -373,7 +373,7 @@ def test_a_sample_of_movies_is_taken_where_more_are_rated_than_it_holds(data_dir
     chances = []
     for size in (rated, rated - 1, 40):
         monkeypatch.setattr(relevance, "SAMPLE", size)
-        chances.append(main.build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance.chance)
+        chances.append(build.build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance.chance)
     assert chances[0] is None
     assert [float(chance.sum()) for chance in chances[1:]] == pytest.approx([rated - 1, 40], rel=1e-5)
 

@@ -20,7 +20,7 @@ from preprocessing import assembly, movielens_preprocess
 from recommending import batch
 from recommending.recommender import Recommender
 from training.batches import load_dataset
-from training.trainer import solve_movies
+from training.evaluation import solve_movies
 
 spec = importlib.util.spec_from_file_location("referee", Path(__file__).with_name("referee.py"))
 referee = importlib.util.module_from_spec(spec)

@@ -118,7 +118,7 @@ def fit_weights(model: TwoSided, context: RatingTensors, validation: RatingTenso
 @torch.no_grad()
 def relevance_scorer(model: TwoSided, context: RatingTensors, stars_step: float,
                      day: int) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return what `trainer.scorer` does, by relevance; None where the model has no such order."""
+    """Return what `evaluation.scorer` does, by relevance; None where the model has no such order."""
     if model.relevance is None:
         return None
     films = model.eval().films()

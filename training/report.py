@@ -10,9 +10,10 @@ import torch
 from models.sides import TwoSided
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
+from training.evaluation import predict_errors, scorer
 from training.metrics import RatingErrors, evaluate_ranking
 from training.relevance import relevance_scorer
-from training.trainer import EpochMetrics, predict_errors, scorer
+from training.trainer import EpochMetrics
 
 COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
 ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +15,14 @@ from tqdm import tqdm
 
 from models.checkpoint import model_parts
 from models.sides import TwoSided
-from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
-from training.batches import DataSet, RatingTensors, batch_of, by_movie, uniform
+from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
-from training.metrics import RatingErrors
+from training.evaluation import predict_errors, solve
 from training.optimizer import TABLE_RATE, default_batch_size, default_penalty, planned_epochs
 from training.relevance import RelevanceLoss, fit_weights
 
-EVALUATION_USERS = 512  # users whose vectors are made at once
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
 MOVIE_SIDE_SEED = 500_000  # its chance is not that of the user side
 
@@ -140,62 +138,6 @@ class Trainer:
         lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_RATE
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
-
-
-def solve_movies(model: TwoSided, known: DataSet) -> None:
-    """Solve the movies of the movie side anew, from a data set's training ratings, which may be all known before the
-    test: as users are."""
-    ratings, owned = by_movie(known)
-    model.solved = solve(model.movie_side, ratings.to(model.device), known.meta["stars_step"], owned)
-
-
-@torch.no_grad()
-def solve(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: tuple[int, int]) -> torch.Tensor:
-    """Return the vectors of a side's users, float (U, K), from all of their ratings; zero for those not owned."""
-    films = model.eval().films()
-    vectors = model.offset.new_zeros(model.config.num_users, model.config.num_heads * (model.config.head_dim + 2))
-    for block in torch.arange(*owned, device=vectors.device).split(EVALUATION_USERS):
-        context = batch_of(ratings, block, stars_step).context()
-        vectors[block] = model.user_vectors(films, model.user_embedding[block], context, 0)
-    return vectors
-
-
-@torch.no_grad()
-def predict_errors(model: TwoSided, context: RatingTensors, part: RatingTensors, stars_step: float,
-                   ranks: Ranks = ALONE, users: torch.Tensor | None = None) -> RatingErrors:
-    """Predict a part's ratings, each user's vector made from all of his context ratings; sum the errors.
-
-    Args:
-        context, part: what is known and what is to be predicted, of this rank's users.
-        users: user_idx int64 of those to measure; None for all that have ratings in the part.
-    """
-    errors = RatingErrors()
-    films = model.eval().films()
-    if users is None:
-        users = part.offset.diff().nonzero().squeeze(1)
-    for block in users.split(EVALUATION_USERS):
-        known, asked = batch_of(context, block, stars_step), batch_of(part, block, stars_step)
-        score = model.predict(films, block, known.context(), asked.target())
-        errors.add(model.stars(score), asked.stars)
-    sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(model.device)
-    ranks.sum_(sums)
-    return RatingErrors(*sums.tolist())
-
-
-@torch.no_grad()
-def scorer(model: TwoSided, context: RatingTensors, stars_step: float,
-           day: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from user_idx int64 (B,) to scores of all movies (B, M) on a day, as lists order them, for
-    `evaluate_ranking`."""
-    films = model.eval().films()
-    movie_vectors = model.list_vectors(day, films)
-
-    @torch.no_grad()
-    def score(users: torch.Tensor) -> torch.Tensor:
-        known = batch_of(context, users, stars_step).context()
-        return model.user_vectors(films, users, known, day) @ movie_vectors.T
-
-    return score
 
 
 def peak_rss_mib() -> float:

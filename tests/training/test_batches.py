@@ -2,6 +2,7 @@ import torch
 
 import main
 from preprocessing.dataset import RatingsFile
+from training import build
 from training.batches import batch_of, load_dataset, uniform
 from training.distributed import Ranks
 
@@ -15,7 +16,7 @@ def test_shuffling_test_stars_changes_no_feature(data_dir):
             order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
             data.test.stars = data.test.stars[order]
         torch.manual_seed(0)
-        models.append(main.build_model(args, data).state_dict())
+        models.append(build.build_model(args, data).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 

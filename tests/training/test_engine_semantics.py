@@ -27,6 +27,7 @@ from models.two_tower import TwoTower
 from preprocessing import dataset
 from training import engine as engine_module
 from preprocessing.dataset import writer
+from training import build
 from training.baselines import fit_biases
 from training.batches import RatingTensors, batch_of, load_dataset
 from training.distributed import ALONE
@@ -333,7 +334,7 @@ SMALL = ("--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num
 
 
 def trainer_of(data_dir: Path, *flags: str) -> Trainer:
-    return main.build_trainer(main.parse_args([*SMALL, *flags]), load_dataset(data_dir), torch.device("cpu"), ALONE)
+    return build.build_trainer(main.parse_args([*SMALL, *flags]), load_dataset(data_dir), torch.device("cpu"), ALONE)
 
 
 @pytest.mark.parametrize("flags", [(), ("--penalty", "0.25", "--batch_size", "33")])

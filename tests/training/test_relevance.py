@@ -3,15 +3,16 @@ from pathlib import Path
 
 import torch
 
-from main import build_trainer, parse_args
+from main import parse_args
 from models.checkpoint import load_model
 from training import engine as training_engine
 from training import relevance as training_relevance
 from training.batches import Batch, batch_of, load_dataset
+from training.build import build_trainer
 from training.distributed import ALONE
+from training.evaluation import scorer
 from training.metrics import evaluate_ranking
 from training.relevance import before_a_moment, fit_weights, relevance_scorer
-from training.trainer import scorer
 
 
 def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,68 @@
+"""Build what a run trains: the model for a data set, with its statistics, and its trainer."""
+
+import argparse
+
+import torch
+
+from models.config import ModelConfig
+from models.sides import TwoSided, wants_both
+from models.temporal import first_days
+from preprocessing.dataset import DataError
+from training.batches import DataSet
+from training.distributed import ALONE, Ranks
+from training.engine import Settings
+from training.trainer import Trainer
+
+RELEVANCE_DIM = 64  # coordinates of tastes
+
+
+def build_trainer(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> Trainer:
+    """Make a new model and what trains it."""
+    torch.manual_seed(args.seed)
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__ if hasattr(args, name)})
+    return Trainer(build_model(args, data, ranks).to(device), data, settings, ranks)
+
+
+def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoSided:
+    """Make a model for a data set, its statistics taken from the training parts of all ranks."""
+    stars = data.train.stars.double() * data.meta["stars_step"]
+    device = choose_device(args.device, ranks)  # where the ranks can talk to each other
+
+    def count_and_total(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count, total = torch.bincount(index, minlength=size).double(), torch.bincount(index, stars, size).double()
+        count, total = count.to(device), total.to(device)
+        ranks.sum_(count, total)
+        return count.cpu(), total.cpu()
+
+    count, total = count_and_total(data.train.movie_idx.long(), data.num_movies)
+    mean = float(total.sum() / count.sum())
+    low, high = data.meta["stars_range"]
+    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, args.embedding_dim,
+                         args.num_heads, args.hidden_dim, relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0,
+                         dropout=args.dropout, without=args.without)
+    both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
+    model = TwoSided(config, both)
+    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    if model.user_side.film_age is not None:
+        first_day = first_days(data.train.movie_idx.long(), data.train.day.long(), data.num_movies).to(device)
+        ranks.min_(first_day)
+        model.user_side.first_day.copy_(first_day)
+    if model.relevance is not None:
+        model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
+    if both:
+        count, total = count_and_total(data.train.user_idx(), data.num_users)
+        model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
+    return model
+
+
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Return the device to train on; of many processes on a machine, each takes a GPU of its own."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local_rank >= (num_gpus := torch.cuda.device_count()):
+        raise DataError(f"GPUs on this machine: {num_gpus}, fewer than processes; start so many with --nproc_per_node, "
+                        "or use --device cpu")
+    torch.cuda.set_device(ranks.local_rank)  # where Triton and NCCL work
+    return torch.device(f"cuda:{ranks.local_rank}")
