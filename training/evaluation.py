@@ -1,5 +1,6 @@
-"""What a model is measured by: predictions of a part of the data, and scores of all movies for lists. Each user's vector
-is made from what is known of them.
+"""What a model is measured by: predictions of a part of the data, and scores of all movies for lists.
+
+Each user's vector is made from what is known of them.
 """
 
 from collections.abc import Callable
