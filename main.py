@@ -12,17 +12,18 @@ Reads --data_dir (made by preprocessing/netflix_preprocess.py). Writes into --ru
 
 import argparse
 import contextlib
-import functools
+import dataclasses
 import math
 import signal
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from models.checkpoint import DAMAGE, load_checkpoint, load_model, lock_run, save_checkpoint
-from models.config import DEFAULT_PARTS, OPTIONAL_PARTS, PARTS, ModelConfig
+from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError
 from training import distributed, report
 from training.batches import DataSet, load_dataset
@@ -90,42 +91,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    settings, model = Settings(), ModelConfig(0, 0, 1, 1, 5, 3)
-
-    def add(name: str, kind: type, default: object, text: str) -> None:
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar=kind.__name__[0].upper(),
-                            help=f"{text} (default: %(default)s)")
-
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
                         help="processed data set (default: %(default)s)")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR",
                         help="folder of the run (default: %(default)s)")
-    add("epochs", int, settings.epochs, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
-    parser.add_argument("--batch_size", type=int, metavar="I", help="USERS a step, each with all of his training "
-                        "ratings (default: 128, up to 4096 where there are many users)")
-    add("lr", float, settings.lr, "base learning rate")
-    add("patience", int, settings.patience, "epochs without a better validation RMSE before training stops")
-    add("embedding_dim", int, model.embedding_dim, "coordinates of a user or movie vector, over all heads")
-    add("num_heads", int, model.num_heads, "models in one that the coordinates are divided among; halves of an even "
-        "number see context and targets swapped, and err less together")
-    add("hidden_dim", int, model.hidden_dim, "hidden units of each tower's MLP")
-    add("dropout", float, model.dropout, "share of hidden units left out in training")
-    add("film_noise", float, settings.film_noise, "noise on film vectors in training, as a factor's deviation from 1")
-    parser.add_argument("--penalty", type=float, metavar="F", help="weight of the vectors' squared lengths in "
-                        "the loss, per rating (default: the number of movies per rating; movies' side: of users)")
-    add("drift_prior", float, settings.drift_prior, "weight of the drifts' squares in the loss, per film and period")
-    add("film_prior", float, settings.film_prior, "weight of the film vectors' squared lengths, per film")
-    add("relevance_weight", float, settings.relevance_weight, "weight of the loss of the order by relevance, which has "
-        "parameters of its own; 0: leave that order out")
+    add_flags(parser, Settings)
+    add_flags(parser, ModelConfig)
     parser.add_argument("--sides", choices=("auto", "user", "both"), default="auto", help="both: also movies solved "
                         "from their ratings (default: auto, both where there are at most 4 users per movie)")
-    for flag, dest, parts, text in (("--without", "without", DEFAULT_PARTS, "leave parts of the model out"),
-                                    ("--with", "added", OPTIONAL_PARTS, "add parts that are left out by default")):
-        parser.add_argument(flag, dest=dest, type=functools.partial(parse_parts, allowed=parts), default=(),
-                            metavar="PARTS", help=f"{text}, comma separated, of: {', '.join(parts)}")
+    parser.add_argument("--without", type=parse_parts, default=(), metavar="PARTS",
+                        help=f"leave parts of the model out, comma separated, of: {', '.join(PARTS)}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
-    add("seed", int, settings.seed, "seed of all chance")
     parser.add_argument("--num_threads", type=int, metavar="I", help="CPU threads (default: one per core)")
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction,
                         help="train again with the validation ratings, for the epochs that validation chose, which "
@@ -152,25 +129,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
-    left_out = {*args.without, *OPTIONAL_PARTS} - set(args.added)
-    args.without = tuple(part for part in PARTS if part in left_out)
     return args
 
 
-def parse_parts(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Read names of parts of the model, separated by commas."""
-    parts = tuple(text.split(","))
-    for part in parts:
-        if part not in allowed:
-            raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(allowed)}")
-    return parts
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Add a flag for every field of a dataclass that has a help text (see `models.config.flag`)."""
+    for field in dataclasses.fields(settings):
+        if "help" in field.metadata:
+            kind = next(kind for kind in (int, float) if kind in (field.type, *typing.get_args(field.type)))
+            default = "" if field.default is None else " (default: %(default)s)"
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=kind.__name__[0].upper(),
+                                help=field.metadata["help"] + default)
 
 
-def name_parts(without: tuple[str, ...]) -> str:
-    """Return the flags that leave these parts out and no others."""
-    left_out = [part for part in without if part not in OPTIONAL_PARTS]
-    added = [part for part in OPTIONAL_PARTS if part not in without]
-    return f"--without {','.join(left_out) or 'nothing'}" + f" --with {','.join(added)}" * bool(added)
+def parse_parts(text: str) -> tuple[str, ...]:
+    """Read names of parts of the model, separated by commas; return them in the order of PARTS."""
+    named = text.split(",")
+    for part in named:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in named)
 
 
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
@@ -230,11 +208,11 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
     if args.resume:
         checkpoint = load_checkpoint(last, fingerprint, device)
         for name in FIXED:
-            before, now = checkpoint["config"][name], getattr(args, name)
+            before, now = (",".join(value) or "nothing" if name == "without" else value
+                           for value in (checkpoint["config"][name], getattr(args, name)))
             if before != now:
-                before, now = map(name_parts, (before, now)) if name == "without" else (f"--{name} {before}", now)
-                raise DataError(f"{last} was trained with {before}, not {now}; resume with the same, or start anew in "
-                                "another --run_dir")
+                raise DataError(f"{last} was trained with --{name} {before}, not {now}; resume with the same, or start "
+                                "anew in another --run_dir")
         both = model.movie_side is not None
         if checkpoint["both"] != both:
             sides = {True: "both", False: "user"}

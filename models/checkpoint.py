@@ -29,7 +29,7 @@ from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
 from preprocessing.dataset import DataError, locked
 
-FORMAT = 7
+FORMAT = 8
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 

@@ -1,12 +1,16 @@
 """What fixes the shapes and the scale of a model, and the parts that can be left out of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-DEFAULT_PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
-                 "biases", "drift", "mood")
-OPTIONAL_PARTS = ("film_age", "tenure")  # only where asked for: validation hardly gains by them
-PARTS = DEFAULT_PARTS + OPTIONAL_PARTS
-OF_DATES = ("drift", "mood", "film_age", "tenure")  # see models/temporal.py
+PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
+         "biases", "drift", "mood")
+OF_DATES = ("drift", "mood")  # see models/temporal.py
+
+
+def flag(default: object, text: str) -> Any:
+    """Return the field of a dataclass that main.py makes a flag of, with this help text."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -19,14 +23,15 @@ class ModelConfig:
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
-    embedding_dim: int = 128  # H * D
-    num_heads: int = 4
-    hidden_dim: int = 128
+    embedding_dim: int = flag(128, "coordinates of a user or movie vector, over all heads")  # H * D
+    num_heads: int = flag(4, "models in one that the coordinates are divided among; halves of an even number see "
+                          "context and targets swapped, and err less together")
+    hidden_dim: int = flag(128, "hidden units of each tower's MLP")
     user_dim: int = 16  # user embedding
     pooled_dim: int = 32
     relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
-    dropout: float = 0.0  # of hidden units
-    without: tuple[str, ...] = OPTIONAL_PARTS  # of PARTS, left out
+    dropout: float = flag(0.0, "share of hidden units left out in training")
+    without: tuple[str, ...] = ()  # of PARTS, left out
 
     @property
     def head_dim(self) -> int:

@@ -1,5 +1,4 @@
-"""What the date of a question adds to a score: how a film drifts, how old it is, how long a user has been rating, and
-how he has been rating lately.
+"""What the date of a question adds to a score: how a film drifts, and how a user has been rating lately.
 
 All are scalars of the film and the date, or of the user and the date, and enter as bias coordinates: a score stays a
 dot product of a user's vector and a movie's, each as of a day (Koren 2010, "Collaborative filtering with temporal
@@ -29,22 +28,6 @@ class FilmDrift(nn.Module):
     def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         """Return what is added to the scores of movies, int64 (R,), on days of the data set, int64 (R,); float (R,)."""
         return self.table.view(-1).index_select(0, (day // self.days).add_(movie_idx, alpha=PERIODS))
-
-
-class DaysSince(nn.Module):
-    """What the time since a first rating adds: weight_0 log(1 + days), and weight_1 on the first day itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
-
-    def forward(self, first: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to scores of a day, int64 (T,), where the first was another, int64 (T,); float (T,).
-
-        A day before the first is as the first: nothing has been rated yet.
-        """
-        days = (day - first).clamp(min=0).to(self.weight.dtype)
-        return torch.stack([days.log1p() / 4, (days == 0).to(days.dtype)], 1) @ self.weight
 
 
 class UserMood(nn.Module):
@@ -98,11 +81,3 @@ def _sums_in_windows(row: torch.Tensor, day: torch.Tensor, residual: torch.Tenso
         total = torch.zeros_like(each).index_add_(1, number, each)
         sums.append(total.index_select(1, number.index_select(0, place)))
     return torch.stack(sums, -1)
-
-
-def first_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
-    """Return the first of each user's days (or movie's), int64 (B,), given row and day, both int64 (R,).
-
-    Who has no rating has a first day that has not come yet.
-    """
-    return day.new_full((num_users,), MOST_DAYS).scatter_reduce_(0, row, day, "amin")

@@ -26,7 +26,7 @@ from torch import nn
 from models.config import ModelConfig
 from models.movie_tower import CONSTANT, Films, MovieTower, StepFilms, table_of
 from models.ops.ragged import normal_equations, paired_dot, unexplained, with_one
-from models.temporal import DaysSince, FilmDrift, UserMood, first_days
+from models.temporal import FilmDrift, UserMood
 from models.user_tower import Context, UserTower
 
 FILMS_PER_BLOCK = 2048  # whose hidden units are in memory at once
@@ -49,11 +49,6 @@ class TwoTower(nn.Module):
         self.movie_tower = MovieTower(config)
         self.user_tower = UserTower(config)
         self.drift = FilmDrift(config.num_movies, config.num_days) if config.has("drift") else None
-        self.film_age = None
-        if config.has("film_age"):
-            self.film_age = DaysSince()
-            self.register_buffer("first_day", torch.zeros(config.num_movies, dtype=torch.int64))  # see `first_days`
-        self.tenure = DaysSince() if config.has("tenure") else None
         self.mood = UserMood() if config.has("mood") else None
         self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
         spread = config.stars_high - config.stars_low
@@ -76,7 +71,7 @@ class TwoTower(nn.Module):
         users, left = self._users(films.seen, embedding, context)
         pairs = films.predicted.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.predicted.table, pairs)
-        of_days = self._film_on(target.movie_idx, target.day)
+        of_days = self._drift(target.movie_idx, target.day)
         of_days = of_days + self._user_on(context, left, target.row, target.day, len(users))
         size = users.square().sum((1, 2)) @ pairs.count.to(users.dtype)
         return score + of_days.unsqueeze(1) + self.offset, size, pairs.film_count.to(users.dtype)
@@ -119,7 +114,7 @@ class TwoTower(nn.Module):
         users, left = self._users(films, embedding, context)
         pairs = films.pairs(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), films.table, pairs).mean(1) + self.offset
-        score = score + self._film_on(target.movie_idx, target.day)
+        score = score + self._drift(target.movie_idx, target.day)
         return score + self._user_on(context, left, target.row, target.day, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
@@ -128,7 +123,7 @@ class TwoTower(nn.Module):
         the movie's bias.
 
         Args:
-            day: drift and age have their values on this day.
+            day: the drift has its values on this day.
             movie_idx: int64 (N,), the distinct movies asked for; None for all.
             films: `films()`, where they are at hand and all are asked for.
         """
@@ -145,7 +140,7 @@ class TwoTower(nn.Module):
     def film_offsets(self, day: int, movie_idx: torch.Tensor) -> torch.Tensor:
         """Return what the scores of movies on a day have beside vectors and biases, float (N,); movie_idx int64 (N,).
         """
-        return self.offset + self._film_on(movie_idx, torch.full_like(movie_idx, day))
+        return self.offset + self._drift(movie_idx, torch.full_like(movie_idx, day))
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.
@@ -173,13 +168,6 @@ class TwoTower(nn.Module):
     def _drift(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         return self.offset.new_zeros(len(day)) if self.drift is None else self.drift(movie_idx, day)
 
-    def _film_on(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what the days of questions add, whoever asks, float (T,); movie_idx and day int64 (T,)."""
-        score = self._drift(movie_idx, day)
-        if self.film_age is not None:
-            score = score + self.film_age(self.first_day[movie_idx], day)
-        return score
-
     def _user_on(self, context: Context, left: torch.Tensor, row: torch.Tensor, day: torch.Tensor,
                  num_users: int) -> torch.Tensor:
         """Return what the days of questions add, whatever the movies, float (T,); row and day int64 (T,), of each the
@@ -187,8 +175,6 @@ class TwoTower(nn.Module):
         score = self.offset.new_zeros(len(row))
         if self.mood is not None:
             score = score + self.mood(context.row, context.day, left.mean(1), row, day, num_users)
-        if self.tenure is not None:
-            score = score + self.tenure(first_days(context.row, context.day, num_users)[row], day)
         return score
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ class OneUser:
 
     def __init__(self, model: TwoTower, films: Films) -> None:
         """Keep views of the weights, and of `model.films()`."""
-        tower, drift, mood, tenure = model.user_tower, model.drift, model.mood, model.tenure
+        tower, drift, mood = model.user_tower, model.drift, model.mood
         self.config = model.config
         self.has_embedding, self.has_pooled, self.has_features = map(
             model.config.has, ("user_embedding", "pooled_history", "user_features"))
@@ -33,7 +33,6 @@ class OneUser:
         self.penalty = np.exp(_array(tower.log_base)), np.exp(_array(tower.log_per_rating))  # (H, S)
         self.drift = None if drift is None else (_array(drift.table).ravel(), drift.days)
         self.mood = None if mood is None else (_array(mood.weight), np.exp(_array(mood.log_shrink)))
-        self.tenure = None if tenure is None else _array(tenure.weight)
 
     def vector(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
                asked: int) -> np.ndarray:
@@ -98,16 +97,13 @@ class OneUser:
         return solution, (residual - explained).sum(0) / self.config.num_heads
 
     def _on_day(self, day: np.ndarray, left: np.ndarray, asked: int) -> np.float32:
-        """Return what the day adds to all scores: mood and tenure; see models/temporal.py."""
+        """Return what the day adds to all scores: the mood; see models/temporal.py."""
         score = np.float32(0)
         if self.mood is not None:
             weight, shrink = self.mood
             last = day.max(initial=asked)
             same = ((last - day) // WINDOW_COLUMN == (last - asked) // WINDOW_COLUMN).astype(np.float32)  # (W, R)
             score += same @ left / (same.sum(1) + shrink) @ weight
-        if self.tenure is not None:
-            days = max(asked - day.min(initial=asked), 0)
-            score += np.array([np.log1p(days) / 4, days == 0], np.float32) @ self.tenure
         return np.float32(score)
 
 

@@ -27,7 +27,7 @@ PERIODS = 32  # of a data set's days, in each of which a movie has another bias
 WINDOWS = (1, 8, 64, 512)  # days, of a mood
 STANDARD_ERRORS = 2.0  # by which the score of a movie is lower in a list
 LIKED = 4.0  # stars, at least, of a movie that is worth finding
-DATES = ("drift", "mood", "film_age", "tenure")  # parts of the model that know of days
+DATES = ("drift", "mood")  # parts of the model that know of days
 SWAPPED = {"user": "movie", "movie": "user"}
 
 
@@ -89,7 +89,6 @@ class Side:
         self.slope = max((self.stars_mean - data.low) * (data.high - self.stars_mean) / (data.high - data.low), 0.001)
         self.count = np.bincount(fitted.movie, minlength=len(year))
         self.mean = np.bincount(fitted.movie, fitted.stars - self.stars_mean, len(year)) / (self.count + SHRINK)
-        self.first_day = fitted.groupby("movie").day.min().reindex(range(len(year))).fillna(np.inf).to_numpy()
         self.vectors, self.biases = map(np.array, zip(*map(self.movie, range(len(year))), strict=True))
 
     def has(self, part: str) -> bool:
@@ -160,17 +159,10 @@ class Side:
     def score(self, person: Person, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
         """Return the scores of all questions to a person, (T,): the mean of the heads' products, and what days add."""
         products = (self.vectors[movie] * person.vector).sum(-1) + self.biases[movie]
-        first = person.known.day.min(initial=day.max())
-        return (products.mean(1) + self.offset + self.drift(movie, day) + self.mood(person, day)
-                + self.since("film_age", self.first_day[movie], day) + self.since("tenure", first, day))
+        return products.mean(1) + self.offset + self.drift(movie, day) + self.mood(person, day)
 
     def drift(self, movie: np.ndarray, day: np.ndarray) -> np.ndarray | float:
         return self.tensors["drift.table"][movie, day // self.days_of_period] if self.has("drift") else 0.0
-
-    def since(self, part: str, first: np.ndarray, day: np.ndarray) -> np.ndarray | float:
-        """Return what the days since a first rating add; before it, all is as on its day."""
-        days = np.maximum(day - first, 0)
-        return np.stack([np.log(1 + days) / 4, days == 0], -1) @ self.tensors[f"{part}.weight"] if self.has(part) else 0
 
     def mood(self, person: Person, day: np.ndarray) -> np.ndarray | float:
         """Return the weighted sum over windows of the shrunk mean of what the vector leaves of the ratings in the

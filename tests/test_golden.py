@@ -16,15 +16,14 @@ import torch
 
 import main
 import rec
-from models.config import DEFAULT_PARTS, OPTIONAL_PARTS
+from models.config import PARTS
 from preprocessing import netflix_preprocess, synthetic_netflix
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-5  # relative, and of numbers below 1 absolute; sums in another order change less
 RUNS = {
     "default": [],
-    **{f"without {part}": ["--without", part] for part in DEFAULT_PARTS},
-    **{f"with {part}": ["--with", part] for part in OPTIONAL_PARTS},
+    **{f"without {part}": ["--without", part] for part in PARTS},
     "both sides": ["--sides", "both"],
     "no relevance, no refit": ["--relevance_weight", "0", "--no-refit"],
     "dropout, one member, no noise": ["--dropout", "0.3", "--num_heads", "1", "--film_noise", "0"],

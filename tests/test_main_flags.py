@@ -179,7 +179,7 @@ NOT_COUNTS, NOT_WEIGHTS = "0 -1 1.5 ten", "-0.1 nan inf x"
     ("epochs batch_size patience embedding_dim num_heads hidden_dim num_threads", NOT_COUNTS), ("seed", "-1 1.5 2e9"),
     ("film_noise penalty drift_prior film_prior relevance_weight", NOT_WEIGHTS), ("seed", f"{2**40}"),
     ("lr", "0 -0.1 nan inf x"), ("dropout", "-0.1 1 nan x"), ("sides", "movie"), ("device", "tpu"),
-    ("without", "stars film_age drift,tenure"), ("with", "stars year tenure,drift")])
+    ("without", "stars film_age drift,tenure")])
 def test_a_wrong_value_ends_with_2_and_a_line_that_names_flag_and_value(flags, values, tmp_path, capsys):
     for flag in flags.split():
         for value in values.split():
@@ -321,7 +321,7 @@ def test_eval_only_gives_the_same_numbers_each_time_and_touches_no_other_file(fl
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_resumed_run_leaves_and_says_what_one_that_never_stopped_does(stop_after, trained, half_stars, tmp_path):
-    flags = "--epochs 3 --dropout 0.3 --with tenure --seed 2 --refit --lr 0.01"
+    flags = "--epochs 3 --dropout 0.3 --without year --seed 2 --refit --lr 0.01"
     whole, cut = trained(flags), small(half_stars(), tmp_path / "run", flags, stop_after=stop_after)
     assert cut.code == 130
     resumed = small(half_stars(), tmp_path / "run", f"{flags} --resume")

@@ -92,8 +92,8 @@ def place(tmp_path_factory) -> Path:
                                           "--latest_n", "3", "--val_fraction", "0.2"]) == 0
     for run, *flags in (("user", "--sides", "user"), ("both", "--sides", "both", "--no-refit")):
         assert main.main(["--data_dir", str(folder / "data"), "--run_dir", str(folder / run), "--embedding_dim", "8",
-                          "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1", "--with",
-                          "film_age,tenure", *flags]) == 0
+                          "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1",
+                          *flags]) == 0
         shutil.copytree(folder / run, folder / f"level {run}")
         draw_weights(folder / run, folder / "data")
         draw_weights(folder / f"level {run}", folder / "data", level=True)

@@ -22,15 +22,15 @@ spec.loader.exec_module(referee)
 
 SMALL = ("--embedding_dim 8 --num_heads 2 --hidden_dim 16 --num_threads 1 --epochs 1 --batch_size 2 --lr 0.004 "
          "--drift_prior 1")
-# Layout and flags. Without flags: both sides, as users are few; a second fit; relevance; no movie age and no tenure.
+# Layout and flags. Without flags: both sides, as users are few; a second fit; relevance.
 RUNS = {
     "whole stars": ("netflix", "--dropout 0.5"),
-    "whole stars, user side, all days": ("netflix", "--no-refit --sides user --with film_age,tenure"),
+    "whole stars, user side, all days": ("netflix", "--no-refit --sides user"),
     "whole stars, less of users": ("netflix", "--no-refit --without user_embedding,pooled_history,year"),
-    "half stars, all days": ("csv", "--with film_age,tenure --num_heads 4"),
+    "half stars": ("csv", "--num_heads 4"),
     "half stars, no biases, no days": ("csv", "--no-refit --sides user --without biases,drift,mood --embedding_dim 48"),
-    "half stars, no features": ("csv", "--sides user --without user_features,movie_features --with tenure"),
-    "half stars, prior alone": ("csv", "--no-refit --without solved_history --with film_age"),
+    "half stars, no features": ("csv", "--sides user --without user_features,movie_features"),
+    "half stars, prior alone": ("csv", "--no-refit --without solved_history"),
     "one day": ("dat", ""),
     "one day, one head": ("dat", "--no-refit --num_heads 1 --relevance_weight 0"),
     "compiled loops": (None, None),  # the session's run: 12 epochs of 14,000 ratings
@@ -128,7 +128,6 @@ def test_test_metrics(run):
 
 
 def test_statistics_of_a_checkpoint(run):
-    never = run.data.meta["num_days"]
     for model in (run.last, run.best):
         tensors, users, movies = model.checkpoint["model"], model.users, model.movies
         assert model.checkpoint["config"]["stars_mean"] == pytest.approx(users.stars_mean, abs=1e-12)
@@ -138,9 +137,6 @@ def test_statistics_of_a_checkpoint(run):
         if movies is not None:
             expected |= {"movie_side.movie_tower.num_ratings": movies.count, "movie_side.offset": users.offset,
                          "movie_side.movie_tower.mean": movies.mean}
-        if users.has("film_age"):
-            first_day = tensors["user_side.first_day"].clamp(max=never)
-            assert first_day.tolist() == np.minimum(users.first_day, never).tolist()
         for name in expected.keys() - ({"relevance.film_mean"} if model.tensors is None else set()):
             np.testing.assert_allclose(tensors[name], expected[name], atol=1e-6, err_msg=name)
 
@@ -282,7 +278,7 @@ def test_similar_and_popular_movies(run, capsys):
 def test_every_part_has_a_part_in_the_scores(run):
     """Of a model with all of them, or else the comparisons above would not notice one that does nothing."""
     parts = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
-             "drift", "mood", *({"film_age", "tenure"} - {*run.best.checkpoint["config"]["without"]}))
+             "drift", "mood")
     if all(run.best.users.has(part) for part in parts):
         user = Asked(run, {}).user
         scores = run.best.scores(user, run.best.known[user], run.data.last_day)

@@ -1,12 +1,12 @@
 """Build what a run trains: the model for a data set, with its statistics, and its trainer."""
 
 import argparse
+from dataclasses import fields
 
 import torch
 
 from models.config import ModelConfig
 from models.sides import TwoSided, wants_both
-from models.temporal import first_days
 from preprocessing.dataset import DataError
 from training.batches import DataSet
 from training.distributed import ALONE, Ranks
@@ -37,16 +37,12 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     count, total = count_and_total(data.train.movie_idx.long(), data.num_movies)
     mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
-    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, args.embedding_dim,
-                         args.num_heads, args.hidden_dim, relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0,
-                         dropout=args.dropout, without=args.without)
+    chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
+    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
+                         relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
     both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
     model = TwoSided(config, both)
     model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
-    if model.user_side.film_age is not None:
-        first_day = first_days(data.train.movie_idx.long(), data.train.day.long(), data.num_movies).to(device)
-        ranks.min_(first_day)
-        model.user_side.first_day.copy_(first_day)
     if model.relevance is not None:
         model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
     if both:

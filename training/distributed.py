@@ -41,17 +41,10 @@ class Ranks:
         Raises:
             DataError: another process of the run has ended.
         """
-        self._reduce(tensors, dist.ReduceOp.SUM)
-
-    def min_(self, *tensors: torch.Tensor) -> None:
-        """Replace tensors by their minima over the ranks; raises as `sum_` does."""
-        self._reduce(tensors, dist.ReduceOp.MIN)
-
-    def _reduce(self, tensors: tuple[torch.Tensor, ...], operation: dist.ReduceOp) -> None:
         if self.size == 1:
             return
         try:
-            for work in [dist.all_reduce(tensor, operation, async_op=True) for tensor in tensors]:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
         except RuntimeError:
             raise DataError(f"rank {self.rank} stops because another process of the run has ended; the last checkpoint "

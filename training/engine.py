@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from models.config import flag
 from models.movie_tower import StepFilms
 from models.ops.ragged import starts
 from models.two_tower import TwoTower
@@ -36,18 +37,21 @@ GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 @dataclass
 class Settings:
-    """How to train; every field is a flag of main.py, unless it says otherwise."""
+    """How to train."""
 
-    epochs: int = 100
-    batch_size: int | None = None  # users a step; None: see `default_batch_size`
-    lr: float = 0.001
-    patience: int = 10
-    penalty: float | None = None  # on |p_u|^2 + |q_m|^2 per target; None: see `default_penalty`
-    film_prior: float = 9.0  # on |q_m|^2 per film, the precision of a Gaussian prior
-    drift_prior: float = 200.0  # on the squares of the films' drifts, per film and period
-    film_noise: float = 0.3  # standard deviation of the random factors on film coordinates
-    relevance_weight: float = 1.0  # of the loss of relevance
-    seed: int = 0
+    epochs: int = flag(100, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
+    batch_size: int | None = flag(None, "USERS a step, each with all of their training ratings (default: 128, up to "
+                                  "4096 where there are many users)")
+    lr: float = flag(0.001, "base learning rate")
+    patience: int = flag(10, "epochs without a better validation RMSE before training stops")
+    film_noise: float = flag(0.3, "noise on film vectors in training, as a factor's deviation from 1")
+    penalty: float | None = flag(None, "weight of the vectors' squared lengths in the loss, per rating (default: the "
+                                 "number of movies per rating; movies' side: of users)")
+    drift_prior: float = flag(200.0, "weight of the drifts' squares in the loss, per film and period")
+    film_prior: float = flag(9.0, "weight of the film vectors' squared lengths, per film")
+    relevance_weight: float = flag(1.0, "weight of the loss of the order by relevance, which has parameters of its "
+                                   "own; 0: leave that order out")
+    seed: int = flag(0, "seed of all chance")
     user_dropout: float = 0.97  # share of users whose embedding is left out in a step; no flag
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations, compare_accuracy
-from models.config import DEFAULT_PARTS, OPTIONAL_PARTS
+from models.config import PARTS
 
 SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "1"]
 
@@ -47,8 +47,7 @@ def test_changes_are_paired_by_seed(data_dir, capsys, monkeypatch):
 
 
 def test_every_part_of_the_model_has_a_row_of_its_own():
-    assert {part for part in DEFAULT_PARTS if ablations.ROWS.get(part) != ["--without", part]} == set()
-    assert {part for part in OPTIONAL_PARTS if ablations.ROWS.get(f"with_{part}") != ["--with", part]} == set()
+    assert {part for part in PARTS if ablations.ROWS.get(part) != ["--without", part]} == set()
 
 
 def test_the_movie_side_is_a_row_only_where_there_is_one(data_dir, capsys):

@@ -1,10 +1,9 @@
-import math
 
 import pytest
 import torch
 
 from models.ops import ragged as layers
-from models.temporal import WINDOWS, DaysSince, FilmDrift, UserMood, first_days
+from models.temporal import WINDOWS, FilmDrift, UserMood
 
 
 def test_a_film_has_a_bias_in_every_period():
@@ -14,22 +13,6 @@ def test_a_film_has_a_bias_in_every_period():
         drift.table.copy_(torch.arange(96.0).view(3, 32))
     movie_idx, day = torch.tensor([0, 0, 2, 2, 1]), torch.tensor([0, 9, 10, 319, 315])
     assert drift(movie_idx, day).tolist() == [0, 0, 65, 95, 63]
-
-
-def test_first_days_are_the_smallest_of_each_and_yet_to_come_where_nothing_was_rated():
-    row, day = torch.tensor([0, 2, 0, 2, 3]), torch.tensor([7, 5, 3, 9, 0])
-    first = first_days(row, day, 5)
-    assert first[[0, 2, 3]].tolist() == [3, 5, 0]
-    assert (first[[1, 4]] > 10_000).all()  # Netflix's dates span 2,243 days
-
-
-@torch.no_grad()
-def test_days_since_the_first_rating_count_by_their_logarithm_and_the_first_day_for_itself():
-    since = DaysSince()
-    since.weight.copy_(torch.tensor([2.0, 5.0]))
-    first, day = torch.tensor([3, 3, 3, 60]), torch.tensor([3, 4, 102, 59])
-    expected = torch.tensor([5, 2 * math.log(2) / 4, 2 * math.log(100) / 4, 5])
-    torch.testing.assert_close(since(first, day), expected)
 
 
 @torch.no_grad()

@@ -24,18 +24,15 @@ def model() -> TwoTower:
     model = TwoTower(CONFIG)
     model.movie_tower.set_statistics(torch.tensor([1990, 0, *range(1960, 1978, 2)]), torch.arange(11.0),
                                      torch.linspace(-3, 3, 11))
-    model.first_day.copy_(torch.arange(0, 110, 10))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
     torch.nn.init.normal_(model.drift.table, std=0.3)
-    for part in (model.mood, model.film_age, model.tenure):
-        torch.nn.init.normal_(part.weight)
+    torch.nn.init.normal_(model.mood.weight)
     return model.eval()
 
 
 def bare_of_dates(model: TwoTower) -> None:
-    for part in (model.mood, model.tenure):
-        part.weight.data.zero_()
+    model.mood.weight.data.zero_()
 
 
 def step_films(model: TwoTower) -> StepFilms:

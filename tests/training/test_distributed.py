@@ -106,7 +106,7 @@ def whole(data_dir, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(("sides", "more"), [
-    ("user", ["--with", "film_age,tenure"]), ("both", ["--refit", "--lr", "0.0003"])])
+    ("user", []), ("both", ["--refit", "--lr", "0.0003"])])
 def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
     flags = ["--data_dir", str(data_dir), "--sides", sides, *more]
     assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from models.config import ModelConfig
 from models.ops import ragged as layers
-from models.temporal import first_days
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import engine as engine_module
@@ -47,7 +46,6 @@ def engine_of(ratings: RatingTensors, batch_size: int = 128, num_heads: int = 2,
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
                                      torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES))
-    model.first_day.copy_(first_days(movie_idx, ratings.day.long(), NUM_MOVIES))
     return Engine(model, ratings, (0, num_users), Settings(**changes), 0.01, batch_size, 0, 1, ALONE)
 
 

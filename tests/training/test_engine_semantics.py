@@ -22,7 +22,6 @@ import rec
 from models.checkpoint import load_model, save_checkpoint
 from models.config import ModelConfig
 from models.ops import ragged as layers
-from models.temporal import first_days
 from models.two_tower import TwoTower
 from preprocessing import dataset
 from training import engine as engine_module
@@ -64,7 +63,6 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, num_head
     year = torch.arange(num_movies) % 4 * 20 + 1930 * (torch.arange(num_movies) % 4 > 0)
     count, total = (torch.bincount(movie_idx, weight, num_movies).double() for weight in (None, stars - mean))
     model.movie_tower.set_statistics(year, count, total)
-    model.first_day.copy_(first_days(movie_idx, day, num_movies))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     engine = Engine(model, ratings, (0, len(counts)), Settings(film_prior=FILM_PRIOR, **changes), PENALTY, batch_size,
@@ -117,10 +115,6 @@ def plain_films(state: dict, year: torch.Tensor, count: torch.Tensor) -> tuple[t
     return own + learned[..., :-1], state["movie_tower.bias"] + learned[..., -1]
 
 
-def since(weight: torch.Tensor, days: torch.Tensor) -> torch.Tensor:
-    return weight[0] * (1 + days.clamp(min=0)).log() / 4 + weight[1] * (days <= 0)
-
-
 def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, heads: slice, known: torch.Tensor,
                films: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what a user adds to squared error and to the sum of |p|^2, and the numbers of the targets by film (M,), as
@@ -150,8 +144,6 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, he
         same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
         mood = same @ left / (same.sum(1) + state["mood.log_shrink"][number].exp())
         score = score + state["mood.weight"][number] * mood
-    score = score + since(state["tenure.weight"], day[t] - (day[c].min() if size else NUM_DAYS))
-    score = score + since(state["film_age.weight"], day[t] - engine.model.first_day[movie[t]])
     share = (config.stars_mean - 1) / 4
     stars = 1 + 4 * torch.sigmoid(score + math.log(share / (1 - share)))
     return (stars - batch.stars[t]).square().sum(), w.square().sum() * t.sum(), movie[t].bincount(minlength=len(count))

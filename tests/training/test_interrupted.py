@@ -136,8 +136,7 @@ def test_resume_with_more_patience_goes_on_where_less_had_stopped(train, data_di
     (("--embedding_dim", "32"), "--embedding_dim 16", "not 32"),
     (("--num_heads", "4"), "--num_heads 2", "not 4"),
     (("--hidden_dim", "24"), "--hidden_dim 16", "not 24"),
-    (("--without", "mood,year"), "--without nothing", "not --without year,mood"),
-    (("--with", "tenure"), "--without nothing", "not --without nothing --with tenure"),
+    (("--without", "mood,year"), "--without nothing", "not year,mood"),
     (("--sides", "both"), "--sides user", "not both"),
 ])
 def test_resume_with_other_dimensions_is_refused_naming_both(flags, was, asked, train, data_dir, whole, capsys):

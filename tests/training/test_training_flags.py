@@ -37,10 +37,8 @@ PARTS = {"user_embedding": {"user_embedding": EVERYWHERE, "user_tower.hidden.wei
          "year": {"movie_tower.hidden.weight": slice(4, 7, 2)},  # between them its square less 1, which is never zero
          "movie_features": {"movie_tower.hidden.weight": slice(7, 9)},
          "biases": {"movie_tower.bias": EVERYWHERE}, "drift": {"drift.table": EVERYWHERE},
-         "mood": {"mood.weight": EVERYWHERE, "mood.log_shrink": EVERYWHERE},
-         "film_age": {"film_age.weight": EVERYWHERE}, "tenure": {"tenure.weight": EVERYWHERE}}
-OPTIONAL = ("film_age", "tenure")
-OF_DATES = ("drift", "mood", *OPTIONAL)
+         "mood": {"mood.weight": EVERYWHERE, "mood.log_shrink": EVERYWHERE}}
+OF_DATES = ("drift", "mood")
 NEVER_OF_MOVIES = ("year", *OF_DATES)
 
 
@@ -269,9 +267,9 @@ def measured(data, tmp_path, trained) -> Callable[..., dict]:
 
 @pytest.mark.parametrize("part", [None, *PARTS])
 def test_a_part_left_out_never_moves_and_does_nothing_and_all_others_move(part, trained, measured):
-    flag = "" if part is None else f"--with {part}" if part in OPTIONAL else f"--without {part}"
+    flag = "" if part is None else f"--without {part}"
     begin, run = trained(FROZEN), trained(flag)
-    left_out = {*OPTIONAL} ^ {part} - {None}
+    left_out = {part} - {None}
     assert set(run["config"]["without"]) == left_out
     if part == "movie_features":
         left_out |= {"year"}  # which is one of them
@@ -284,12 +282,12 @@ def test_a_part_left_out_never_moves_and_does_nothing_and_all_others_move(part, 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_there_has_an_effect(part, trained, measured):
-    run = trained(f"--with {part}" if part in OPTIONAL else "")
+    run = trained("")
     before = json.loads((run["dir"] / "test_metrics.json").read_text())
     assert measured(run, {part})["two_tower"]["rmse"] != before["two_tower"]["rmse"]
 
 
-def test_parts_left_out_and_added_together_are_all_and_only_these(trained):
-    run = trained("--without mood,pooled_history --with tenure,film_age")
+def test_parts_left_out_together_are_all_and_only_these(trained):
+    run = trained("--without mood,pooled_history")
     assert set(run["config"]["without"]) == {"mood", "pooled_history"}
     assert moved(trained(FROZEN), run, "user") == set(PARTS) - {"mood", "pooled_history"}
