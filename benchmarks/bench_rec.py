@@ -119,7 +119,7 @@ def make_dataset(folder: Path, num_users: int) -> Path:
 def make_run(folder: Path, data_dir: Path) -> Path:
     """Write the checkpoint of an untrained model with main.py's default sizes.
 
-    On how unlike films are depends how many products everybody's lists leave out (recommending/best_products.py). After
+    On how unlike films are depends how many products everybody's lists leave out (recommending/top_k.py). After
     training on MovieLens-1M the films' biases differ by .75 in units of score (standard deviation), and 16 coordinates
     have 96 % of the variance of all other parts of the scores; here it is .5, and 78 % with random histories.
     """

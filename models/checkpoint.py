@@ -3,8 +3,7 @@
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
     settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
-    on), model (state dict), what its movie tower makes of the catalogue (the fields of `TurnedFilms`), so that a list
-    need not wait for it, sums (of its tensors' numbers, see `_sums`);
+    on), model (state dict), sums (of its tensors' numbers, see `_sums`);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is written to a temporary file, synced and renamed. It is read with `weights_only=True`: it cannot run code. Before
 anything of it is used, its checksums are checked, and that its tensors are those of its config.
@@ -24,7 +23,6 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from models.best_films import TurnedFilms
 from models.config import PARTS, ModelConfig
 from models.sides import TwoSided
 from preprocessing.dataset import DataError, locked
@@ -36,7 +34,7 @@ DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, T
 
 def model_parts(model: TwoSided) -> dict:
     """Return what a checkpoint holds of a model; its tensors are the model's own."""
-    return {**model.description(), "model": model.state_dict(), **TurnedFilms.of(model.films().table)._asdict()}
+    return {**model.description(), "model": model.state_dict()}
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -152,7 +150,7 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
     types = {"fingerprint": str, "config": dict, "both": bool, "settings": dict, "epoch": int,
-             "train_s": (int, float), "refit": bool, "model": dict, "film_length": float}
+             "train_s": (int, float), "refit": bool, "model": dict}
     config, both = checkpoint["config"], checkpoint["both"]
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
@@ -166,11 +164,6 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
     if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
-    heads = config["num_heads"]
-    for name, shape in TurnedFilms.shapes(movies, heads, embedding_dim // heads).items():
-        tensor = checkpoint[name]
-        if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(name)
     with _Unfilled():
         model = TwoSided(ModelConfig(**config), both)
     for name, expected in model.state_dict().items():

@@ -104,12 +104,6 @@ class TwoSided(nn.Module):
         by_head[:, heads:, -2] -= lower / (CONSTANT * heads)  # the movie side's, if any: users have the constant there
         return vectors
 
-    @torch.no_grad()
-    def list_offsets(self, day: int) -> torch.Tensor:
-        """Return what scores by `list_vectors` have beside vectors and biases, without a movie side, float (M,)."""
-        movie_idx = torch.arange(self.config.num_movies, device=self.device)
-        return self.user_side.film_offsets(day, movie_idx) - self._uncertainty()
-
     def _uncertainty(self) -> torch.Tensor:
         """Return by how much the scores of movies are lower in a list, float (M,)."""
         return STANDARD_ERRORS * (self.user_side.movie_tower.num_ratings + 1).rsqrt()

@@ -134,13 +134,8 @@ class TwoTower(nn.Module):
         else:
             table = films.table.clone()
             table[..., -2] = CONSTANT
-        table[..., -1] += self.film_offsets(day, movie_idx).unsqueeze(1)
+        table[..., -1] += (self.offset + self._drift(movie_idx, torch.full_like(movie_idx, day))).unsqueeze(1)
         return table.flatten(1)
-
-    def film_offsets(self, day: int, movie_idx: torch.Tensor) -> torch.Tensor:
-        """Return what the scores of movies on a day have beside vectors and biases, float (N,); movie_idx int64 (N,).
-        """
-        return self.offset + self._drift(movie_idx, torch.full_like(movie_idx, day))
 
     def user_vectors(self, films: Films, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
         """Return p_u as of a day, float (B, H (D + 2)), such that p_u . q_m is the score.

@@ -4,7 +4,7 @@
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
 A row group of the ratings is one piece of work: a thread solves its users' vectors and finds their best movies
-(best_products.py). Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on after its
+(top_k.py). Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on after its
 last part, and the output appears whole, in one step.
 """
 
@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from models.sides import STANDARD_ERRORS
 from preprocessing.dataset import DataError, Ratings, locked, sync
-from recommending.best_products import BestProducts
 from recommending.recommender import Recommender
+from recommending.top_k import BestProducts
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group

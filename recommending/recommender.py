@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from models.best_films import AllFilms, BestFilms, TurnedFilms, best_of
 from models.checkpoint import load_model
-from models.movie_tower import Films
 from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
 from recommending.one_user import OneUser
+from recommending.top_k import BestMovies, best_of
 
 
 @dataclass(eq=False)
@@ -84,8 +83,8 @@ class Recommender:
     """
 
     def __init__(self, model: TwoSided, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
-                 date: datetime.date | None = None, turned: TurnedFilms | None = None) -> None:
-        """Take over what `load` reads; `turned` are the model's films where they are at hand."""
+                 date: datetime.date | None = None) -> None:
+        """Take over what `load` reads."""
         self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
         self._users_file = users_file
         last = meta["num_days"] - 1
@@ -93,13 +92,10 @@ class Recommender:
         if date is not None:
             self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
-            turned = turned or TurnedFilms.of(model.films().table)
-            self._films = Films(turned.films, model.user_side.movie_tower.mean)
+            self._films = model.films()
             self._one_user = OneUser(model.user_side, self._films)
-            if model.movie_side is None:
-                self._best_films = BestFilms(turned, model.list_offsets(self.day))
-            else:
-                self._best_films = AllFilms(self.list_vectors)
+            self.list_vectors = model.list_vectors(self.day, self._films)
+            self._best_movies = BestMovies(self.list_vectors)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -118,19 +114,13 @@ class Recommender:
         meta = dataset.read_meta(data_dir)
         if not run_dir.is_dir():
             raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        model, checkpoint = load_model(run_dir / "best.pt", meta["fingerprint"])
-        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir, meta), date,
-                   TurnedFilms(*(checkpoint[name] for name in TurnedFilms._fields)))
+        model, _ = load_model(run_dir / "best.pt", meta["fingerprint"])
+        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir, meta), date)
 
     @cached_property
     def users(self) -> Users:
         """All users of the data set; read when first asked for."""
         return self._users_file.read()
-
-    @cached_property
-    def list_vectors(self) -> torch.Tensor:
-        """All movies' vectors, float (M, K), whose inner products with a person's are the scores of his list."""
-        return self.model.list_vectors(self.day, self._films)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -229,10 +219,10 @@ class Recommender:
         """
         vector, allowed = self.vector_of(history), self._allowed(filters, history)
         if rank_by == "rating":
-            order, scores = self._best_films.find(vector.numpy(), allowed, top_n)
+            order, scores = self._best_movies.find(vector.numpy(), allowed, top_n)
         else:
             order = best_of(_only(self._relevance(history, vector).numpy(), allowed), top_n)
-            scores = self._best_films.scores(vector.numpy(), order)
+            scores = self._best_movies.products(vector.numpy(), order)
         rated = None
         if filters is not None and filters.include_seen:
             given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))

@@ -106,7 +106,7 @@ def hold(name: str, figures: dict) -> None:
         GOLDEN.write_text(json.dumps(kept() | {name: rounded}, indent=0) + "\n", encoding="utf-8")
         return
     expected, found = flat(kept()[name]), flat(json.loads(json.dumps(figures)))
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
     wrong = {place: (value, found[place]) for place, value in expected.items()
              if (abs(found[place] - value) > TOLERANCE * max(1, abs(value)) if isinstance(value, float)
                  else found[place] != value)}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import main
 import preprocessing
 import rec
-from models import best_films, two_tower
+from models import two_tower
 from models.config import ModelConfig
 from models.ops import numba_kernels as kernels
 from models.ops import ragged as layers
@@ -27,8 +27,8 @@ from models.ops.ragged import Pairs, ridge_solve
 from models.sides import TwoSided
 from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader
-from recommending import batch, best_products
-from recommending.best_products import BestProducts
+from recommending import batch, top_k
+from recommending.top_k import BestProducts
 from training import build, engine, evaluation, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
@@ -435,9 +435,9 @@ def given_to_everybody(data_dir: Path, run_dir: Path, folder: Path) -> tuple[pd.
 @pytest.mark.parametrize("patches", [
     [],
     [(batch, "GROUPS_PER_PART", 2), (batch, "USERS_PER_BLOCK", 13)],
-    [(best_products, "MOVIES_PER_TILE", 16), (best_products, "SIZES", (4,)), (best_products, "COMPLETED_COST", 0)],
-    [(best_products, "MOST_KEPT", 9)],
-    [(best_products, "MOST_KEPT", 10)],
+    [(top_k, "MOVIES_PER_TILE", 16), (top_k, "SIZES", (4,)), (top_k, "COMPLETED_COST", 0)],
+    [(top_k, "MOST_KEPT", 9)],
+    [(top_k, "MOST_KEPT", 10)],
     [(layers, "FEW_RATINGS", 10**9)],
 ], ids=["row groups", "parts", "tiles", "by sorting", "not by sorting", "array operations"])
 def test_everybody_s_lists_and_vectors_are_the_same_from_small_pieces_on_two_threads(
@@ -454,7 +454,7 @@ def test_everybody_s_lists_and_vectors_are_the_same_from_small_pieces_on_two_thr
 
 @pytest.mark.parametrize("num_movies", [63, 64, 65, 1023, 1024, 1025, 2049])
 @pytest.mark.parametrize("top_n", [1, 100, 101])
-def test_best_products_are_those_of_a_sort_at_the_edges_of_strips_and_tiles(num_movies, top_n):
+def test_top_k_are_those_of_a_sort_at_the_edges_of_strips_and_tiles(num_movies, top_n):
     """Small whole numbers, whose products are exact and often equal."""
     chance = torch.Generator().manual_seed(num_movies)
     users, movies = (torch.randint(-3, 4, (size, 20), generator=chance).float() for size in (9, num_movies))
@@ -473,7 +473,7 @@ def test_best_products_are_those_of_a_sort_at_the_edges_of_strips_and_tiles(num_
 @pytest.mark.parametrize("num_movies", [255, 256, 257, 511, 512, 513, 5000])
 def test_the_best_of_strips_are_those_of_a_sort(num_movies, top_n):
     scores = np.random.default_rng(num_movies).integers(0, 900, num_movies).astype(np.float32)
-    assert best_films.best_of(scores, top_n).tolist() == np.lexsort((np.arange(num_movies), -scores))[:top_n].tolist()
+    assert top_k.best_of(scores, top_n).tolist() == np.lexsort((np.arange(num_movies), -scores))[:top_n].tolist()
 
 
 @pytest.mark.parametrize(("counts", "heads"), [

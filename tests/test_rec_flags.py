@@ -14,7 +14,6 @@ import torch
 
 import main
 import rec
-from models.best_films import TurnedFilms
 from models.checkpoint import load_model, model_parts, save_checkpoint
 from preprocessing import assembly, movielens_preprocess
 from recommending import batch
@@ -71,13 +70,11 @@ def draw_weights(run: Path, data: Path, level: bool = False) -> None:
     model.relevance.weights.copy_(torch.tensor([0.7, 1.2, 0.3]))
     if model.movie_side is not None:
         solve_movies(model, load_dataset(data, with_validation=True))
-    parts = model_parts(model)
-    if level:  # of equal weights the towers make equal vectors but for rounding
-        for weight in (*model.state_dict().values(), parts["films"]):
-            if weight.shape[:1] == (NUM_MOVIES,):
-                weight[:] = weight[0].clone()
-        parts |= TurnedFilms.of(parts["films"])._asdict()
-    save_checkpoint(run / "best.pt", checkpoint | parts)
+    if level:  # without the MLP, which makes equal vectors of equal rows but for rounding
+        for weight in (*model.user_side.movie_tower.out.parameters(), *(
+                weight for weight in model.state_dict().values() if weight.shape[:1] == (NUM_MOVIES,))):
+            weight[:] = weight[0].clone() if len(weight) == NUM_MOVIES else 0
+    save_checkpoint(run / "best.pt", checkpoint | model_parts(model))
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +221,9 @@ def test_reasons_are_the_exact_parts_of_a_score_the_three_largest_first(ask, tru
                 [effect for *_, effect in expected[line.movie_id]], abs=1e-4)
 
 
-def test_similar_movies_are_those_of_the_highest_cosine_of_vectors_without_biases(ask, truth, place, side):
-    films = torch.load(place / side / "best.pt", weights_only=True)["films"].numpy()[..., :-2].reshape(NUM_MOVIES, -1)
-    cosines = (films / np.linalg.norm(films, axis=1, keepdims=True)) @ films[12] / np.linalg.norm(films[12])
+def test_similar_movies_are_those_of_the_highest_cosine_of_vectors_without_biases(ask, truth):
+    vectors = truth.model.users.vectors[..., :-1].reshape(NUM_MOVIES, -1)
+    cosines = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)) @ vectors[12] / np.linalg.norm(vectors[12])
     for top_n, allowed in ((1, truth.in_training > 0), (10, truth.in_training >= 0), (100, truth.in_training > 0)):
         answer = ask("--similar_to", movie_id(12), "--json", "--top_n", top_n, "--min_ratings", 1 * (top_n != 10))
         assert (answer["kind"], answer["movie_id"], answer["user_id"]) == ("similar", movie_id(12), None)

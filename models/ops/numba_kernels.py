@@ -106,7 +106,7 @@ def mood_sums(day: torch.Tensor, residual: torch.Tensor, start: torch.Tensor, as
 def keep_best(scores: torch.Tensor, user_rest: torch.Tensor, movie_rest: torch.Tensor, slack: torch.Tensor,
               users: torch.Tensor, movies: torch.Tensor, movie_idx: torch.Tensor, start: torch.Tensor,
               seen: torch.Tensor, best: torch.Tensor, best_idx: torch.Tensor) -> None:
-    """Take products of users and some movies into the K best so far of every user, in place; see best_products.py.
+    """Take products of users and some movies into the K best so far of every user, in place; see top_k.py.
 
     Args:
         scores: float (B, C), of the first coordinates.

@@ -1,11 +1,8 @@
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from models.best_films import BestFilms, TurnedFilms
-from models.config import PARTS, ModelConfig
+from models.config import ModelConfig
 from models.sides import TwoSided, wants_both
 from models.two_tower import Target
 from models.user_tower import Context
@@ -62,18 +59,3 @@ def test_in_a_list_a_score_is_lower_by_two_standard_errors_of_its_movie(both):
     for users in (known, new):
         difference = users @ model.movie_vectors(9).T - users @ model.list_vectors(9).T
         torch.testing.assert_close(difference, lower.expand_as(difference))
-
-
-@pytest.mark.parametrize("without", [(), ("biases",), ("drift", "mood"), PARTS])
-@torch.no_grad()
-def test_the_scores_of_turned_films_are_those_of_the_vectors_of_a_list(without):
-    torch.manual_seed(0)
-    model = TwoSided(replace(CONFIG, without=without), both=False).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    films = model.films()
-    vector = model.user_vectors(films, torch.tensor([3]), Context(*(column[:2] for column in CONTEXT)), 9)[0]
-    best = BestFilms(TurnedFilms.of(films.table), model.list_offsets(9))
-    scores = model.list_vectors(9) @ vector
-    torch.testing.assert_close(torch.from_numpy(best.scores(vector.numpy(), np.arange(7))), scores)
-    assert best.find(vector.numpy(), np.ones(7, bool), 7)[0].tolist() == scores.argsort(descending=True).tolist()

@@ -15,7 +15,7 @@ import torch
 import rec
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile, writer
-from recommending import batch, best_products
+from recommending import batch, top_k
 from recommending.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def recommender(many_groups, run_dir) -> Recommender:
 def small_parts(monkeypatch):
     monkeypatch.setattr(batch, "GROUPS_PER_PART", 2)
     monkeypatch.setattr(batch, "USERS_PER_BLOCK", 13)
-    monkeypatch.setattr(best_products, "MOVIES_PER_TILE", 32)
+    monkeypatch.setattr(top_k, "MOVIES_PER_TILE", 32)
 
 
 def hide_every_seventh(recommender: Recommender) -> None:

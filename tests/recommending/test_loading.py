@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.best_films import TurnedFilms
 from models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError, read_meta
@@ -40,25 +39,13 @@ def test_a_loaded_model_equals_the_saved_one_and_draws_no_random_numbers(data_di
     assert not torch.equal(torch.get_rng_state(), drawn)  # as a new model does
 
 
-def test_the_films_of_a_checkpoint_are_those_of_its_model(data_dir, run_dir):
-    for name in ("best.pt", "last.pt"):
-        model, checkpoint = load_model(run_dir / name, read_meta(data_dir)["fingerprint"])
-        assert torch.equal(checkpoint["films"], model.films().table), name
-        turned = TurnedFilms(*(checkpoint[field] for field in TurnedFilms._fields))
-        vectors = turned.films[..., :-2]  # axes of the same length may be turned in any way, but lengths and biases not
-        torch.testing.assert_close(turned.film_first.square().sum(0) + turned.film_rest.square(),
-                                   vectors.square().sum((1, 2)))
-        torch.testing.assert_close(turned.film_bias, turned.films[..., -1].mean(1))
-        assert turned.film_length == pytest.approx(float(vectors.square().sum((1, 2)).max().sqrt()))
-
-
 def test_who_writes_over_a_loaded_model_does_not_write_over_its_checkpoint(data_dir, run_dir):
     """Whatever the process has chosen for mapped files: in one way of mapping, what is written goes to the file."""
     best = run_dir / "best.pt"
     before = best.read_bytes()
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        model, checkpoint = load_model(best, read_meta(data_dir)["fingerprint"])
-    for tensor in (*model.state_dict().values(), checkpoint["films"]):
+        model, _ = load_model(best, read_meta(data_dir)["fingerprint"])
+    for tensor in model.state_dict().values():
         tensor.zero_()
     assert best.read_bytes() == before
 

@@ -24,9 +24,9 @@ from models.config import ModelConfig
 from models.ops import ragged as layers
 from models.two_tower import TwoTower
 from preprocessing import dataset
-from training import engine as engine_module
 from preprocessing.dataset import writer
 from training import build
+from training import engine as engine_module
 from training.baselines import fit_biases
 from training.batches import RatingTensors, batch_of, load_dataset
 from training.distributed import ALONE
@@ -363,14 +363,15 @@ def test_hidden_units_are_left_out_in_steps_and_never_in_evaluation(data_dir, tm
             tower.dropout.register_forward_hook(look)
     assert [row.epoch for row in itertools.islice(trainer.epochs(), 2)] == [1, 2]
     assert set(shares[False]) == {0.0} and 0.35 < np.mean(shares[True]) < 0.45 and min(shares[True]) > 0.2
-    # A checkpoint holds the films as evaluation sees them, whatever came before, and is loaded for evaluation.
+    # Whatever came before, a checkpoint's model is loaded for evaluation.
     trainer.model.train()
     save_checkpoint(tmp_path / "best.pt", trainer.checkpoint("0" * 64))
     model, checkpoint = load_model(tmp_path / "best.pt", "0" * 64)
     movies = pq.read_table(data_dir / "movies.parquet").to_pandas().fillna(0)
     state = {name.removeprefix("user_side."): value.double() for name, value in checkpoint["model"].items()}
     films = plain_films(state, *(torch.tensor(movies[name].to_numpy(float)) for name in ("year", "num_train_ratings")))
-    for part, expected in zip((checkpoint["films"][..., :-2], checkpoint["films"][..., -1]), films, strict=True):
+    table = model.films().table
+    for part, expected in zip((table[..., :-2], table[..., -1]), films, strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-4, atol=1e-5)
     assert not any(module.training for module in model.modules())
 

@@ -1,10 +1,11 @@
-"""The movies whose vectors have the highest inner products with a user's, exactly, without most of the multiplications.
+"""The movies whose vectors have the highest inner products with a person's, exactly: `BestMovies` for one person, and
+`BestProducts` for everybody, without most of the multiplications. Equal products keep the order of the movies.
 
 Inner products stay the same in other coordinates. There are some in which coordinate i has the same mean square with
 users and with movies, and the first ones have nearly all of it: the singular vectors of the matrix of scores, but found
 from the second moments of either side. With the first k of them multiplied out, a product is at most
 
-    p . q <= p_1..k . q_1..k + |p_rest| |q_rest|                                    (Cauchy and Schwarz)
+    p . q <= p_1..k . q_1..k + |p_tail| |q_tail|                                    (Cauchy and Schwarz)
 
 and only where that is above the lowest of the best so far it is completed, with the vectors as they came (Teflioudi,
 Gemulla and Mykytiuk 2015, "LEMP: fast retrieval of large entries in a matrix product"; theirs are sorted by length,
@@ -13,16 +14,72 @@ and split). Movies that many like come first, so that the lowest of the best soo
 Letters: B users, M movies, L of them listed, P coordinates, N movies of a list.
 """
 
+import numpy as np
 import torch
-
-from models.ops import numba_kernels as kernels
 
 SIZES = (16, 24, 32, 40, 48, 64, 96)  # of which k is chosen, if not all coordinates are multiplied out
 COMPLETED_COST = 3000  # a product that is completed takes the time of so many coordinates that are multiplied out
 MOVIES_PER_TILE = 1024  # of one product of matrices: so many scores stay in the processor's cache until they are used
 MOST_KEPT = 100  # a longer list is cut from a sort of all scores
-RIDGE = 1e-6  # share of the mean square that coordinates have at least, where no user of the sample has any
+RIDGE = 1e-6  # fraction of the mean square that coordinates have at least, where no user of the sample has any
 ROUNDING = 2**-23  # of |p| |q|, per coordinate: what two ways to sum a product may differ by
+STRIPS = 256  # that one person's scores are cut into; their highest scores are looked at first
+LOWEST = np.finfo(np.float32).min
+
+
+class BestMovies:
+    """Finds one person's best movies among some.
+
+    BLAS sums a product in an order that depends on where a movie stands. So whatever rounding could have kept from a
+    list is multiplied again, each product summed alike: equal movies have equal products.
+    """
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        """Keep a view of the movies' vectors, float (M, P), M > 0."""
+        self._vectors = vectors.numpy()
+        self._longest = float(vectors.norm(dim=1).nan_to_num(0.0).max())
+
+    def find(self, vector: np.ndarray, allowed: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the movies with the highest products among those allowed, best first, and the products, int64 and
+        float32 (N,), N <= top_n.
+
+        Equal ones keep the order of the movies, and what is not a number is not among the best.
+
+        Args:
+            vector: the person's, float32 (P,).
+            allowed: bool (M,).
+            top_n: most movies of the list.
+        """
+        scores = np.where(allowed, self._vectors @ vector, -np.inf)
+        first = best_of(scores, top_n)
+        near = np.flatnonzero(allowed)
+        if top_n and len(first) == top_n:
+            slack = 4 * ROUNDING * len(vector) * float(np.linalg.norm(vector)) * self._longest
+            near = np.flatnonzero(scores >= scores[first[-1]] - slack)
+        exact = self.products(vector, near)
+        order = best_of(exact, top_n)
+        return near[order], exact[order]
+
+    def products(self, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
+        """Return the products of some movies, int64 (N,), float32 (N,)."""
+        return np.einsum("np,p->n", self._vectors.take(movie_idx, 0), vector)
+
+
+def best_of(scores: np.ndarray, top_n: int) -> np.ndarray:
+    """Return the places of the highest scores, best first, int64 (N,), N <= top_n.
+
+    Only those at least as high as the top_n-th highest maximum of a strip are sorted: at least top_n are that high.
+
+    Args:
+        scores: float32 (M,); equal ones keep the order of the index, and neither -inf nor NaN is among the best.
+    """
+    lowest = LOWEST
+    if 0 < top_n <= STRIPS:
+        strips = scores[:len(scores) // STRIPS * STRIPS].reshape(-1, STRIPS)  # each a column
+        highest = np.fmax.reduce(strips, initial=-np.inf)  # what is not a number is passed over
+        lowest = max(lowest, np.partition(highest, -top_n)[-top_n])
+    places = np.flatnonzero(scores >= lowest)
+    return places[(-scores[places]).argsort(kind="stable")[:top_n]]
 
 
 class BestProducts:
@@ -77,6 +134,8 @@ class BestProducts:
         first, rest = turned[:, :self.num_multiplied].contiguous(), turned[:, self.num_multiplied:].norm(dim=1)
         slack = self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1)
         slack = slack * (ROUNDING * users.shape[1]) + torch.finfo(torch.float32).tiny
+        from models.ops import numba_kernels as kernels  # which one person's list need not wait for
+
         memory = torch.empty(num_users * MOVIES_PER_TILE)
         for begin in range(0, num_listed, MOVIES_PER_TILE):
             tile = slice(begin, begin + MOVIES_PER_TILE)

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from models.ops import numba_kernels as kernels
-from recommending import best_products
-from recommending.best_products import BestProducts
+from recommending import top_k
+from recommending.top_k import BestMovies, BestProducts, best_of
 
 
 def sorted_out(users: torch.Tensor, movies: torch.Tensor, listed: torch.Tensor, start: torch.Tensor,
@@ -26,7 +27,7 @@ def ratings_of(num_users: int, num_movies: int) -> tuple[torch.Tensor, torch.Ten
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(best_products, "MOVIES_PER_TILE", 100)
+    monkeypatch.setattr(top_k, "MOVIES_PER_TILE", 100)
     torch.manual_seed(0)
 
 
@@ -146,8 +147,107 @@ def test_coordinates_have_the_same_mean_square_on_either_side_and_keep_products(
     turn = torch.linalg.qr(torch.randn(40, 40)).Q
     users, movies = decaying(500, turn).double(), decaying(600, turn).double()
     users, movies = users @ torch.randn(40, 40).double(), movies * torch.rand(40)
-    of_users, of_movies = best_products._coordinates(users, movies)
+    of_users, of_movies = top_k._coordinates(users, movies)
     torch.testing.assert_close(of_users @ of_movies.T, torch.eye(40, dtype=torch.float64), rtol=0, atol=1e-6)
     squares = [(vectors @ turns).square().mean(0) for vectors, turns in ((users, of_users), (movies, of_movies))]
     torch.testing.assert_close(squares[0][:20], squares[1][:20], rtol=1e-2, atol=0)
     assert (squares[1].diff() <= 0).all()
+
+
+# --- one person --------------------------------------------------------------------------------------------------
+
+
+def first_by_sorting(scores: np.ndarray, allowed: np.ndarray, top_n: int) -> list[int]:
+    return sorted((i for i in np.flatnonzero(allowed) if scores[i] > -np.inf), key=lambda i: (-scores[i], i))[:top_n]
+
+
+@pytest.mark.parametrize("num_movies", [1, 7, 300, 3000])
+@pytest.mark.parametrize("size", [4, 33, 136])
+def test_the_best_of_one_person_and_their_products_are_those_of_a_sort(num_movies, size):
+    vectors, vector = torch.randn(num_movies, size), torch.randn(size).numpy()
+    allowed = np.random.default_rng(size).random(num_movies) < 0.7
+    expected, movies = vectors.double().numpy() @ vector, BestMovies(vectors)
+    for top_n in (1, 10, 100, 5000):
+        order, found = movies.find(vector, allowed, top_n)
+        assert len(set(order.tolist())) == len(order) and allowed[order].all()
+        np.testing.assert_allclose(expected[order], expected[first_by_sorting(expected, allowed, top_n)], atol=1e-4)
+        np.testing.assert_allclose(found, expected[order], atol=1e-4)
+        np.testing.assert_array_equal(movies.products(vector, order), found)
+        assert found.dtype == np.float32
+
+
+def test_equal_products_of_one_person_keep_the_order_of_the_movies():
+    """Small whole numbers: the sums are exact, and most are equal to others."""
+    vectors = torch.randint(-1, 2, (3000, 44)).float()
+    for number in range(20):
+        vector = torch.randint(-2, 3, (44,)).float().numpy()
+        allowed = np.random.default_rng(number).random(3000) < 0.5
+        for top_n in (1, 10, 200, 300):
+            expected = first_by_sorting(vectors.numpy() @ vector, allowed, top_n)
+            assert BestMovies(vectors).find(vector, allowed, top_n)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("size", [12, 66, 99, 136])
+def test_equal_movies_have_equal_products(size):
+    """Whatever stands beside them: a sum in another order would order them by chance."""
+    vectors = torch.randn(1, size).repeat(1000, 1)
+    for movies in (BestMovies(vectors), BestMovies(vectors.T.contiguous().T)):
+        for top_n in (1, 10, 99):
+            found, _ = movies.find(torch.randn(size).numpy(), np.ones(1000, bool), top_n)
+            assert found.tolist() == list(range(top_n))
+
+
+def test_what_rounding_puts_behind_the_list_is_multiplied_again(monkeypatch):
+    """Two equal movies, of which BLAS says that the second is better by a last bit."""
+    vectors = torch.randn(600, 40)
+    vectors[5] = vectors[400] = 3 * vectors.norm(dim=1).max() * torch.ones(40) / 40**0.5
+    vector, movies = np.ones(40, np.float32), BestMovies(vectors)
+
+    class Lopsided(np.ndarray):
+        def __matmul__(self, other: np.ndarray) -> np.ndarray:
+            scores = np.asarray(self) @ other
+            scores[400] = np.nextafter(scores[400], np.inf)
+            return scores
+
+    movies._vectors = movies._vectors.view(Lopsided)
+    assert movies.find(vector, np.ones(600, bool), 1)[0].tolist() == [5]
+
+
+def test_nothing_is_found_among_nothing():
+    for allowed, top_n in ((np.zeros(500, bool), 10), (np.ones(500, bool), 0)):
+        order, found = BestMovies(torch.randn(500, 44)).find(torch.randn(44).numpy(), allowed, top_n)
+        assert len(order) == len(found) == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_movies_that_are_not_finite_hide_no_others(bad):
+    vectors, everything = torch.randn(3000, 44), np.ones(3000, bool)
+    vectors[::100, 0] = bad
+    for _ in range(10):
+        vector = torch.randn(44).numpy()
+        with np.errstate(invalid="ignore"):
+            expected = vectors.double().numpy() @ vector
+            order = BestMovies(vectors).find(vector, everything, 40)[0]
+        best = first_by_sorting(expected, everything, 40)
+        np.testing.assert_allclose(expected[order], expected[best], atol=1e-4)
+    assert BestMovies(vectors).find(np.full(44, np.nan, np.float32), everything, 10)[0].tolist() == []
+
+
+def test_best_equals_a_stable_sort_with_ties_at_every_cut():
+    rng = np.random.default_rng(0)
+    for size in (0, 1) + (30,) * 50 + (255, 256, 257, 511, 512, 3000):
+        scores = rng.integers(0, 4 + size // 100, size).astype(np.float32) - 2
+        scores[rng.random(size) < 0.4] = -np.inf
+        expected = sorted(np.flatnonzero(scores > -np.inf).tolist(), key=lambda i: (-scores[i], i))
+        for top_n in (0, 1, 3, 29, 100, 256, 257, 4000):
+            assert best_of(scores, top_n).tolist() == expected[:top_n]
+
+
+def test_what_is_not_a_number_is_not_among_the_best():
+    scores = np.array([np.nan, 1, 2, np.nan, np.inf], np.float32)
+    assert best_of(scores, 3).tolist() == [4, 2, 1]
+    assert best_of(scores[:2], 3).tolist() == [1]
+    assert best_of(scores[:1], 3).tolist() == []
+    many = np.full(810, np.nan, np.float32)  # some strips have nothing else
+    many[640:740] = range(100)
+    assert best_of(many, 2).tolist() == [739, 738]
