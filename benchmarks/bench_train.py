@@ -35,6 +35,7 @@ from benchmarks import train_floor
 from benchmarks.train_floor import Clock, Enough, run_epochs
 from preprocessing.dataset import Movies, Users
 from training.batches import DataSet, RatingTensors
+from training.build import build_model
 from training.engine import RELEVANCE_USERS, Engine, Settings
 from training.optimizer import default_batch_size
 from training.trainer import Trainer, peak_rss_mib
@@ -169,7 +170,7 @@ def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int,
     """Return what main.py would train a data set with, its table of users as long as Netflix's."""
     args = train_command.parse_args(["--sides", "user", "--seed", str(seed), *flags])
     torch.manual_seed(seed)
-    model = train_command.build_model(args, data)
+    model = build_model(args, data)
     side = model.user_side
     side.user_embedding = torch.empty(NETFLIX_USERS, side.config.user_dim).normal_(std=0.05)
     engine = Trainer(model.to(device), data, Settings(batch_size=batch_size, seed=seed)).engines[0]

@@ -129,7 +129,7 @@ TRAIN_PATHS = [
     (TRAIN + " --resume --overwrite", NO_CHANGE, "--resume goes on with a run, --overwrite replaces it: choose one", 2),
     (TRAIN + " --without year,stars", NO_CHANGE, "there is no part 'stars'; choose of user_embedding, ", 2),
     (TRAIN + " --sides left", NO_CHANGE, "--sides: invalid choice: 'left'", 2),
-    (AGAIN + " --resume --without year", NO_CHANGE, "was trained with --without nothing, not --without year", 1),
+    (AGAIN + " --resume --without year", NO_CHANGE, "was trained with --without nothing, not year", 1),
     (AGAIN + " --resume --sides both", NO_CHANGE, "was trained with --sides user, not both", 1),
     (TRAIN + " --device tpu", NO_CHANGE, "--device: invalid choice: 'tpu'", 2),
     (TRAIN + " --epoch 3", NO_CHANGE, "unrecognized arguments: --epoch 3", 2),

@@ -26,7 +26,7 @@ from models.ops import ragged as layers
 from models.ops.ragged import Pairs, ridge_solve
 from models.sides import TwoSided
 from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
-from preprocessing.dataset import FILES, DataError, Movies, Users, reader
+from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
 from training import build, engine, evaluation, relevance, trainer
@@ -178,7 +178,7 @@ def test_a_worker_leaves_ctrl_c_to_its_parent_and_ends_with_it():
 def cut(raw_dir, tmp_path_factory) -> Path:
     """The data set of `data_dir` in many row groups; it is the same to a run that was trained on that."""
     with pytest.MonkeyPatch.context() as patch:
-        set_low(patch, [(assembly, "GROUP_ROWS", 700), (dataset, "USERS_PER_GROUP", 64)])
+        set_low(patch, [(assembly, "GROUP_ROWS", 700), (writer, "USERS_PER_GROUP", 64)])
         folder = preprocess(raw_dir, tmp_path_factory.mktemp("large") / "cut")
     assert pq.ParquetFile(folder / "ratings.parquet").num_row_groups > 10
     assert pq.ParquetFile(folder / "users.parquet").num_row_groups == 7

@@ -555,7 +555,7 @@ def test_an_interrupt_leaves_the_older_data_set(kit, older, raw, run, monkeypatc
         raise KeyboardInterrupt
 
     before = kit.snapshot(older.parent)
-    monkeypatch.setattr({"parse_files": parsing, "fsync": os}.get(place, dataset), place, interrupt)
+    monkeypatch.setattr({"parse_files": parsing, "fsync": os}.get(place, writer), place, interrupt)
     result = run(raw, older)
     assert (result.code, kit.snapshot(older.parent)) == (130, before)
     assert "Traceback" not in result.err

@@ -205,8 +205,8 @@ def test_the_sizes_in_meta_are_those_of_the_parts(kit, preprocess, ratings):
 @pytest.mark.parametrize("times", [0, 2])
 def test_the_program_notices_ratings_that_are_not_in_the_file_or_there_twice(write_raw, ratings, run, tmp_path,
                                                                              monkeypatch, times):
-    write_ratings = dataset.write_ratings
-    monkeypatch.setattr(dataset, "write_ratings", lambda *args: [write_ratings(*args) for _ in range(times)])
+    write_ratings = writer.write_ratings
+    monkeypatch.setattr(writer, "write_ratings", lambda *args: [write_ratings(*args) for _ in range(times)])
     result = run(write_raw(ratings=ratings), tmp_path / "space" / "out")
     assert result.code == 1 and "ratings.parquet" in result.err and not (tmp_path / "space").exists()
 
