@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from models.checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError, read_meta
 
@@ -54,5 +54,8 @@ def test_a_checkpoint_of_another_version_gets_one_sentence(data_dir, run_dir, tm
     fingerprint = read_meta(data_dir)["fingerprint"]
     checkpoint = dict(load_checkpoint(run_dir / "best.pt", fingerprint))
     save_checkpoint(tmp_path / "best.pt", checkpoint | {"config": checkpoint["config"] | {"unheard_of": 1}})
+    with pytest.raises(DataError, match=r"best\.pt is no checkpoint of this version; run: python main\.py"):
+        load_checkpoint(tmp_path / "best.pt", fingerprint)
+    save_checkpoint(tmp_path / "best.pt", checkpoint | {"format": FORMAT - 1})  # all else being as it is now
     with pytest.raises(DataError, match=r"best\.pt is no checkpoint of this version; run: python main\.py"):
         load_checkpoint(tmp_path / "best.pt", fingerprint)
