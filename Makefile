@@ -2,11 +2,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test lint golden mutants clean
+.PHONY: help install demo test lint golden mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1  \2/'
+
+install: .venv/run ## install into .venv what the commands need, and do nothing else
 
 demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, recommend for one of its users
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
