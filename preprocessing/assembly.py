@@ -133,7 +133,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
             del keys
     writer.write_users(folder, Users(index.user_id, index.offset))
     writer.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
-                                        statistics.num_train_ratings))
+                                       statistics.num_train_ratings))
     meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, content_hashers))
     writer.write_meta(folder, meta)
     with statistics.timed("verify"):

@@ -25,7 +25,7 @@ from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
 from recommending.one_user import OneUser
-from recommending.top_k import BestMovies, best_of
+from recommending.top_k import BestMovies, best_of, only
 
 
 @dataclass(eq=False)
@@ -94,8 +94,6 @@ class Recommender:
         with torch.no_grad():
             self._films = model.films()
             self._one_user = OneUser(model.user_side, self._films)
-            self.list_vectors = model.list_vectors(self.day, self._films)
-            self._best_movies = BestMovies(self.list_vectors)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -121,6 +119,16 @@ class Recommender:
     def users(self) -> Users:
         """All users of the data set; read when first asked for."""
         return self._users_file.read()
+
+    @cached_property
+    def list_vectors(self) -> torch.Tensor:
+        """All movies' vectors, float (M, K), whose inner products with a person's are the scores of their list."""
+        return self.model.list_vectors(self.day, self._films)
+
+    @cached_property
+    def _best_movies(self) -> BestMovies:
+        """The search among them; similar and popular movies and the map do without."""
+        return BestMovies(self.list_vectors)
 
     def any_user_id(self) -> int:
         """Return the id of a user chosen by the data set's seed."""
@@ -221,7 +229,7 @@ class Recommender:
         if rank_by == "rating":
             order, scores = self._best_movies.find(vector.numpy(), allowed, top_n)
         else:
-            order = best_of(_only(self._relevance(history, vector).numpy(), allowed), top_n)
+            order = best_of(only(self._relevance(history, vector).numpy(), allowed), top_n)
             scores = self._best_movies.products(vector.numpy(), order)
         rated = None
         if filters is not None and filters.include_seen:
@@ -232,7 +240,7 @@ class Recommender:
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
-        order = best_of(_only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
+        order = best_of(only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
         return self._lines(order, stars=(self.model.config.stars_mean + self._films.mean[order]).tolist())
 
     @torch.inference_mode()
@@ -249,7 +257,7 @@ class Recommender:
         cosines = (vectors @ vectors[movie_idx]).numpy()  # (M,)
         allowed = self._allowed(filters, None)
         allowed[movie_idx] = False
-        order = best_of(_only(cosines, allowed), top_n)
+        order = best_of(only(cosines, allowed), top_n)
         return self._lines(order, similarity=cosines[order].tolist())
 
     def film_vectors(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -316,11 +324,6 @@ class Recommender:
         return [Recommendation(rank, movie_id, movies.title[movie], year or None, num_ratings, stars=predicted,
                                similarity=cosine, rated=given)
                 for rank, (movie, movie_id, year, num_ratings, predicted, cosine, given) in enumerate(columns, start=1)]
-
-
-def _only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Return scores with -inf for those that are not allowed, both (M,)."""
-    return np.where(allowed, scores, -np.inf)
 
 
 def _context(history: History) -> Context:

@@ -50,7 +50,7 @@ class BestMovies:
             allowed: bool (M,).
             top_n: most movies of the list.
         """
-        scores = np.where(allowed, self._vectors @ vector, -np.inf)
+        scores = only(self._vectors @ vector, allowed)
         first = best_of(scores, top_n)
         near = np.flatnonzero(allowed)
         if top_n and len(first) == top_n:
@@ -63,6 +63,11 @@ class BestMovies:
     def products(self, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
         """Return the products of some movies, int64 (N,), float32 (N,)."""
         return np.einsum("np,p->n", self._vectors.take(movie_idx, 0), vector)
+
+
+def only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Return scores with -inf for those that are not allowed, both (M,)."""
+    return np.where(allowed, scores, -np.inf)
 
 
 def best_of(scores: np.ndarray, top_n: int) -> np.ndarray:
@@ -127,6 +132,8 @@ class BestProducts:
         """
         if self.by_sorting:
             return self._sorted(users, start, seen)
+        from models.ops import numba_kernels as kernels  # which one person's list need not wait for
+
         num_users, num_listed = len(users), len(self.order)
         best = torch.full((num_users, min(self.top_n, num_listed)), -torch.inf)
         movie_idx = torch.zeros(best.shape, dtype=torch.int64)
@@ -134,8 +141,6 @@ class BestProducts:
         first, rest = turned[:, :self.num_multiplied].contiguous(), turned[:, self.num_multiplied:].norm(dim=1)
         slack = self.longest * users.norm(dim=1) + self.longest_turned * turned.norm(dim=1)
         slack = slack * (ROUNDING * users.shape[1]) + torch.finfo(torch.float32).tiny
-        from models.ops import numba_kernels as kernels  # which one person's list need not wait for
-
         memory = torch.empty(num_users * MOVIES_PER_TILE)
         for begin in range(0, num_listed, MOVIES_PER_TILE):
             tile = slice(begin, begin + MOVIES_PER_TILE)
