@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from preprocessing.dataset import TEST, TRAIN, VALIDATION
+from preprocessing.dataset import TEST, TRAIN, VALIDATION, uniform
 
 
 @dataclass
@@ -85,19 +85,6 @@ def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, da
                         taken)
     part[left[rows]] = VALIDATION
     return part
-
-
-def uniform(seed: int, *columns: np.ndarray) -> np.ndarray:
-    """Hash integers to numbers in [0, 1), float64, with the finaliser of SplitMix64 (Steele et al. 2014)."""
-    word = np.full(len(columns[0]), seed, np.uint64)
-    for column in columns:
-        word ^= column.astype(np.uint64)
-        word += np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            word ^= word >> np.uint64(shift)
-            word *= np.uint64(factor)
-        word ^= word >> np.uint64(31)
-    return (word >> np.uint64(11)) * 2.0**-53
 
 
 def _latest_rows(seed: int, user_idx: np.ndarray, movie_idx: np.ndarray, day: np.ndarray, starts: np.ndarray,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preprocessing import dataset
 from preprocessing.dataset import TEST, TRAIN, VALIDATION, writer
-from preprocessing.splitting import SplitPlan, latest_count, split_users, uniform
+from preprocessing.splitting import SplitPlan, latest_count, split_users
 
 NO_ROWS = np.zeros(0, np.int64)
 
@@ -311,24 +311,3 @@ def test_limit_validation_sets_the_share_that_gives_the_fraction():
     assert plan.val_user_share == pytest.approx(0.1 * 38 / 4, rel=1e-12)
     plan.limit_validation(num_ratings, np.array([1, 2, 10, 0]))
     assert plan.val_user_share == 1.0
-
-
-def test_uniform_numbers_are_uniform_and_depend_on_seed_and_every_column():
-    user_idx, movie_idx = np.divmod(np.arange(200_000, dtype=np.int32), 400)
-    draws = [uniform(0, user_idx, movie_idx), uniform(1, user_idx, movie_idx), uniform(0, movie_idx, user_idx),
-             uniform(0, np.arange(200_000))]
-    for number, draw in enumerate(draws):
-        assert draw.dtype == np.float64 and draw.min() >= 0 and draw.max() < 1
-        assert len(np.unique(draw)) == len(draw)
-        counts = np.bincount((draw * 64).astype(int), minlength=64)
-        assert np.abs(counts - 3125).max() < 5 * math.sqrt(3125 * 63 / 64)
-        for other in draws[:number]:
-            assert abs(np.corrcoef(draw, other)[0, 1]) < 5 / math.sqrt(len(draw))
-
-
-def test_uniform_numbers_do_not_depend_on_the_dtype_or_the_neighbours():
-    values = np.array([0, 1, 2, 17_769])
-    whole = uniform(3, values, values[::-1])
-    for dtype in (np.int16, np.int32, np.int64):
-        assert uniform(3, values.astype(dtype), values[::-1].astype(dtype)).tolist() == whole.tolist()
-    assert [uniform(3, values[k:k + 1], values[::-1][k:k + 1])[0] for k in range(4)] == whole.tolist()
