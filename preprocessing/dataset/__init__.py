@@ -1,6 +1,6 @@
 """A processed data set: the format that all stages share. `schema.py` says what its files hold."""
 
-from preprocessing.dataset.folder import locked, sync
+from preprocessing.dataset.folder import locked, replaced, sync
 from preprocessing.dataset.hashing import hash_ids, uniform
 from preprocessing.dataset.reader import RatingsFile, UsersFile, read_meta, read_movies, read_users
 from preprocessing.dataset.records import (
@@ -20,4 +20,4 @@ from preprocessing.dataset.schema import FILES, PREPROCESS
 
 __all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Movies", "Ratings",
            "RatingsFile", "Titles", "User", "Users", "UsersFile", "hash_ids", "locked", "place_of", "read_meta",
-           "read_movies", "read_users", "sync", "uniform"]
+           "read_movies", "read_users", "replaced", "sync", "uniform"]

@@ -1,6 +1,6 @@
-"""A data set's folder: it appears whole or not at all, whatever kills the program, and one run at a time writes it.
+"""Replace a file or a data set's folder whole: whatever kills the program, the old one or the new one is there.
 
-The files are written into a hidden folder beside it, which then takes its place in one step.
+The new one is written under a hidden name beside the old one, synced to the disk, and takes its place in one step.
 """
 
 import contextlib
@@ -55,6 +55,22 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not empty: the data set is there
             for folder in new_parents:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `path` to write; on success it takes the place of `path` in one step.
+
+    On any failure, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # in a folder from a stranger it could be a link to anywhere
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
