@@ -1,38 +1,15 @@
-"""What the preprocessing commands share: flags, exit codes, and the summary that a person reads."""
+"""What the preprocessing commands share: flags, and the summary that a person reads."""
 
 import argparse
-import errno
 import hashlib
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.assembly import Statistics
-from preprocessing.dataset import DataError
 from preprocessing.titles import Titles
-
-
-def exit_code(preprocess: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Run a command; return its exit code: 0 done, 1 the input or the disk is at fault, 130 interrupted."""
-    try:
-        preprocess(args)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        place = error.filename or args.out_dir
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
-        print(f"error: {place}: {reason}; {args.out_dir} is as it was", file=sys.stderr)
-    except MemoryError:
-        print(f"error: out of memory; {args.out_dir} is as it was", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {args.out_dir} is as it was", file=sys.stderr)
-        return 130
-    else:
-        return 0
-    return 1
 
 
 def add_flags(parser: argparse.ArgumentParser, methods: tuple[str, ...], split_help: str) -> None:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from preprocessing import assembly, command, indexing
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
@@ -46,8 +46,9 @@ class RawRatings:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 the input or the disk is at fault, 130 interrupted."""
-    return command.exit_code(preprocess, parse_args(argv))
+    """Run the command and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
+    args = parse_args(argv)
+    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from preprocessing import assembly, command, indexing, parsing
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
@@ -34,8 +34,9 @@ NETFLIX_HISTOGRAM = {"1": 4_617_990, "2": 10_132_080, "3": 28_811_247, "4": 33_7
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 the input or the disk is at fault, 130 interrupted."""
-    return command.exit_code(preprocess, parse_args(argv))
+    """Run the command and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
+    args = parse_args(argv)
+    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

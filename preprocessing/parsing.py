@@ -190,8 +190,9 @@ def _parse_ranges(tasks: list[tuple], num_bytes: int) -> Iterable[Parsed]:
 
 
 def _start_worker(parent_pid: int) -> None:
-    """Leave Ctrl-C to the parent, and end with it should it be killed."""
+    """Leave Ctrl-C to the parent, end by SIGTERM at once, and end when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would turn it into one task's exception
 
     def watch() -> None:
         while os.getppid() == parent_pid:

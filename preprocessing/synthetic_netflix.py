@@ -42,8 +42,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 from tqdm import tqdm
+
+from preprocessing.dataset import DataError, exit_code
 
 NETFLIX_SIZES = {"num_users": 480_189, "num_movies": 17_770, "num_ratings": 100_480_507}
 IDS_PER_USER = 2_649_429 / 480_189  # Netflix's user ids lie in 1..2,649,429
@@ -97,13 +101,10 @@ def main(argv=None):
     sizes = {name: getattr(args, name) for name in NETFLIX_SIZES if getattr(args, name) is not None}
     if args.like_netflix and sizes:
         parser.error(f"--like_netflix sets all sizes; leave out --{next(iter(sizes))}")
-    try:
-        generate(args.out_dir, **(NETFLIX_SIZES if args.like_netflix else sizes), seed=args.seed,
-                 crlf=args.crlf, with_probe=args.with_probe, quiet=False, contiguous_ids=args.like_netflix)
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    work = functools.partial(
+        generate, args.out_dir, **(NETFLIX_SIZES if args.like_netflix else sizes), seed=args.seed, crlf=args.crlf,
+        with_probe=args.with_probe, quiet=False, contiguous_ids=args.like_netflix)
+    return exit_code(work, args.out_dir)
 
 
 def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000, seed=0, crlf=False,
@@ -114,8 +115,7 @@ def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000,
     genre, a sixth of the movies, has four times as many movies as a light user has ratings.
 
     Raises:
-        ValueError: sizes that cannot be.
-        FileExistsError: `out_dir` holds data that this command did not write.
+        DataError: sizes that cannot be, or `out_dir` holds data that this command did not write.
     """
     started = time.perf_counter()
     out_dir, eol = Path(out_dir), "\r\n" if crlf else "\n"
@@ -179,25 +179,25 @@ def _check_sizes(num_users, num_movies, num_ratings, seed):
     sizes = {"--num_users": num_users, "--num_movies": num_movies, "--num_ratings": num_ratings}
     for flag, value in sizes.items():
         if value < 1:
-            raise ValueError(f"{flag} {value} is not positive; give at least 1")
+            raise DataError(f"{flag} {value} is not positive; give at least 1")
     for flag, value in sizes.items():
         if value > num_ratings:
-            raise ValueError(f"--num_ratings {num_ratings} is less than {flag} {value}; give each a rating")
+            raise DataError(f"--num_ratings {num_ratings} is less than {flag} {value}; give each a rating")
     if num_ratings > num_users * num_movies:
-        raise ValueError(f"--num_ratings {num_ratings} is more than --num_users {num_users} times "
-                         f"--num_movies {num_movies}, and a user rates a movie once; give fewer ratings")
+        raise DataError(f"--num_ratings {num_ratings} is more than --num_users {num_users} times "
+                        f"--num_movies {num_movies}, and a user rates a movie once; give fewer ratings")
     for flag, bits in (("--num_users", USER_BITS), ("--num_movies", MOVIE_BITS)):
         if sizes[flag] >= 1 << bits:
-            raise ValueError(f"{flag} {sizes[flag]} is too large; give less than {1 << bits}")
+            raise DataError(f"{flag} {sizes[flag]} is too large; give less than {1 << bits}")
     if not 0 <= seed < 1 << 63:
-        raise ValueError(f"--seed {seed} is outside 0..2^63 - 1")
+        raise DataError(f"--seed {seed} is outside 0..2^63 - 1")
 
 
 def _check_folder(out_dir):
     for name in (*(f"combined_data_{i}.txt" for i in (1, 2, 3, 4)), "movie_titles.csv", "probe.txt"):
         if (out_dir / name).exists() and not (out_dir / "planted_truth.npz").exists():
-            raise FileExistsError(f"{out_dir / name} was not written by this command (no planted_truth.npz "
-                                  "is beside it); give another --out_dir")
+            raise DataError(f"{out_dir / name} was not written by this command (no planted_truth.npz "
+                            "is beside it); give another --out_dir")
 
 
 def _even_quantiles(size, rng):
