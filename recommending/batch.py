@@ -201,7 +201,7 @@ def _by_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
     _, start = _first_and_starts(recommender, ratings)
     num_users = len(start) - 1
     for low in range(0, num_users, USERS_PER_BLOCK):
-        yield ratings.part(slice(start[low], start[min(low + USERS_PER_BLOCK, num_users)]))
+        yield ratings.subset(slice(start[low], start[min(low + USERS_PER_BLOCK, num_users)]))
 
 
 def _first_and_starts(recommender: Recommender, ratings: Ratings) -> tuple[int, np.ndarray]:

@@ -23,7 +23,7 @@ from models.checkpoint import load_model
 from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
-from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, place_of
+from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
 from recommending.one_user import OneUser
 from recommending.top_k import BestMovies, best_of, only
 
@@ -149,7 +149,7 @@ class Recommender:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
                             'python rec.py --rate "MOVIE_ID:STARS,...", or add --fallback popular')
         ratings = self.ratings.read_user(user)
-        ratings = ratings.part(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
+        ratings = ratings.subset(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
                        torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"],
                        torch.from_numpy(ratings.day.astype(np.int64)), user_id, user.user_idx)
@@ -183,7 +183,7 @@ class Recommender:
         Raises:
             DataError: there is no such movie.
         """
-        movie_idx = place_of(self.movies.movie_id, movie_id)
+        movie_idx = position_of(self.movies.movie_id, movie_id)
         if movie_idx is None:
             raise DataError(f"movie_id {movie_id} is not in the data set")
         return movie_idx

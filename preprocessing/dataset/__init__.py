@@ -15,10 +15,10 @@ from preprocessing.dataset.records import (
     Titles,
     User,
     Users,
-    place_of,
+    position_of,
 )
 from preprocessing.dataset.schema import FILES, PREPROCESS
 
 __all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Movies", "Ratings",
            "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "exit_code", "hash_ids", "locked",
-           "place_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]
+           "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]

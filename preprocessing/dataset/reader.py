@@ -20,7 +20,7 @@ from preprocessing.dataset.integrity import (
     is_sound,
     meta_digest,
 )
-from preprocessing.dataset.records import SPLITS, DataError, Movies, Ratings, Titles, User, Users, place_of
+from preprocessing.dataset.records import SPLITS, DataError, Movies, Ratings, Titles, User, Users, position_of
 from preprocessing.dataset.schema import COLUMNS, FORMAT_VERSION, PREPROCESS
 
 
@@ -96,8 +96,10 @@ class UsersFile:
         if group < 0:
             return None
         users = self._read_group(group)
-        place = place_of(users.user_id, user_id)
-        return None if place is None else users.user(place)._replace(user_idx=int(self._group_starts[group]) + place)
+        position = position_of(users.user_id, user_id)
+        if position is None:
+            return None
+        return users.user(position)._replace(user_idx=int(self._group_starts[group]) + position)
 
     def id_of(self, user_idx: int) -> int:
         """Return the id of a user."""
@@ -144,7 +146,7 @@ class RatingsFile:
         first, last = np.searchsorted(self.group_starts, [rows.start + 1, rows.stop])
         for group in range(first - 1, last):
             ratings, start = self.read_group(group, with_split), self.group_starts[group]
-            yield ratings.part(slice(max(rows.start - start, 0), rows.stop - start))
+            yield ratings.subset(slice(max(rows.start - start, 0), rows.stop - start))
 
     def read_user(self, user: User) -> Ratings:
         """Read one user's ratings, in order of day, without the split."""

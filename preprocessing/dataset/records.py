@@ -75,12 +75,12 @@ class Ratings(NamedTuple):
     day: np.ndarray  # int16 or int32 (R,), since the data set's `day_epoch`
     split: np.ndarray | None  # uint8 (R,): TRAIN, VALIDATION or TEST; None where it was not asked for
 
-    def part(self, rows: slice) -> "Ratings":
+    def subset(self, rows: slice) -> "Ratings":
         """Return some of the rows."""
         return Ratings(*(column if column is None else column[rows] for column in self))
 
 
-def place_of(ids: np.ndarray, wanted: int) -> int | None:
-    """Return where an id stands among ascending ids; None if it is not there."""
-    place = int(np.searchsorted(ids, wanted)) if abs(wanted) < 2**63 else len(ids)
-    return place if place < len(ids) and ids[place] == wanted else None
+def position_of(ids: np.ndarray, target_id: int) -> int | None:
+    """Return the position of an id among ascending ids; None if it is not there."""
+    position = int(np.searchsorted(ids, target_id)) if abs(target_id) < 2**63 else len(ids)
+    return position if position < len(ids) and ids[position] == target_id else None

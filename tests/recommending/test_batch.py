@@ -78,7 +78,7 @@ def test_every_user_gets_the_list_he_gets_alone(recommender, run_dir, small_part
 
 
 def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender):
-    ratings = recommender.ratings.read_group(0).part(slice(0, int(recommender.users.offset[1])))
+    ratings = recommender.ratings.read_group(0).subset(slice(0, int(recommender.users.offset[1])))
     everything = np.arange(3, len(recommender.movies.movie_id), dtype=np.int16)
     ones = np.ones(len(everything), np.uint8)
     found = batch.best_products_of(recommender, 10)
