@@ -133,7 +133,7 @@ def run_preprocess(raw_dir: Path, out_dir: Path, split: str) -> dict:
     """Text to finished data set; returns the seconds by stage and the number of ratings."""
     args = netflix_preprocess.parse_args(["--raw_dir", str(raw_dir), "--out_dir", str(out_dir), "--split", split])
     statistics = netflix_preprocess.preprocess(args)
-    return {**statistics.seconds, "num_ratings": int(statistics.parts.sum())}
+    return {**statistics.seconds, "num_ratings": int(statistics.split_counts.sum())}
 
 
 def run_load(data_dir: Path) -> float:

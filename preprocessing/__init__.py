@@ -2,6 +2,6 @@
 
 import os
 
-# Before pyarrow is imported: its own allocator begins with huge pages, which take a list of movies up to 35 ms and a
-# preprocessing up to 70 MB more than the system's. Who names one keeps it.
+# Set before pyarrow is imported: its allocator begins with huge pages, which cost a list of movies up to 35 ms and
+# preprocessing up to 70 MB more than the system's allocator. One that the environment names stays.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -27,31 +27,31 @@ from preprocessing.parsing import num_cores
 from preprocessing.splitting import SplitPlan, split_users
 
 GROUP_ROWS = 1 << 17  # ratings in a row group, as near as whole users allow
-FINGERPRINT_VERSION = 1  # of what the fingerprint is made of
+FINGERPRINT_VERSION = 1  # of what the fingerprint covers
 
 
 @dataclass
 class Catalogue:
-    """What a reader of raw files knows of the data set beside its ratings."""
+    """What the raw files say beside the ratings."""
 
     year: np.ndarray  # int16 (M,), 0 where unknown
     title: list[str]  # (M,)
-    stars_step: float = 1  # what a unit of the stars is worth
+    stars_step: float = 1  # stars of one unit in ratings.parquet
     stars_range: tuple[float, float] = (1, 5)
 
 
 @dataclass
 class Statistics:
-    """What is counted while the blocks pass by."""
+    """What is timed and counted while the ratings are read, split and written."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    parts: np.ndarray = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
+    split_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1 << STARS_BITS, np.int64))
     num_train_ratings: np.ndarray | None = None  # int32 (M,)
 
     def count(self, ratings: Ratings) -> None:
         """Count the ratings of a row group; only training ratings are counted per movie."""
-        self.parts += np.bincount(ratings.split, minlength=len(SPLITS))
+        self.split_counts += np.bincount(ratings.split, minlength=len(SPLITS))
         self.histogram += np.bincount(ratings.stars, minlength=1 << STARS_BITS)
         trained = ratings.movie_idx[ratings.split == TRAIN]
         self.num_train_ratings += np.bincount(trained, minlength=len(self.num_train_ratings)).astype(np.int32)
@@ -71,7 +71,7 @@ def row_groups(offset: np.ndarray) -> list[int]:
 
 
 def sort_in_threads(keys: np.ndarray) -> None:
-    """Sort in place, a thread per core: partition around quantiles, then sort the parts side by side."""
+    """Sort in place, a thread per core: partition around quantiles, then sort the pieces side by side."""
     bounds = np.arange(1, num_cores()) * len(keys) // num_cores()
     if len(keys) < 1 << 20 or not len(bounds):
         keys.sort()
@@ -86,10 +86,10 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     """Sort, check, split and write the ratings, and verify what was written.
 
     Args:
-        folder: an empty place for the files, see `folders.replace_dataset`.
-        partitions: all keys, in ranges of users that begin and end with row groups; emptied on the way.
+        folder: empty, for the files; see `replace_dataset`.
+        partitions: all keys, in ranges of users that begin and end with row groups; each is emptied when it is loaded.
         meta: entries for meta.json that the reader of the raw files knows (name, sources, ...).
-        statistics: what is counted and timed is added to it.
+        statistics: gets the counts and times of this function too.
 
     Returns:
         The data set's meta.json.
@@ -103,7 +103,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     statistics.num_train_ratings = np.zeros(len(index.movie_id), np.int32)
     schema = ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
     groups, digests = row_groups(index.offset), []
-    content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of parts, however cut into row groups
+    content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of splits, however cut into row groups
     with (writer.ratings_writer(folder, schema) as parquet, ThreadPoolExecutor(1) as background,
           tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False) as bar):
 
@@ -120,9 +120,9 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
                 keys = partition.load()
                 sort_in_threads(keys)
             with statistics.timed("split and write"):
-                inside = [user for user in groups if partition.first_user <= user <= partition.last_user]
+                bounds = [user for user in groups if partition.first_user <= user <= partition.last_user]
                 waiting: deque[Future] = deque()  # encoding one row group overlaps with splitting the next
-                for first_user, last_user in pairwise(inside):
+                for first_user, last_user in pairwise(bounds):
                     rows = index.offset[[first_user, last_user]] - index.offset[partition.first_user]
                     ratings = _split_group(keys[slice(*rows)], first_user, last_user, index, plan, schema)
                     statistics.count(ratings)
@@ -145,7 +145,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
 
 
 def _plan_validation(plan: SplitPlan, index: Index) -> None:
-    """Tell the plan what it cannot see from one user: how many ratings there are to cut validation from."""
+    """Tell the plan what no user alone shows: how many ratings there are to cut validation from."""
     if plan.method == "random" or plan.val_method == "random":
         return
     num_test = None
@@ -156,43 +156,43 @@ def _plan_validation(plan: SplitPlan, index: Index) -> None:
 
 def _split_group(keys: np.ndarray, first_user: int, last_user: int, index: Index, plan: SplitPlan,
                  schema: pa.Schema) -> Ratings:
-    """Unpack the sorted keys of some whole users, check their pairs and assign them to parts."""
+    """Unpack the sorted keys of some whole users, check their pairs and assign them to splits."""
     num_movies = index.layout.num_movies
     user_idx, day, movie_idx, stars = index.layout.unpack(keys)
     low, high = np.searchsorted(plan.test_pairs, [first_user * num_movies, last_user * num_movies])
     test_rows = _check_pairs(index, (user_idx - first_user) * num_movies + movie_idx, first_user,
                              plan.test_pairs[low:high] - first_user * num_movies)
-    part = split_users(plan, user_idx, movie_idx, day, test_rows)
+    split = split_users(plan, user_idx, movie_idx, day, test_rows)
     types = {name: schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "day")}
     return Ratings(user_idx.astype(np.int32), movie_idx.astype(types["movie_idx"]), stars.astype(np.uint8),
-                   day.astype(types["day"]), part)
+                   day.astype(types["day"]), split)
 
 
 def _check_pairs(index: Index, pairs: np.ndarray, first_user: int, test_pairs: np.ndarray) -> np.ndarray:
-    """Check that no pair of a block occurs twice and find the rows of the given test pairs among them.
+    """Check that no pair of a block occurs twice, and return the rows of the test pairs.
 
-    The row goes along in a pair's low bits, so that one sort serves both.
+    A pair's row number is kept in its low bits, so that one sort serves both.
     """
     row_bits = max(len(pairs) - 1, 1).bit_length()
     ordered = np.sort(pairs << row_bits | np.arange(len(pairs)))
     sorted_pairs = ordered >> row_bits
 
-    def ids(pair: np.int64) -> tuple[int, int]:
+    def ids_of(pair: np.int64) -> tuple[int, int]:
         user, movie_idx = divmod(int(pair), index.layout.num_movies)
         return index.user_id[first_user + user], index.movie_id[movie_idx]
 
     twice = np.flatnonzero(sorted_pairs[1:] == sorted_pairs[:-1])
     if len(twice):
-        raise PairError.rated_twice(*ids(sorted_pairs[twice[0]]))
-    place = np.searchsorted(sorted_pairs, test_pairs)
-    missing = sorted_pairs[np.minimum(place, len(pairs) - 1)] != test_pairs
+        raise PairError.rated_twice(*ids_of(sorted_pairs[twice[0]]))
+    positions = np.searchsorted(sorted_pairs, test_pairs)
+    missing = sorted_pairs[np.minimum(positions, len(pairs) - 1)] != test_pairs
     if missing.any():
-        raise PairError.never_rated(*ids(test_pairs[np.argmax(missing)]))
-    return ordered[place] & ((1 << row_bits) - 1)
+        raise PairError.never_rated(*ids_of(test_pairs[np.argmax(missing)]))
+    return ordered[positions] & ((1 << row_bits) - 1)
 
 
 def _content(layout: KeyLayout, ratings: Ratings) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a row group says, whatever its types and encoding: keys int64 (R,) and parts uint8 (R,)."""
+    """Return what a row group says, whatever its types and encoding: keys int64 (R,) and splits uint8 (R,)."""
     columns = (getattr(ratings, name).astype(np.int64) for name in ("user_idx", "day", "movie_idx", "stars"))
     return layout.pack(*columns), ratings.split
 
@@ -209,7 +209,7 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
     """Read the ratings back: they must be what was written, and no (user, movie) pair may be in train and in test."""
 
     def check(first: int) -> None:
-        file = dataset.RatingsFile(folder)  # each thread has a reader of its own
+        file = dataset.RatingsFile(folder)  # a reader is not shared between threads
         for group in range(first, len(digests), num_cores()):
             ratings = file.read_group(group)
             if _digest(_content(index.layout, ratings)) != digests[group]:
@@ -228,11 +228,11 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
 
 
 def _fingerprint(index: Index, catalogue: Catalogue, content_hashers: tuple["hashlib._Hash", ...]) -> str:
-    """Return the SHA-256 of all that the data set says, whatever raw files it came from."""
+    """Return the SHA-256 of all that the data set says, whichever raw files say it."""
     fingerprint = hashlib.sha256(repr((FINGERPRINT_VERSION, index.layout, index.day_epoch, catalogue.stars_step,
                                        catalogue.stars_range)).encode())
-    for part in (*(hasher.digest() for hasher in content_hashers), index.user_id, index.movie_id, catalogue.year):
-        fingerprint.update(part)
+    for content in (*(hasher.digest() for hasher in content_hashers), index.user_id, index.movie_id, catalogue.year):
+        fingerprint.update(content)
     fingerprint.update("\n".join(catalogue.title).encode())
     return fingerprint.hexdigest()
 
@@ -255,7 +255,7 @@ def _complete_meta(meta: dict, index: Index, catalogue: Catalogue, plan: SplitPl
         "histogram": {f"{value * step:g}": int(statistics.histogram[value]) for value in stars},
         "split": {"method": plan.method, "test_fraction": plan.test_fraction, "latest_n": plan.latest_n,
                   "val_fraction": plan.val_fraction, "seed": plan.seed,
-                  **{f"num_{name}": int(n) for name, n in zip(SPLITS, statistics.parts, strict=True)}},
+                  **{f"num_{name}": int(n) for name, n in zip(SPLITS, statistics.split_counts, strict=True)}},
         "seed": plan.seed,
         **meta,
         "fingerprint": fingerprint,

@@ -18,13 +18,14 @@ def add_flags(parser: argparse.ArgumentParser, methods: tuple[str, ...], split_h
                         help="folder of the data set, replaced as a whole (default: %(default)s)")
     parser.add_argument("--split", choices=methods, default="auto", help=split_help)
     parser.add_argument("--test_fraction", type=float, default=0.1, metavar="F",
-                        help="share of the ratings in test, for --split random (default: %(default)s)")
+                        help="fraction of the ratings in test, for --split random (default: %(default)s)")
     parser.add_argument("--latest_n", type=int, default=9, metavar="N",
-                        help="test ratings per user, at most half of his, for --split latest (default: %(default)s)")
+                        help="test ratings per user, at most half of theirs, for --split latest (default: %(default)s)")
     parser.add_argument("--val_fraction", type=float, default=0.05, metavar="F",
-                        help="share of the ratings left by test in validation, cut in the same manner "
+                        help="fraction in validation of the ratings that test leaves, cut in the same manner "
                              "(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all chance in the split (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of all random choices in the split (default: %(default)s)")
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -48,32 +49,32 @@ def describe_file(path: Path) -> dict:
 
 
 def align_titles(titles: Titles, movie_id: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return year int16 (M,) and title (M,) per movie_idx; a movie that has no title gets an empty one."""
+    """Return year int16 (M,) and title (M,) per movie_idx; a movie without a title gets an empty one."""
     year, title = np.zeros(len(movie_id), np.int16), [""] * len(movie_id)
-    places = np.searchsorted(movie_id, titles.movie_id)
-    year[places] = titles.year
-    for place, text in zip(places.tolist(), titles.title, strict=True):
-        title[place] = text
+    positions = np.searchsorted(movie_id, titles.movie_id)
+    year[positions] = titles.year
+    for movie_idx, text in zip(positions.tolist(), titles.title, strict=True):
+        title[movie_idx] = text
     return year, title
 
 
-def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated: np.ndarray,
+def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated_ids: np.ndarray,
                   statistics: Statistics, elapsed_s: float, remark: str | None = None) -> None:
-    """Print what a person wants to know about the data set."""
+    """Print counts, histogram, split and times of a data set; `rated_ids` are the ids of the rated movies."""
     num_ratings, split = meta["num_ratings"], meta["split"]
-    untitled = len(np.setdiff1d(rated, titles.movie_id))
+    num_untitled = len(np.setdiff1d(rated_ids, titles.movie_id))
     print(f"{num_ratings:,} ratings of {meta['num_rated_movies']:,} movies by {meta['num_users']:,} users")
-    print(f"{meta['num_movies']:,} movies known: {meta['num_movies'] - len(rated):,} without ratings, "
-          f"{untitled:,} without a title")
+    print(f"{meta['num_movies']:,} movies known: {meta['num_movies'] - len(rated_ids):,} without ratings, "
+          f"{num_untitled:,} without a title")
     mean = sum(float(stars) * count for stars, count in meta["histogram"].items()) / num_ratings
-    widest = max(meta["histogram"].values())
+    highest = max(meta["histogram"].values())
     for stars, count in meta["histogram"].items():
-        print(f"  {stars:>3} stars {count:>12,}  {count / num_ratings:6.1%}  {'#' * round(30 * count / widest)}")
+        print(f"  {stars:>3} stars {count:>12,}  {count / num_ratings:6.1%}  {'#' * round(30 * count / highest)}")
     print(f"  mean {mean:.5f}")
     if remark:
         print(remark)
-    parts = ", ".join(f"{name} {split[f'num_{name}']:,}" for name in ("train", "validation", "test"))
-    print(f"split {split['method']} (seed {split['seed']}): {parts}; train and test share no pair")
+    split_counts = ", ".join(f"{name} {split[f'num_{name}']:,}" for name in ("train", "validation", "test"))
+    print(f"split {split['method']} (seed {split['seed']}): {split_counts}; train and test share no pair")
     peak_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / (1024 if sys.platform == "linux" else 2**20)
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in statistics.seconds.items())

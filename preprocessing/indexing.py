@@ -19,16 +19,16 @@ from preprocessing.parsing import MovieRuns
 
 _TABLE_LIMIT = 1 << 26  # user ids up to here are ranked through a table, larger ones by binary search
 _CACHED_ROWS = 1 << 18  # a block whose columns stay in the processor's cache
-_TABLED_ROWS = 1 << 22  # a block that makes going through a table of all user ids worth it
+_TABLED_ROWS = 1 << 22  # a block large enough to be worth a pass over a table of all user ids
 
 
 class PairError(DataError):
-    """A (user, movie) pair stands in the ratings or the test pairs a second time, or is to be held out unrated."""
+    """A (user, movie) pair is rated twice, or listed twice among the test pairs, or listed there and never rated."""
 
     def __init__(self, sentence: str, user_id: int, movie_id: int, in_ratings: bool, occurrence: int) -> None:
         super().__init__(sentence.format(user=user_id, movie=movie_id))
         self.user_id, self.movie_id = int(user_id), int(movie_id)
-        self.in_ratings, self.occurrence = in_ratings, occurrence  # where the offending line is to be looked for
+        self.in_ratings, self.occurrence = in_ratings, occurrence  # say which line to look for
 
     @classmethod
     def rated_twice(cls, user_id: int, movie_id: int) -> "PairError":
@@ -45,7 +45,7 @@ class PairError(DataError):
 
 @dataclass(frozen=True)
 class KeyLayout:
-    """Where the parts of a rating stand in its key."""
+    """At which bits of a key the user, day, movie and stars of a rating stand."""
 
     num_users: int
     num_movies: int
@@ -53,7 +53,7 @@ class KeyLayout:
 
     @property
     def shifts(self) -> tuple[int, int, int]:
-        """Bits below the user, the day and the movie."""
+        """How many bits of a key are below the user, the day and the movie."""
         movie = STARS_BITS
         day = movie + max(self.num_movies - 1, 1).bit_length()
         user = day + max(self.num_days - 1, 1).bit_length()
@@ -114,15 +114,15 @@ def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> Index:
         runs: parsed ratings, at least one.
         title_ids: int64, the movie ids of the title file; they are numbered whether rated or not.
     """
-    highest, first_day, last_day = 0, 1 << 62, 0
+    highest_id, first_day, last_day = 0, 1 << 62, 0
     for cells, _ in runs.blocks(_CACHED_ROWS):
-        highest = max(highest, int(cells.max() >> (DAY_BITS + STARS_BITS)))
+        highest_id = max(highest_id, int(cells.max() >> (DAY_BITS + STARS_BITS)))
         days = days_of(cells)
         first_day, last_day = min(first_day, int(days.min())), max(last_day, int(days.max()))
-    if highest < _TABLE_LIMIT:
-        table = np.zeros(highest + 1, np.int64)
+    if highest_id < _TABLE_LIMIT:
+        table = np.zeros(highest_id + 1, np.int64)
         for cells, _ in runs.blocks(_TABLED_ROWS):
-            table += np.bincount(user_ids_of(cells), minlength=highest + 1)
+            table += np.bincount(user_ids_of(cells), minlength=highest_id + 1)
         user_id = np.flatnonzero(table)
         count = table[user_id]
     else:
@@ -153,24 +153,24 @@ def pack_partitions(runs: MovieRuns, index: Index, bounds: list[int], folder: Pa
 
     Args:
         bounds: user_idx at which the ranges begin, and U.
-        folder: where the files are put.
+        folder: gets the files.
     """
     partitions = [Partition(first, last, folder / f"keys_{first}.bin") for first, last in itertools.pairwise(bounds)]
-    inner_keys = np.array(bounds[1:-1], np.int64) << index.layout.shifts[0]
+    lowest_keys = np.array(bounds[1:-1], np.int64) << index.layout.shifts[0]  # of all files but the first
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open(partition.keys, "wb")) for partition in partitions]
         for _, keys in _packed_blocks(runs, index):
             keys.sort()
-            for file, part in zip(files, np.split(keys, np.searchsorted(keys, inner_keys)), strict=True):
-                part.tofile(file)
+            for file, keys_of_file in zip(files, np.split(keys, np.searchsorted(keys, lowest_keys)), strict=True):
+                keys_of_file.tofile(file)
     return partitions
 
 
 def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
-    """Return user_idx * M + movie_idx of given test pairs, int64, sorted.
+    """Return user_idx * M + movie_idx of the listed test pairs, int64, sorted.
 
     Raises:
-        PairError: a pair names an unknown user or movie, or is given twice.
+        PairError: a pair names an unknown user or movie, or is listed twice.
     """
     user_id, movie_id = index.user_id, index.movie_id
     keys = [np.zeros(0, np.int64)]

@@ -1,6 +1,6 @@
-"""Take apart a block of whole lines: movie headers and ratings, or the user ids of a probe file.
+"""Parse a block of whole lines: movie headers and ratings, or the user ids of a probe file.
 
-Read from its END, a rating line `CustomerID,Stars,YYYY-MM-DD` has all fields but the first at fixed places. So the
+Read from its END, a rating line `CustomerID,Stars,YYYY-MM-DD` has all fields but the first at fixed positions. So the
 24 bytes that end a line are gathered for all lines of the block at once, as three little-endian 64-bit words, and their
 digits are combined by arithmetic on whole words. No Python runs per rating.
 """

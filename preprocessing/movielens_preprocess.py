@@ -3,7 +3,7 @@
     python preprocessing/movielens_preprocess.py --raw_dir ml-100k --split u1 --out_dir data/u1
 
 Reads from --raw_dir whichever of these it holds:
-    u.data, u.item                  MovieLens-100K; with u1.base, u1.test .. u5.base, u5.test also its own splits
+    u.data, u.item                  MovieLens-100K; with u1.base, u1.test .. u5.base, u5.test its five splits too
     ratings*.dat, movies.dat        MovieLens-1M and -10M, with or without the column of timestamps
     ratings.csv, movies.csv         MovieLens-20M and later
 Half stars are kept: stars are then stored in steps of 0.5, and meta.json says so.
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw_dir", type=Path, required=True, metavar="DIR", help="folder of the raw files")
     command.add_flags(parser, ("auto", "latest", "random", *CANONICAL),
-                      "how test ratings are chosen: each user's latest; at random; u1 .. u5: MovieLens-100K's own; "
+                      "how test ratings are chosen: each user's latest; at random; u1 .. u5: those of MovieLens-100K; "
                       "auto: latest where there are timestamps, else random (default: auto)")
     args = parser.parse_args(argv)
     command.check_flags(parser, args)
@@ -65,15 +65,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def preprocess(args: argparse.Namespace) -> assembly.Statistics:
-    """Do the work and print the summary; return what was counted and timed."""
+    """Make the data set and print its summary; return what was counted and timed."""
     start = time.perf_counter()
     rating_files, titles_file = find_files(args.raw_dir, args.split)
     statistics = assembly.Statistics()
     with folders.replace_dataset(args.out_dir) as folder:
         with statistics.timed("parse"):
             titles = read_titles(titles_file)
-            parts = [read_ratings(path) for path in rating_files]
-            raw = RawRatings(*(np.concatenate([getattr(part, name) for part in parts])
+            by_file = [read_ratings(path) for path in rating_files]
+            raw = RawRatings(*(np.concatenate([getattr(ratings, name) for ratings in by_file])
                                for name in RawRatings.__dataclass_fields__))
         if not len(raw.user_id):
             raise DataError(f"{rating_files[0]} holds no rating")
@@ -89,12 +89,12 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
                          val_method="latest" if method == "latest" else "random")
         try:
             if method in CANONICAL:
-                test = parts[1]
+                test = by_file[1]
                 pairs = (np.searchsorted(index.user_id, test.user_id) * len(index.movie_id)
                          + np.searchsorted(index.movie_id, test.movie_id))
                 plan.test_pairs = np.sort(pairs)
-            rated = np.unique(raw.movie_id)
-            meta = {"name": "movielens", "num_rated_movies": len(rated),
+            rated_ids = np.unique(raw.movie_id)
+            meta = {"name": "movielens", "num_rated_movies": len(rated_ids),
                     "sources": [command.describe_file(path) for path in (*rating_files, titles_file)]}
             catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id), step,
                                            (0.5, 5) if step == 0.5 else (1, 5))
@@ -102,12 +102,12 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
             meta = assembly.write_dataset(folder, index, [partition], catalogue, plan, meta, statistics)
         except indexing.PairError as error:
             raise _locate(error, rating_files) from None
-    command.print_summary(args, meta, titles, rated, statistics, time.perf_counter() - start)
+    command.print_summary(args, meta, titles, rated_ids, statistics, time.perf_counter() - start)
     return statistics
 
 
 def find_files(raw_dir: Path, split: str) -> tuple[list[Path], Path]:
-    """Find the rating files, of which the second is the test part of a canonical split, and the title file."""
+    """Find the rating files and the title file; of a canonical split, the second rating file holds the test pairs."""
     if not raw_dir.is_dir():
         raise DataError(f"{raw_dir} is no folder; name the one of the MovieLens files with --raw_dir")
     if split in CANONICAL:
@@ -211,10 +211,10 @@ def _bad_line(path: Path, separator: bytes, num_fields: int, header: bool) -> Da
 
 def _locate(error: indexing.PairError, rating_files: list[Path]) -> DataError:
     """Say in which file and line a wrong pair stands."""
-    wanted = re.compile(rb"%d(,|::|\t)%d\1" % (error.user_id, error.movie_id))
-    places = ((path, number, line) for path in rating_files
-              for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if wanted.match(line))
-    path, number, line = next(itertools.islice(places, error.occurrence - 1, None))
+    pattern = re.compile(rb"%d(,|::|\t)%d\1" % (error.user_id, error.movie_id))
+    lines = ((path, number, line) for path in rating_files
+             for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if pattern.match(line))
+    path, number, line = next(itertools.islice(lines, error.occurrence - 1, None))
     return DataError(f"{path}, line {number}: {line[:60].decode('latin-1')!a} is wrong: {error}")
 
 

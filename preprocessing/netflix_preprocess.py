@@ -25,8 +25,8 @@ from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
 
 BYTES_PER_LINE = 20  # of text, about
-BYTES_PER_RATING = 10  # that are in memory at the peak, while the ratings are sorted, split and written
-OVERHEAD_BYTES = 400 << 20  # what the processes take that does not grow with the ratings
+BYTES_PER_RATING = 10  # of memory at the peak, while the ratings are sorted, split and written
+OVERHEAD_BYTES = 400 << 20  # of memory that does not grow with the ratings
 
 # The published totals of the whole Netflix Prize training set, as a check of its parse.
 NETFLIX_COUNTS = (100_480_507, 480_189, 17_770)
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                       "how test ratings are chosen: probe.txt; each user's latest; at random; auto: the probe where "
                       "probe.txt is there, else latest (default: auto)")
     parser.add_argument("--max_memory", type=int, metavar="MIB",
-                        help="sort on disk what would need more memory than this (default: 70 %% of what is free)")
+                        help="sort on disk if the ratings need more memory than this (default: 70 %% of what is free)")
     args = parser.parse_args(argv)
     command.check_flags(parser, args)
     if args.max_memory is not None and args.max_memory < 1:
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def preprocess(args: argparse.Namespace) -> assembly.Statistics:
-    """Do the work and print the summary; return what was counted and timed."""
+    """Make the data set and print its summary; return what was counted and timed."""
     start = time.perf_counter()
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
     sources = [*rating_files, titles_file, *([probe_file] if probe_file else [])]
@@ -82,40 +82,40 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
                 runs.cells = None
         plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
                          args.latest_n, args.val_fraction, args.seed)
-        rated = np.unique(runs.movie_ids[runs.lengths > 0])
+        rated_ids = np.unique(runs.movie_ids[runs.lengths > 0])
         try:
             if probe_file:
                 with statistics.timed("probe"):
                     probe = parsing.parse_files([probe_file], with_stars=False, description="probe")
                     plan.test_pairs = indexing.pair_keys(probe, index)
-            meta = {"name": "netflix", "num_rated_movies": len(rated), "sources": digests.result()}
+            meta = {"name": "netflix", "num_rated_movies": len(rated_ids), "sources": digests.result()}
             catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id))
             meta = assembly.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
         except indexing.PairError as error:
             raise _locate(error, rating_files, probe_file) from None
-    command.print_summary(args, meta, titles, rated, statistics, time.perf_counter() - start, known_totals(meta))
+    command.print_summary(args, meta, titles, rated_ids, statistics, time.perf_counter() - start, known_totals(meta))
     return statistics
 
 
 def memory_for_ratings(rating_files: list[Path], max_memory_mib: int | None) -> int | None:
     """Return how many ratings may be sorted in memory at once, or None where all of them fit."""
-    most_bytes = max_memory_mib * 2**20 if max_memory_mib else 0.7 * available_bytes()
-    for_ratings = max(most_bytes - OVERHEAD_BYTES, most_bytes / 10)
-    estimate = sum(path.stat().st_size for path in rating_files) / BYTES_PER_LINE * BYTES_PER_RATING
-    return None if estimate <= for_ratings else int(for_ratings / BYTES_PER_RATING)
+    max_bytes = max_memory_mib * 2**20 if max_memory_mib else 0.7 * available_bytes()
+    bytes_for_ratings = max(max_bytes - OVERHEAD_BYTES, max_bytes / 10)
+    needed_bytes = sum(path.stat().st_size for path in rating_files) / BYTES_PER_LINE * BYTES_PER_RATING
+    return None if needed_bytes <= bytes_for_ratings else int(bytes_for_ratings / BYTES_PER_RATING)
 
 
-def partition_bounds(offset: np.ndarray, most_rows: int) -> list[int]:
-    """Group row groups into ranges of users with at most so many ratings each, but at least one row group."""
+def partition_bounds(offset: np.ndarray, max_rows: int) -> list[int]:
+    """Group row groups into ranges of users with at most `max_rows` ratings, or a single row group."""
     bounds, groups = [0], assembly.row_groups(offset)
-    for user, after in itertools.pairwise(groups):
-        if user > bounds[-1] and offset[after] - offset[bounds[-1]] > most_rows:
+    for user, next_user in itertools.pairwise(groups):
+        if user > bounds[-1] and offset[next_user] - offset[bounds[-1]] > max_rows:
             bounds.append(user)
     return [*bounds, groups[-1]]
 
 
 def available_bytes() -> int:
-    """Return how much memory is free for use now, in bytes."""
+    """Return how many bytes of memory are free now."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -162,8 +162,8 @@ def known_totals(meta: dict) -> str | None:
 def _locate(error: indexing.PairError, rating_files: list[Path], probe_file: Path | None) -> DataError:
     """Say in which file and line a wrong pair stands."""
     files = rating_files if error.in_ratings else [probe_file]
-    places = (place for path in files for place in parsing.find_lines(path, error.movie_id, error.user_id))
-    path, offset = next(itertools.islice(places, error.occurrence - 1, None))
+    lines = (line for path in files for line in parsing.find_lines(path, error.movie_id, error.user_id))
+    path, offset = next(itertools.islice(lines, error.occurrence - 1, None))
     return parsing.bad_line(path, offset, f"is wrong: {error}")
 
 

@@ -1,8 +1,8 @@
 """Read Netflix's rating files (combined_data_*.txt, probe.txt) as arrays, exactly and in parallel.
 
 The layout is a movie header `123:` on its own line, then one line `CustomerID,Stars,YYYY-MM-DD` (in probe.txt:
-`CustomerID`) per rating. The files are cut into ranges of bytes that are dealt to one process per core; a range owns
-the lines that begin in it, and its ratings before its first header belong to the movie of the range before.
+`CustomerID`) per rating. One process per core parses ranges of bytes. To a range belong the lines that begin in it;
+its ratings before its first header belong to the last movie of the range before.
 """
 
 import os
@@ -22,8 +22,8 @@ from tqdm import tqdm
 from preprocessing.dataset import DataError
 from preprocessing.lines import Parsed, parse_block
 
-RANGE_BYTES = 8 << 20  # what one task of a process reads
-BLOCK_BYTES = 1 << 19  # what is parsed at once: its arrays stay in the processor's cache
+RANGE_BYTES = 8 << 20  # read by one task of a process
+BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor's cache
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
 
 
@@ -45,12 +45,12 @@ class MovieRuns:
             stop = min(start + num_rows, len(self))
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             runs = slice(first, last + 1)
-            inside = np.minimum(ends[runs], stop) - np.maximum(ends[runs] - self.lengths[runs], start)
+            num_cells = np.minimum(ends[runs], stop) - np.maximum(ends[runs] - self.lengths[runs], start)
             if isinstance(self.cells, Path):
                 cells = np.fromfile(self.cells, np.int64, stop - start, offset=8 * start)
             else:
                 cells = self.cells[start:stop]
-            yield cells, np.repeat(self.movie_ids[runs], inside)
+            yield cells, np.repeat(self.movie_ids[runs], num_cells)
 
 
 def parse_files(paths: list[Path], with_stars: bool = True, description: str = "parse",
@@ -59,7 +59,7 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
 
     Args:
         paths: combined_data files, or probe files (`with_stars=False`: a line is a user_id; day and stars are 0).
-        spill: a file to put the cells into, where memory will not hold them.
+        spill: a file for the cells, where memory will not hold them.
 
     Returns:
         The cells in file order and their movies; 8 bytes a rating.
@@ -68,8 +68,8 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
         DataError: a line that is no header and no rating, with its file, line number and text.
         OSError: a file that cannot be read.
     """
-    tasks = [(path, start, min(start + RANGE_BYTES, size), with_stars)
-             for path in paths for size in [path.stat().st_size] for start in range(0, size, RANGE_BYTES)]
+    tasks = [(path, start, min(start + RANGE_BYTES, file_bytes), with_stars)
+             for path in paths for file_bytes in [path.stat().st_size] for start in range(0, file_bytes, RANGE_BYTES)]
     num_bytes = sum(stop - start for _, start, stop, _ in tasks)
     with (open(spill or os.devnull, "wb") as spilled,
           tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar):
@@ -106,16 +106,16 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
 def parse_range(path: Path, start: int, stop: int, with_stars: bool = True) -> Parsed:
     """Parse the lines of a file whose first byte lies in [start, stop)."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        file_bytes = os.fstat(file.fileno()).st_size
         file.seek(max(start - 1, 0))
-        text = file.read(min(stop + SLACK_BYTES, size) - file.tell())
+        text = file.read(min(stop + SLACK_BYTES, file_bytes) - file.tell())
         base = max(start - 1, 0)
     begin = 0 if start == 0 else text.find(b"\n") + 1
     if begin == 0 and start > 0:  # one overlong line covers the range; the range where it starts reports it
         return _join([])
     end = text.find(b"\n", max(stop - 1 - base, 0)) + 1
     if end == 0:
-        if stop + SLACK_BYTES < size:
+        if stop + SLACK_BYTES < file_bytes:
             parsed = _parse_text(text[begin:text.rfind(b"\n") + 1], base + begin, with_stars)
             parsed.error = parsed.error or (base + text.rfind(b"\n") + 1, "is longer than any rating line")
             return parsed
@@ -128,10 +128,10 @@ def bad_line(path: Path, offset: int, problem: str) -> DataError:
     """Name the file, number and text of the line that starts at a byte offset, and what is wrong with it."""
     number = 1
     with open(path, "rb") as file:
-        left = offset
-        while left and (block := file.read(min(left, RANGE_BYTES))):
+        remaining = offset
+        while remaining and (block := file.read(min(remaining, RANGE_BYTES))):
             number += block.count(b"\n")
-            left -= len(block)
+            remaining -= len(block)
         text = file.readline(61).rstrip(b"\r\n")
     shown = ascii(text[:60].decode("latin-1")) + ("..." if len(text) > 60 else "")
     return DataError(f"{path}, line {number}: {shown} {problem}")
@@ -173,7 +173,7 @@ def num_cores() -> int:
 
 
 def _parse_ranges(tasks: list[tuple], num_bytes: int) -> Iterable[Parsed]:
-    """Yield the parsed tasks in order, from a process per core where the input is worth it."""
+    """Yield the parsed tasks in order; a process per core parses them where they are many."""
     num_processes = min(num_cores(), len(tasks))
     if num_processes < 2 or num_bytes < 2 * RANGE_BYTES:
         yield from (parse_range(*task) for task in tasks)

@@ -1,16 +1,16 @@
-"""Divide ratings into train, validation and test, from a plan that needs to see only one user at a time.
+"""Split ratings into train, validation and test, by a plan that needs to see only one user at a time.
 
     probe    test = the pairs of probe.txt: recent ratings of each user, held out by Netflix
-    latest   test = each user's last `latest_n` ratings, at most half of them: how the probe was made; of the ratings
-             of the day where the last ones begin, whose order a data set does not keep, it takes a random choice
+    latest   test = each user's last `latest_n` ratings, at most half of them, as Netflix made the probe; a data set
+             keeps no order within a day, so of the day where the last ratings begin a random choice is taken
     random   test = each rating with probability `test_fraction`
 
-Validation is cut from what is left in the same manner. For `probe` and `latest` it consists of the latest ratings
-of a random share of the users, so large that about `val_fraction` of what is left is in it: those users lose all of
-their latest ratings, just as every user does to the test part. For `random` it is `val_fraction` of what is left.
+Validation is cut from what remains, in the same manner. With `probe` and `latest`, some users, chosen at random, give
+their latest ratings: all of them, as every user does to test. There are as many such users as `val_fraction` of the
+remaining ratings needs. With `random`, each remaining rating is in validation with probability `val_fraction`.
 
-Chance is a hash of (seed, user_idx, movie_idx), so a rating's part depends neither on the order of the input nor on
-how it was cut into blocks.
+Random numbers are hashes of (seed, user_idx, movie_idx): the split of a rating depends neither on the order of the
+input nor on how it was cut into blocks.
 """
 
 from dataclasses import dataclass, field
@@ -22,95 +22,95 @@ from preprocessing.dataset import TEST, TRAIN, VALIDATION, uniform
 
 @dataclass
 class SplitPlan:
-    """What decides the part of every rating."""
+    """What decides the split of every rating."""
 
-    method: str  # "probe", "latest", "random", or the name of another list of given test pairs
+    method: str  # "probe", "latest", "random", or the name of another list of test pairs
     test_fraction: float
     latest_n: int
     val_fraction: float
     seed: int
     val_method: str = "latest"  # "latest" or "random"
     test_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # sorted, see `pair_keys`
-    val_user_share: float = 1.0
+    val_user_fraction: float = 1.0  # of the users, who give their latest ratings to validation
 
     def limit_validation(self, num_ratings: np.ndarray, num_test: np.ndarray | None = None) -> None:
-        """Set the share of users that give validation ratings, from the users' counts (U,) of all and of test."""
+        """Set `val_user_fraction` from the number of ratings and of test ratings of each user, int64 (U,)."""
         if num_test is None:
             num_test = latest_count(num_ratings, self.latest_n)
-        left = num_ratings - num_test
-        candidates = latest_count(left, self.latest_n).sum()
-        self.val_user_share = float(min(1.0, self.val_fraction * left.sum() / max(candidates, 1)))
+        num_remaining = num_ratings - num_test
+        num_candidates = latest_count(num_remaining, self.latest_n).sum()
+        self.val_user_fraction = float(min(1.0, self.val_fraction * num_remaining.sum() / max(num_candidates, 1)))
 
 
 def latest_count(num_ratings: np.ndarray, latest_n: int) -> np.ndarray:
-    """Return how many of a user's ratings count as his latest: up to `latest_n`, at most half."""
+    """Return how many of each user's ratings count as their latest: up to `latest_n`, at most half."""
     return np.minimum(num_ratings // 2, latest_n)
 
 
 def split_users(plan: SplitPlan, user_idx: np.ndarray, movie_idx: np.ndarray, day: np.ndarray,
                 test_rows: np.ndarray) -> np.ndarray:
-    """Assign the ratings of some whole users, sorted by user and day, to parts.
+    """Return the split of each rating of some whole users, sorted by user and day.
 
     Args:
         user_idx, movie_idx, day: integers (R,).
-        test_rows: rows of the plan's given test pairs, where the method has such.
+        test_rows: rows of the plan's test pairs, where the method lists such pairs.
 
     Returns:
         uint8 (R,): TRAIN, VALIDATION or TEST.
     """
-    part = np.full(len(user_idx), TRAIN, np.uint8)
+    split = np.full(len(user_idx), TRAIN, np.uint8)
     if not len(user_idx):
-        return part
+        return split
     if plan.method == "random":
-        chance = uniform(plan.seed, user_idx, movie_idx)
-        part[chance < plan.test_fraction + (1 - plan.test_fraction) * plan.val_fraction] = VALIDATION
-        part[chance < plan.test_fraction] = TEST
-        return part
+        draws = uniform(plan.seed, user_idx, movie_idx)
+        split[draws < plan.test_fraction + (1 - plan.test_fraction) * plan.val_fraction] = VALIDATION
+        split[draws < plan.test_fraction] = TEST
+        return split
 
     starts = np.flatnonzero(np.diff(user_idx, prepend=user_idx[0] - 1))
     num_ratings = np.diff(starts, append=len(user_idx))
     users = user_idx[starts]
     if plan.method == "latest":
-        taken = latest_count(num_ratings, plan.latest_n)
-        part[_latest_rows(plan.seed, user_idx, movie_idx, day, starts, num_ratings, taken)] = TEST
+        num_latest = latest_count(num_ratings, plan.latest_n)
+        split[_latest_rows(plan.seed, user_idx, movie_idx, day, starts, num_ratings, num_latest)] = TEST
     else:
-        part[test_rows] = TEST
-    left = np.flatnonzero(part != TEST)
+        split[test_rows] = TEST
+    remaining = np.flatnonzero(split != TEST)
     if plan.val_method == "random":
-        part[left[uniform(plan.seed, user_idx[left], movie_idx[left]) < plan.val_fraction]] = VALIDATION
-        return part
-    num_left = num_ratings - np.add.reduceat(part == TEST, starts, dtype=np.int64)
-    taken = latest_count(num_left, plan.latest_n) * (uniform(plan.seed, users) < plan.val_user_share)
-    rows = _latest_rows(plan.seed, user_idx[left], movie_idx[left], day[left], np.cumsum(num_left) - num_left, num_left,
-                        taken)
-    part[left[rows]] = VALIDATION
-    return part
+        split[remaining[uniform(plan.seed, user_idx[remaining], movie_idx[remaining]) < plan.val_fraction]] = VALIDATION
+        return split
+    num_remaining = num_ratings - np.add.reduceat(split == TEST, starts, dtype=np.int64)
+    num_latest = latest_count(num_remaining, plan.latest_n) * (uniform(plan.seed, users) < plan.val_user_fraction)
+    rows = _latest_rows(plan.seed, user_idx[remaining], movie_idx[remaining], day[remaining],
+                        np.cumsum(num_remaining) - num_remaining, num_remaining, num_latest)
+    split[remaining[rows]] = VALIDATION
+    return split
 
 
 def _latest_rows(seed: int, user_idx: np.ndarray, movie_idx: np.ndarray, day: np.ndarray, starts: np.ndarray,
-                 sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the positions of the latest `counts[k]` ratings of each user k, whose rows begin at `starts[k]`.
+                 num_ratings: np.ndarray, num_latest: np.ndarray) -> np.ndarray:
+    """Return the rows of each user k's latest `num_latest[k]` of `num_ratings[k]` ratings, which begin at `starts[k]`.
 
-    Where the row before the first of them is of the same day, which of that day's are taken is a matter of chance.
+    Where the earliest of them shares its day with a rating before it, that day's ratings are chosen at random.
     """
-    first = starts + sizes - counts
-    rows = _ranges(first, counts)
-    first = first[(counts > 0) & (counts < sizes)]
-    torn = day[first - 1] == day[first]
-    if not torn.any():
+    first = starts + num_ratings - num_latest
+    rows = _ranges(first, num_latest)
+    first = first[(num_latest > 0) & (num_latest < num_ratings)]
+    is_tied = day[first - 1] == day[first]
+    if not is_tied.any():
         return rows
-    taken = np.zeros(len(day), bool)
-    taken[rows] = True
-    new_day = np.flatnonzero((np.diff(day, prepend=-1) != 0) | (np.diff(user_idx, prepend=-1) != 0))
-    number = np.searchsorted(new_day, first[torn], side="right") - 1
-    day_start, day_end = new_day[number], np.append(new_day, len(day))[number + 1]
-    tied = _ranges(day_start, day_end - day_start)
-    of_day = np.repeat(np.arange(len(day_start)), day_end - day_start)
-    shuffled = tied[np.lexsort((uniform(seed, user_idx[tied], movie_idx[tied]), of_day))]
-    taken[shuffled] = taken[tied]  # as many as without chance
-    return np.flatnonzero(taken)
+    is_latest = np.zeros(len(day), bool)
+    is_latest[rows] = True
+    day_starts = np.flatnonzero((np.diff(day, prepend=-1) != 0) | (np.diff(user_idx, prepend=-1) != 0))
+    tied_days = np.searchsorted(day_starts, first[is_tied], side="right") - 1
+    tied_starts = day_starts[tied_days]
+    num_tied = np.append(day_starts, len(day))[tied_days + 1] - tied_starts
+    tied = _ranges(tied_starts, num_tied)
+    order = np.lexsort((uniform(seed, user_idx[tied], movie_idx[tied]), np.repeat(np.arange(len(num_tied)), num_tied)))
+    is_latest[tied[order]] = is_latest[tied]  # of each day as many as before
+    return np.flatnonzero(is_latest)
 
 
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the numbers of all ranges starts[k]:starts[k] + sizes[k], one after the other."""
-    return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the numbers of all ranges starts[k]:starts[k] + lengths[k], one after the other."""
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())

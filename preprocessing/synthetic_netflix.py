@@ -15,16 +15,16 @@ The planted model. Six genres sit on a circle, 60 degrees apart; a movie's direc
 
 The best prediction of a star is its expectation given latent. So the best reachable RMSE is the root of the
 mean variance of star given latent (star_moments), taken over the ratings written. Users rate what they like
-more often: the chance of a genre grows with exp(CHOICE * taste . direction), so a user's choice betrays his
-taste. A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it has
-movies.
+more often: the probability of a genre grows with exp(CHOICE * taste . direction), so what users rate shows
+their taste. A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it
+has movies.
 
 planted_truth.npz, for numpy.load without pickle; M rated movies by ascending id, U users by ascending id:
     genre_names (6,) str         movie_id (M,) int32         movie_genre (M,) int8, an index into genre_names
     movie_year (M,) int16, known also where movie_titles.csv says NULL
     movie_quality, movie_year_effect (M,) float32            movie_direction (M, 2) float32
     user_id (U,) int32           user_mean (U,) float32      user_taste (U, 2) float32
-    user_is_fan (U,) bool        user_fan_genre (U,) int8, -1 for users who are no fans
+    user_is_fan (U,) bool        user_fan_genre (U,) int8, -1 for users who are not fans
     noise_std, best_rmse, best_rmse_latest () float64; the last over each user's latest min(9, n // 2) ratings, of a
     day those of the highest movie numbers
     star_histogram (5,) int64    seed, num_ratings () int64
@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 from preprocessing.dataset import DataError, exit_code
 
-NETFLIX_SIZES = {"num_users": 480_189, "num_movies": 17_770, "num_ratings": 100_480_507}
+NETFLIX_COUNTS = {"num_users": 480_189, "num_movies": 17_770, "num_ratings": 100_480_507}
 IDS_PER_USER = 2_649_429 / 480_189  # Netflix's user ids lie in 1..2,649,429
 FIRST_DATE, LAST_DATE = np.datetime64("1999-11-11"), np.datetime64("2005-12-31")  # day 0 and day LAST_DAY
 LAST_DAY = int((LAST_DATE - FIRST_DATE).astype(int))
@@ -59,13 +59,13 @@ GENRES = ("Romance", "Drama", "Thriller", "Horror", "Fantasy", "Comedy")  # neig
 GENRE_ANGLE = 2 * np.pi * np.arange(len(GENRES)) / len(GENRES)
 NOISE_STD = 0.74  # stars
 USER_MEAN, USER_MEAN_STD = 3.02, 0.25  # stars
-TASTE_STD = 0.27  # of each coordinate, for users who are no fans
-FAN_TASTE, FAN_SHARE = 1.7, 0.2
+TASTE_STD = 0.27  # of each coordinate, for users who are not fans
+FAN_TASTE, FAN_FRACTION = 1.7, 0.2
 CHOICE = 2.3  # how much taste steers what a user rates
-MIN_ACTIVITY = 24  # ratings of a user, where the sizes permit
-ACTIVITY_STD = 0.9  # of the logarithm of what he rates beyond
+MIN_ACTIVITY = 24  # ratings of a user, where the counts permit
+ACTIVITY_STD = 0.9  # of the logarithm of the ratings beyond MIN_ACTIVITY
 RATINGS_PER_SESSION = 8
-RECENT, PROBE_SHARE = 9, 1 / 3  # Netflix cut each user's 9 latest ratings into probe, quiz and test
+RECENT, PROBE_FRACTION = 9, 1 / 3  # Netflix cut each user's 9 latest ratings into probe, quiz and test
 
 CHUNK_RATINGS = 250_000  # users are drawn in chunks of about this many ratings, which bounds the memory
 # One int64 holds a rating, so that sorting puts them into file order:
@@ -93,33 +93,33 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0,
                         help="the same seed gives the same bytes (default: %(default)s)")
     parser.add_argument("--like_netflix", action="store_true",
-                        help="the sizes of the Netflix Prize, and movie ids without gaps")
+                        help="as many users, movies and ratings as the Netflix Prize, movie ids without gaps")
     parser.add_argument("--crlf", action="store_true", help="end lines with CR LF, as some copies do")
     parser.add_argument("--with_probe", action="store_true",
                         help="also write probe.txt, a third of each user's latest ratings")
     args = parser.parse_args(argv)
-    sizes = {name: getattr(args, name) for name in NETFLIX_SIZES if getattr(args, name) is not None}
-    if args.like_netflix and sizes:
-        parser.error(f"--like_netflix sets all sizes; leave out --{next(iter(sizes))}")
+    counts = {name: getattr(args, name) for name in NETFLIX_COUNTS if getattr(args, name) is not None}
+    if args.like_netflix and counts:
+        parser.error(f"--like_netflix sets all counts; leave out --{next(iter(counts))}")
     work = functools.partial(
-        generate, args.out_dir, **(NETFLIX_SIZES if args.like_netflix else sizes), seed=args.seed, crlf=args.crlf,
+        generate, args.out_dir, **(NETFLIX_COUNTS if args.like_netflix else counts), seed=args.seed, crlf=args.crlf,
         with_probe=args.with_probe, quiet=False, contiguous_ids=args.like_netflix)
     return exit_code(work, args.out_dir)
 
 
 def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000, seed=0, crlf=False,
              with_probe=False, quiet=True, contiguous_ids=False):
-    """Write the data set into `out_dir` and return the planted truth, a dict of what planted_truth.npz holds.
+    """Write the data set into `out_dir`; return the planted truth, a dict of what planted_truth.npz holds.
 
     The smallest set is 1 user, 1 movie, 1 rating. All traps are in from 20 movies on. There are fans where a
     genre, a sixth of the movies, has four times as many movies as a light user has ratings.
 
     Raises:
-        DataError: sizes that cannot be, or `out_dir` holds data that this command did not write.
+        DataError: counts that cannot be, or `out_dir` holds data that this command did not write.
     """
     started = time.perf_counter()
     out_dir, eol = Path(out_dir), "\r\n" if crlf else "\n"
-    _check_sizes(num_users, num_movies, num_ratings, seed)
+    _check_counts(num_users, num_movies, num_ratings, seed)
     _check_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synthetic_netflix_", dir=out_dir) as folder:
@@ -175,20 +175,20 @@ def _moment_table(noise_std):
     return grid, mean, square - mean ** 2
 
 
-def _check_sizes(num_users, num_movies, num_ratings, seed):
-    sizes = {"--num_users": num_users, "--num_movies": num_movies, "--num_ratings": num_ratings}
-    for flag, value in sizes.items():
+def _check_counts(num_users, num_movies, num_ratings, seed):
+    counts = {"--num_users": num_users, "--num_movies": num_movies, "--num_ratings": num_ratings}
+    for flag, value in counts.items():
         if value < 1:
             raise DataError(f"{flag} {value} is not positive; give at least 1")
-    for flag, value in sizes.items():
+    for flag, value in counts.items():
         if value > num_ratings:
             raise DataError(f"--num_ratings {num_ratings} is less than {flag} {value}; give each a rating")
     if num_ratings > num_users * num_movies:
         raise DataError(f"--num_ratings {num_ratings} is more than --num_users {num_users} times "
                         f"--num_movies {num_movies}, and a user rates a movie once; give fewer ratings")
     for flag, bits in (("--num_users", USER_BITS), ("--num_movies", MOVIE_BITS)):
-        if sizes[flag] >= 1 << bits:
-            raise DataError(f"{flag} {sizes[flag]} is too large; give less than {1 << bits}")
+        if counts[flag] >= 1 << bits:
+            raise DataError(f"{flag} {counts[flag]} is too large; give less than {1 << bits}")
     if not 0 <= seed < 1 << 63:
         raise DataError(f"--seed {seed} is outside 0..2^63 - 1")
 
@@ -200,9 +200,9 @@ def _check_folder(out_dir):
                             "is beside it); give another --out_dir")
 
 
-def _even_quantiles(size, rng):
-    """Return 0.5 / size, 1.5 / size, ... in random order: uniform numbers without the luck of the draw."""
-    return (rng.permutation(size) + 0.5) / size
+def _even_quantiles(count, rng):
+    """Return 0.5 / count, 1.5 / count, ... in random order: uniform numbers that are spread evenly."""
+    return (rng.permutation(count) + 0.5) / count
 
 
 def _plant_movies(truth, plan, num_movies, contiguous_ids, rng):
@@ -237,7 +237,7 @@ def _plant_movies(truth, plan, num_movies, contiguous_ids, rng):
 def _plant_users(truth, plan, num_users, num_movies, num_ratings, rng):
     plan.count = _plant_activity(num_users, num_movies, num_ratings, rng)
     is_light = plan.count <= num_movies // len(GENRES) / 4
-    is_fan = is_light & (rng.random(num_users) < FAN_SHARE / max(is_light.mean(), FAN_SHARE))
+    is_fan = is_light & (rng.random(num_users) < FAN_FRACTION / max(is_light.mean(), FAN_FRACTION))
     fan_genre = np.where(is_fan, rng.integers(len(GENRES), size=num_users), -1)
     angle = GENRE_ANGLE[fan_genre]
     fan_taste = FAN_TASTE * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -249,7 +249,7 @@ def _plant_users(truth, plan, num_users, num_movies, num_ratings, rng):
     truth["user_is_fan"] = is_fan
     truth["user_fan_genre"] = fan_genre.astype(np.int8)
 
-    # More users join every year, and most stay. Who rates much of the catalogue stays until all is released.
+    # More users join every year, and most stay. Users who rate much of the catalogue stay until all is released.
     plan.join_day = (LAST_DAY * rng.random(num_users) ** 0.7).astype(int)
     stay = rng.random(num_users) ** 0.3
     plan.last_day = plan.join_day + (stay * (LAST_DAY - plan.join_day + 1)).astype(int)
@@ -312,7 +312,7 @@ def _draw_chunk(truth, plan, users, seed):
     star = np.clip(np.rint(latent + NOISE_STD * rng.standard_normal(len(user))), 1, 5).astype(np.int64)
     num_later = np.cumsum(count)[user] - np.arange(len(user)) - 1  # later ratings of the same user
     is_recent = num_later < np.minimum(RECENT, count // 2)[user]
-    in_probe = is_recent & (rng.random(len(user)) < PROBE_SHARE)
+    in_probe = is_recent & (rng.random(len(user)) < PROBE_FRACTION)
 
     variance = star_moments(latent, NOISE_STD)[1]
     keys = (movie << USER_BITS | user + users.start) << DAY_BITS | day
@@ -333,7 +333,7 @@ def _choose_movies(truth, plan, users, rng):
     sure = (plan.sure_user[sure_movie] - users.start) << MOVIE_BITS | sure_movie
     chosen = [sure]
 
-    # Who rates much of the catalogue: each movie arrives after an exponential time, the first `count` are his
+    # Users who rate much of the catalogue: each movie arrives after an exponential time, they rate the first `count`
     # (weighted sampling without replacement, Efraimidis and Spirakis 2006).
     for user in np.flatnonzero(count > num_movies // 20):
         arrival = rng.standard_exponential(num_movies) / (liking[user, truth["movie_genre"]] * plan.weight)
@@ -342,7 +342,7 @@ def _choose_movies(truth, plan, users, rng):
         chosen.append(user << MOVIE_BITS | np.argpartition(arrival, count[user] - 1)[:count[user]])
     chosen = _distinct(chosen)
 
-    # All others: draw with replacement, drop what came twice or is not released, draw again what is missing.
+    # All other users: draw with replacement, drop what came twice or is not released, draw what is still missing.
     genre_mass = np.cumsum(liking * np.diff(plan.genre_end, prepend=0), axis=1)  # (users, genres)
     genre_start = np.append(0, plan.genre_end[:-1])
     while True:
@@ -353,8 +353,8 @@ def _choose_movies(truth, plan, users, rng):
         point = rng.random(len(user)) * genre_mass[user, -1]
         genre = (point[:, None] > genre_mass[user, :-1]).sum(axis=1)
         point = genre_start[genre] + rng.random(len(user)) * (plan.genre_end - genre_start)[genre]
-        place = np.searchsorted(plan.movie_end, point, side="right")
-        movie = plan.by_genre[np.minimum(place, num_movies - 1)]
+        position = np.searchsorted(plan.movie_end, point, side="right")
+        movie = plan.by_genre[np.minimum(position, num_movies - 1)]
         is_released = plan.release_day[movie] <= last_day[user]
         chosen = _distinct([chosen, (user << MOVIE_BITS | movie)[is_released]])
 
@@ -372,9 +372,9 @@ def _choose_days(plan, users, user, movie, rng):
     return session[start + (rng.random(len(user)) * (end[user] - start)).astype(int)] & _mask(DAY_BITS)
 
 
-def _distinct(parts):
+def _distinct(arrays):
     """Return the sorted distinct numbers of some arrays (np.unique, which hashes, took ten times as long)."""
-    numbers = np.sort(np.concatenate(parts))
+    numbers = np.sort(np.concatenate(arrays))
     return numbers[np.diff(numbers, prepend=-1) != 0]
 
 
@@ -384,7 +384,7 @@ def _mask(bits):
 
 def _write_ratings(folder, keys, truth, eol, with_probe, quiet):
     """Write combined_data_1..4.txt, a quarter of the sorted ratings each, and probe.txt; count the stars."""
-    # A field has a table of its texts. A line is a record of fixed width; the NULs that pad it are deleted.
+    # Each field has a table of its texts. A line is a record of fixed width; the NULs that pad it are deleted.
     user_text = truth["user_id"].astype(f"S{len(str(truth['user_id'].max()))}")
     user_texts, probe_texts = np.char.add(user_text, b","), np.char.add(user_text, eol.encode())
     star_texts = np.array([f"{star}," for star in range(6)], "S2")
@@ -446,11 +446,11 @@ def _write_titles(path, truth, plan, eol, rng):
 
 def _print_summary(out_dir, names, truth, count, elapsed_s):
     histogram = truth["star_histogram"]
-    shares = " / ".join(f"{100 * share:.1f}" for share in histogram / histogram.sum())
+    percentages = " / ".join(f"{100 * fraction:.1f}" for fraction in histogram / histogram.sum())
     print(f"{truth['num_ratings']:,} ratings of {len(truth['movie_id']):,} movies by {len(count):,} users, "
           f"{count[0]:,} to {count[-1]:,} each (median {count[len(count) // 2]:,}); "
           f"{truth['user_is_fan'].sum():,} users are fans of one genre")
-    print(f"stars 1 to 5: {shares} percent, mean {histogram @ np.arange(1, 6) / histogram.sum():.3f}")
+    print(f"stars 1 to 5: {percentages} percent, mean {histogram @ np.arange(1, 6) / histogram.sum():.3f}")
     print(f"planted noise {truth['noise_std']:.2f} stars; best reachable RMSE {truth['best_rmse']:.4f}, "
           f"over each user's latest ratings {truth['best_rmse_latest']:.4f}")
     print(f"wrote {', '.join(names)} into {out_dir} in {elapsed_s:.1f} s")

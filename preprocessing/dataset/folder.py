@@ -110,7 +110,7 @@ def _empty(folder: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Put folder `new` in the place of folder `old`, in one step where the system can swap two names (Linux)."""
+    """Put folder `new` in the place of folder `old`, in one step where the system can swap two names, as Linux can."""
     if not old.exists():
         new.rename(old)
         return

@@ -1,8 +1,8 @@
-"""How damage to a data set is noticed, and a file from a stranger kept from doing harm.
+"""Notice damage to a data set, and keep a file from a stranger from doing harm.
 
-Parquet pages carry checksums, the digests of their footers are in meta.json, and what a page header alone could change
-is checked against the catalogues. A file from a stranger is data at most: its counts are checked before memory is taken
-for them.
+Parquet pages carry checksums, meta.json holds digests of the footers, and what a damaged page header could change is
+checked against the users and movies. A file from a stranger cannot run code, and its counts are checked before memory
+is taken for them.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from preprocessing.dataset.records import SPLITS, DataError
 from preprocessing.dataset.schema import CODEC, PREPROCESS
 
-MOST_META_BYTES = 1 << 24  # what a reader takes memory for without a second look
+MOST_META_BYTES = 1 << 24  # a reader takes memory for no more than these
 MOST_GROUP_ROWS = 1 << 24
 MOST_ROWS_PER_BYTE = 1000  # of a parquet file; real ones have less than one
 META_TYPES = {"num_ratings": int, "num_users": int, "num_movies": int, "seed": int, "stars_step": (int, float),
@@ -39,19 +39,19 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def demand(condition: bool, otherwise: str) -> None:
-    """Raise ValueError, which `damage_named` turns into a sentence, unless a file is as it must be."""
+    """Raise ValueError unless a file is as it must be; `damage_named` turns it into a sentence."""
     if not condition:
         raise ValueError(otherwise)
 
 
 def footer_digest(path: Path) -> str:
-    """Return the SHA-256 of a parquet file's footer and size: where its pages are and what they mean."""
+    """Return the SHA-256 of a parquet file's length and footer, which says where its pages are and what they mean."""
     with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 8, 0))
-        length = int.from_bytes(file.read(4), "little") + 8
-        file.seek(max(size - length, 0))
-        return hashlib.sha256(size.to_bytes(8, "little") + file.read()).hexdigest()
+        file_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(file_bytes - 8, 0))
+        footer_bytes = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(file_bytes - footer_bytes, 0))
+        return hashlib.sha256(file_bytes.to_bytes(8, "little") + file.read()).hexdigest()
 
 
 def meta_digest(meta: dict) -> str:
@@ -60,12 +60,14 @@ def meta_digest(meta: dict) -> str:
 
 
 def is_sound(meta: dict) -> bool:
-    """Tell whether the entries that the program relies on are there and can be."""
+    """Tell whether the entries that the program relies on are there and have possible values."""
     if not all(isinstance(meta.get(name), kind) for name, kind in META_TYPES.items()):
         return False
-    sizes = [meta["split"].get(f"num_{name}") for name in SPLITS]
-    counts = [meta["num_ratings"], meta["num_users"], meta["num_movies"], *sizes]
-    if not all(type(count) is int and 0 <= count < 2**48 for count in counts) or sum(sizes) != meta["num_ratings"]:
+    split_counts = [meta["split"].get(f"num_{name}") for name in SPLITS]
+    counts = [meta["num_ratings"], meta["num_users"], meta["num_movies"], *split_counts]
+    if not all(type(count) is int and 0 <= count < 2**48 for count in counts):
+        return False
+    if sum(split_counts) != meta["num_ratings"]:
         return False
     numbers = [meta["stars_step"], *meta["stars_range"]]
     return (len(numbers) == 3 and all(type(number) in (int, float) and abs(number) < 1000 for number in numbers)

@@ -68,7 +68,7 @@ def read_movies(data_dir: Path) -> Movies:
 
 
 class UsersFile:
-    """users.parquet opened for reading: all of it, or what is needed to find one user.
+    """users.parquet opened for reading: all of it, or the row group that one user is in.
 
     Raises:
         DataError: the file is missing or damaged; every read verifies the checksums of its pages.
@@ -80,8 +80,8 @@ class UsersFile:
             self._file = _open(self.path)
             self._group_starts = _group_starts(self._file)
             metadata = self._file.metadata
-            self._lowest = [metadata.row_group(group).column(0).statistics.min
-                            for group, size in enumerate(np.diff(self._group_starts)) if size]
+            self._lowest_ids = [metadata.row_group(group).column(0).statistics.min
+                                for group, num_rows in enumerate(np.diff(self._group_starts)) if num_rows]
 
     def read(self) -> Users:
         """Read all users."""
@@ -91,8 +91,8 @@ class UsersFile:
             return users
 
     def find(self, user_id: int) -> User | None:
-        """Return where a user is; None if there is no such user."""
-        group = bisect_right(self._lowest, user_id) - 1
+        """Return a user's index and rows; None if there is no such user."""
+        group = bisect_right(self._lowest_ids, user_id) - 1
         if group < 0:
             return None
         users = self._read_group(group)
@@ -165,7 +165,7 @@ class RatingsFile:
             return ratings
 
     def _is_sound(self, ratings: Ratings, num_rows: int) -> bool:
-        """Tell whether a row group can be one: its indices are those of a user and a movie, in order of users."""
+        """Tell whether a row group is possible: its users and movies are in the catalogues, its users in order."""
         lengths = {len(column) for column in ratings if column is not None}
         return lengths == {num_rows} and (not num_rows or bool(
             ratings.user_idx[0] >= 0 and ratings.user_idx[-1] < self._num_users
@@ -177,14 +177,13 @@ def _split(table: pa.Table) -> np.ndarray:
     """Return the split of rows of ratings.parquet, uint8 (R,)."""
     codes = [np.zeros(0, np.uint8)]
     for chunk in table["split"].chunks:
-        number = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
-        codes.append(number[np.from_dlpack(chunk.indices)])
+        code_of_entry = np.array([SPLITS.index(name) for name in chunk.dictionary.to_pylist()], np.uint8)
+        codes.append(code_of_entry[np.from_dlpack(chunk.indices)])
     return np.concatenate(codes)
 
 
 def _years(chunk: pa.Array) -> np.ndarray:
-    """Return the years of movies, int16 (M,), 0 where there is none; one by one they would take 2 ms at Netflix's size.
-    """
+    """Return the years of movies, int16 (M,), 0 for null; converted one by one they would take 2 ms for Netflix."""
     valid, years = chunk.buffers()
     years = np.frombuffer(years, np.int16, len(chunk), 2 * chunk.offset)
     if valid is None:
@@ -193,7 +192,7 @@ def _years(chunk: pa.Array) -> np.ndarray:
 
 
 def _users_of(table: pa.Table) -> Users:
-    """Return users who follow each other from their rows of users.parquet."""
+    """Return the users of consecutive rows of users.parquet."""
     user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
     users = Users(user_id, np.append(offset, offset[-1] + num_ratings[-1] if len(offset) else 0))
     demand((user_id[1:] > user_id[:-1]).all() and (offset >= 0).all() and (num_ratings > 0).all()
@@ -203,10 +202,11 @@ def _users_of(table: pa.Table) -> Users:
 
 def _open(path: Path, **options: object) -> pq.ParquetFile:
     """Open a parquet file, its footer checked; reads will verify the checksums of its pages."""
-    expected, size = read_meta(path.parent)["footers"].get(path.name), path.stat().st_size
+    expected, num_bytes = read_meta(path.parent)["footers"].get(path.name), path.stat().st_size
     demand(footer_digest(path) == expected, "its footer is not the one that was written")
     file = pq.ParquetFile(path, page_checksum_verification=True, **options)
-    demand(file.metadata.num_rows <= MOST_ROWS_PER_BYTE * size, f"{file.metadata.num_rows:,} rows in {size:,} bytes")
+    num_rows = file.metadata.num_rows
+    demand(num_rows <= MOST_ROWS_PER_BYTE * num_bytes, f"{num_rows:,} rows in {num_bytes:,} bytes")
     return file
 
 
@@ -223,8 +223,7 @@ def _read_row_group(file: pq.ParquetFile, group: int, **options: object) -> pa.T
 
 
 def _read_whole(file: pq.ParquetFile) -> pa.Table:
-    """Read all row groups of a small file, which has no dictionaries: one could make a text of some megabytes that of
-    every row."""
+    """Read all row groups of a small file without dictionaries: one could give a text of megabytes to every row."""
     for group in range(file.num_row_groups):
         check_codec(file, group)
         columns = map(file.metadata.row_group(group).column, range(file.metadata.num_columns))
@@ -235,7 +234,7 @@ def _read_whole(file: pq.ParquetFile) -> pa.Table:
 def _column(table: pa.Table, name: str) -> np.ndarray:
     """Return a column of whole numbers without nulls, read-only.
 
-    pyarrow's own `to_numpy` would import pandas, for half a second.
+    pyarrow's `to_numpy` would import pandas, which takes half a second.
     """
     demand(table[name].null_count == 0 and pa.types.is_integer(table[name].type), f"column {name}")
     return np.from_dlpack(table[name].combine_chunks())

@@ -30,7 +30,7 @@ class Movies(NamedTuple):
 
 
 class Titles(Sequence):
-    """The titles of a data set: what is read of them is text only when it is asked for."""
+    """The titles of a data set; a title becomes a string only when it is asked for."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         """Take over a column of valid text without nulls."""
@@ -49,7 +49,7 @@ class Titles(Sequence):
 
 
 class User(NamedTuple):
-    """Where one user is."""
+    """One user's index and rows."""
 
     user_idx: int
     rows: slice  # of ratings.parquet
@@ -62,7 +62,7 @@ class Users(NamedTuple):
     offset: np.ndarray  # int64 (U + 1,)
 
     def user(self, user_idx: int) -> User:
-        """Return where one of them is."""
+        """Return the index and the rows of one of them."""
         return User(user_idx, slice(*self.offset[user_idx:user_idx + 2].tolist()))
 
 
@@ -73,7 +73,7 @@ class Ratings(NamedTuple):
     movie_idx: np.ndarray  # int16 or int32 (R,)
     stars: np.ndarray  # uint8 (R,), in steps of `stars_step`
     day: np.ndarray  # int16 or int32 (R,), since the data set's `day_epoch`
-    split: np.ndarray | None  # uint8 (R,): TRAIN, VALIDATION or TEST; None where it was not asked for
+    split: np.ndarray | None  # uint8 (R,): TRAIN, VALIDATION or TEST; None where it was not read
 
     def subset(self, rows: slice) -> "Ratings":
         """Return some of the rows."""

@@ -5,9 +5,9 @@
         day int16 (int32 past 32,767 days), counted from the schema's metadata entry `day_epoch` (YYYY-MM-DD),
         split: "train", "validation" or "test"
     users.parquet     row user_idx: user_id int64, offset int64 into ratings.parquet, num_ratings int32; in row groups,
-        so that one user is found without reading all
-    movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32; it and
-        users.parquet without dictionaries
+        so that one user is found without reading all; without dictionaries
+    movies.parquet    row movie_idx: movie_id int32, year int16 or null, title string, num_train_ratings int32; without
+        dictionaries
     meta.json         format version, counts, split and its parameters, histogram, sources, one fingerprint,
         digests of the parquet files' footers, and of its own entries
 
@@ -20,8 +20,8 @@ COLUMNS = ("user_idx", "movie_idx", "stars", "day")  # of ratings.parquet, besid
 FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 PREPROCESS = "python preprocessing/netflix_preprocess.py"
 
-CODEC = "lz4"  # quick, and cannot make more than 255 bytes of one
-USERS_PER_GROUP = 8_192  # of users.parquet: what is read to find one of them
+CODEC = "lz4"  # quick, and cannot expand a byte to more than 255
+USERS_PER_GROUP = 8_192  # in a row group of users.parquet, which is read to find one user
 
 
 def ratings_schema(num_movies: int, num_days: int, day_epoch: str) -> pa.Schema:

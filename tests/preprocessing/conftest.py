@@ -47,15 +47,15 @@ def probe_text(pairs):
     return "".join(line + "\n" for line in lines).encode()
 
 
-def draw_ratings(seed, num_users=60, num_movies=25, first="2004-11-01", num_days=12, share=0.5):
-    """Draw ratings in movie order; ids have gaps, and few days, so that many ratings share one."""
+def draw_ratings(seed, num_users=60, num_movies=25, first="2004-11-01", num_days=12, density=0.5):
+    """Draw a fraction of about `density` of all pairs, in movie order; ids have gaps, and many ratings share a day."""
     rng = random.Random(seed)
     start = datetime.date.fromisoformat(first)
     users = sorted(rng.sample(range(1, 50 * num_users), num_users))
     movies = sorted(rng.sample(range(1, 9 * num_movies), num_movies))
-    shares = {user_id: rng.random() * 2 * share for user_id in users}
+    probability = {user_id: rng.random() * 2 * density for user_id in users}
     return [Rating(movie_id, user_id, rng.randint(1, 5), str(start + datetime.timedelta(rng.randrange(num_days))))
-            for movie_id in movies for user_id in rng.sample(users, num_users) if rng.random() < shares[user_id]]
+            for movie_id in movies for user_id in rng.sample(users, num_users) if rng.random() < probability[user_id]]
 
 
 def parse_slowly(data, with_stars=True):
@@ -117,10 +117,10 @@ def write_raw(tmp_path):
         raw_dir.mkdir()
         files = dict(files or {})
         if ratings is not None:
-            size = -(-len(ratings) // num_files)
+            num_lines = -(-len(ratings) // num_files)
             for k in range(num_files):
-                part = ratings[k * size:(k + 1) * size]
-                files.setdefault(f"combined_data_{k + 1}.txt", rating_text(part, eol))
+                text = rating_text(ratings[k * num_lines:(k + 1) * num_lines], eol)
+                files.setdefault(f"combined_data_{k + 1}.txt", text)
             files.setdefault("movie_titles.csv", title_text(sorted({rating.movie_id for rating in ratings})))
         if titles is not None:
             files["movie_titles.csv"] = titles

@@ -26,7 +26,7 @@ COLUMNS = ("user_idx", "movie_idx", "stars", "day", "split")
 PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
 
 
-@pytest.fixture(params=[1, 40, 1 << 18], ids=lambda size: f"groups of {size}")
+@pytest.fixture(params=[1, 40, 1 << 18], ids=lambda num_rows: f"groups of {num_rows}")
 def data_dir(request, kit, preprocess, monkeypatch):
     """A data set with row groups of one user, of some users, of all users; titles hold traps."""
     monkeypatch.setattr(assembly, "GROUP_ROWS", request.param)
@@ -95,24 +95,24 @@ def test_a_row_group_never_cuts_a_user(data_dir):
 
 
 def test_row_groups_are_as_large_as_asked_or_one_user(kit, preprocess, monkeypatch):
-    for size in (1, 40, 100):
-        monkeypatch.setattr(assembly, "GROUP_ROWS", size)
+    for num_rows in (1, 40, 100):
+        monkeypatch.setattr(assembly, "GROUP_ROWS", num_rows)
         out_dir = preprocess(ratings=kit.draw_ratings(40, num_users=50, num_movies=20))
         file = pq.ParquetFile(out_dir / "ratings.parquet")
         largest_user = max(pq.read_table(out_dir / "users.parquet")["num_ratings"].to_pylist())
-        sizes = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
-        assert max(sizes) < size + largest_user
-        assert len(sizes) > 1
+        written = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+        assert max(written) < num_rows + largest_user
+        assert len(written) > 1
 
 
 def test_the_size_of_row_groups_changes_no_rating(kit, preprocess, monkeypatch):
-    seen = []
-    for size in (1, 7, 1 << 18):
-        monkeypatch.setattr(assembly, "GROUP_ROWS", size)
+    results = []
+    for num_rows in (1, 7, 1 << 18):
+        monkeypatch.setattr(assembly, "GROUP_ROWS", num_rows)
         out_dir = preprocess(ratings=kit.draw_ratings(40, num_users=50, num_movies=20))
-        seen.append((kit.read_rows(out_dir), (out_dir / "users.parquet").read_bytes(),
-                     (out_dir / "movies.parquet").read_bytes()))
-    assert seen[0] == seen[1] == seen[2]
+        results.append((kit.read_rows(out_dir), (out_dir / "users.parquet").read_bytes(),
+                        (out_dir / "movies.parquet").read_bytes()))
+    assert results[0] == results[1] == results[2]
 
 
 def test_user_idx_and_movie_idx_are_the_ranks_of_the_ids(kit, data_dir):
@@ -156,7 +156,7 @@ def test_read_user_gives_the_rows_of_the_user(data_dir):
 
 
 @pytest.mark.parametrize("users_per_group", [1, 7, 1 << 20])
-def test_a_user_is_found_in_his_row_group(kit, preprocess, monkeypatch, users_per_group):
+def test_a_user_is_found_in_the_row_group_of_their_id(kit, preprocess, monkeypatch, users_per_group):
     monkeypatch.setattr(writer, "USERS_PER_GROUP", users_per_group)
     data_dir = preprocess(ratings=kit.draw_ratings(42, num_users=50, num_movies=20))
     users, file = read_users(data_dir), UsersFile(data_dir)
@@ -280,14 +280,14 @@ def test_a_flipped_bit_before_the_footer_is_noticed_or_changes_nothing(sound_dir
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     whole = read_everything(sound_dir)
     noticed = 0
-    for place in range(0, footer, max(1, footer // 300)):
+    for position in range(0, footer, max(1, footer // 300)):
         broken = bytearray(data)
-        broken[place] ^= 1 << place % 8
+        broken[position] ^= 1 << position % 8
         (sound_dir / name).write_bytes(broken)
         try:
-            assert read_everything(sound_dir) == whole, place
+            assert read_everything(sound_dir) == whole, position
         except DataError as error:
-            assert str(sound_dir / name) in str(error), place
+            assert str(sound_dir / name) in str(error), position
             noticed += 1
     assert noticed > 150
 
@@ -298,17 +298,17 @@ def test_a_flipped_bit_in_the_footer_raises_nothing_but_a_clean_error(sound_dir,
     data = (sound_dir / name).read_bytes()
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     raised, noticed = {}, 0
-    for place in range(footer, len(data), max(1, (len(data) - footer) // 500)):
+    for position in range(footer, len(data), max(1, (len(data) - footer) // 500)):
         broken = bytearray(data)
-        broken[place] ^= 1 << place % 8
+        broken[position] ^= 1 << position % 8
         (sound_dir / name).write_bytes(broken)
         try:
             read_everything(sound_dir)
         except DataError as error:
-            assert str(sound_dir / name) in str(error), place
+            assert str(sound_dir / name) in str(error), position
             noticed += 1
         except Exception as error:
-            raised[f"{type(error).__name__}: {error}"[:80]] = place
+            raised[f"{type(error).__name__}: {error}"[:80]] = position
     assert raised == {}
     assert noticed > 100
 

@@ -1,6 +1,6 @@
 """Every flag of the three preprocessing commands does what its help says, and what they print is what the text says.
 
-That every rating is in its one right part, whatever the fractions, is in test_split_reference.py; what the tables and
+That every rating is in its one right split, whatever the fractions, is in test_split_reference.py; what the tables and
 meta.json say in test_statistics.py.
 """
 
@@ -35,7 +35,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture(scope="module")
 def text():
-    """50 users and 40 movies, all pairs but a few, a day each: (user_id, movie_id, stars, seconds), in a chance order.
+    """50 users and 40 movies, all pairs but a few, a day each: (user_id, movie_id, stars, seconds), in a random order.
 
     Movies 4 and 5 have ratings and no title, 900 to 902 a title and no ratings.
     """
@@ -49,7 +49,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def raw(text, tmp_path_factory):
-    """The same ratings as Netflix writes them, with a probe, and as MovieLens-100K, with five splits of its own."""
+    """The same ratings as Netflix writes them, with a probe, and as MovieLens-100K, with its five splits."""
     folders = {name: tmp_path_factory.mktemp(name) for name in COMMANDS}
     for number in (1, 2):
         (folders[NETFLIX] / f"combined_data_{number}.txt").write_text("".join(
@@ -58,17 +58,17 @@ def raw(text, tmp_path_factory):
     (folders[NETFLIX] / "movie_titles.csv").write_text("".join(f"{k},2000,Movie {k}\n" for k in text.titled))
     (folders[NETFLIX] / "probe.txt").write_text("".join(f"{row[1]}:\n{row[0]}\n" for row in text.tests[0]))
     (folders[MOVIELENS] / "u.item").write_text("".join(f"{k}|Movie {k} (2000)|\n" for k in text.titled))
-    parts = {"u.data": text.rows}
+    files = {"u.data": text.rows}
     for number, test in enumerate(text.tests[1:], start=1):
-        parts |= {f"u{number}.base": [row for row in text.rows if row not in set(test)], f"u{number}.test": test}
-    for name, rows in parts.items():
+        files |= {f"u{number}.base": [row for row in text.rows if row not in set(test)], f"u{number}.test": test}
+    for name, rows in files.items():
         (folders[MOVIELENS] / name).write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
     return folders
 
 
 @pytest.fixture
 def made(raw, tmp_path, capsys):
-    """Run a command on a raw folder, the shared one if none is given; return its files' bytes, parts and output."""
+    """Run a command on a raw folder, the shared one if none is given; return its files' bytes, splits and output."""
     count = iter(range(1000))
 
     def run(name, *flags, folder=None):
@@ -78,24 +78,24 @@ def made(raw, tmp_path, capsys):
         assert COMMANDS[name].main(words) == 0
         ratings, users, movies = (pq.read_table(out_dir / name).to_pydict() for name in FILES[:3])
         user_id, movie_id = users["user_id"], movies["movie_id"]
-        parts = {(user_id[user], movie_id[movie]): part for user, movie, part in
-                 zip(ratings["user_idx"], ratings["movie_idx"], ratings["split"], strict=True)}
-        return SimpleNamespace(parts=parts, bytes={name: (out_dir / name).read_bytes() for name in FILES},
+        splits = {(user_id[user], movie_id[movie]): split for user, movie, split in
+                  zip(ratings["user_idx"], ratings["movie_idx"], ratings["split"], strict=True)}
+        return SimpleNamespace(splits=splits, bytes={name: (out_dir / name).read_bytes() for name in FILES},
                                meta=json.loads((out_dir / "meta.json").read_text()), out_dir=out_dir,
                                printed=capsys.readouterr().out.splitlines())
 
     return run
 
 
-def in_part(made, wanted):
-    return {pair for pair, part in made.parts.items() if part == wanted}
+def pairs_in(data_set, split):
+    return {pair for pair, split_of_pair in data_set.splits.items() if split_of_pair == split}
 
 
 def latest_of_each(rows, latest_n):
     """Return the pairs of each user's last ratings, up to `latest_n` and at most half; no two share a day."""
-    own = {user_id: sorted((row for row in rows if row[0] == user_id), key=lambda row: row[3])
-           for user_id in {row[0] for row in rows}}
-    return {row[:2] for rows in own.values() for row in rows[len(rows) - min(latest_n, len(rows) // 2):]}
+    by_user = {user_id: sorted((row for row in rows if row[0] == user_id), key=lambda row: row[3])
+               for user_id in {row[0] for row in rows}}
+    return {row[:2] for rows in by_user.values() for row in rows[len(rows) - min(latest_n, len(rows) // 2):]}
 
 
 # --- folders and defaults --------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def test_each_split_holds_out_what_its_name_says(made, text, name, method):
     data_set = made(name, "--split", method, "--latest_n", 4)
     lists = {"probe": text.tests[0], **{f"u{number}": text.tests[number] for number in range(1, 6)}}
     if method in lists:
-        assert in_part(data_set, "test") == {row[:2] for row in lists[method]}
+        assert pairs_in(data_set, "test") == {row[:2] for row in lists[method]}
     elif method == "latest":
-        assert in_part(data_set, "test") == latest_of_each(text.rows, 4)
-    assert set(data_set.parts) == {row[:2] for row in text.rows}
+        assert pairs_in(data_set, "test") == latest_of_each(text.rows, 4)
+    assert set(data_set.splits) == {row[:2] for row in text.rows}
     assert data_set.meta["split"]["method"] == method
     assert data_set.printed[-3].startswith(f"split {method} (seed 0): ")
 
@@ -176,7 +176,7 @@ def test_auto_of_movielens_is_latest_where_there_are_timestamps_and_else_random(
     (tmp_path / titles_name).write_text(titles)
     auto, named = (made(MOVIELENS, *flags, folder=tmp_path) for flags in ((), ("--split", method)))
     assert auto.bytes == named.bytes and auto.meta["split"]["method"] == method
-    assert (in_part(auto, "test") == latest_of_each(text.rows, 9)) == (method == "latest")
+    assert (pairs_in(auto, "test") == latest_of_each(text.rows, 9)) == (method == "latest")
 
 
 @pytest.mark.parametrize(("name", "method"), [(name, method) for name, method in KINDS if method == "latest"])
@@ -185,25 +185,25 @@ def test_latest_n_is_the_number_of_test_and_of_validation_ratings_of_a_user(made
     """--val_fraction 0.99 takes validation from every user; what test leaves is halved where --latest_n is large."""
     data_set = made(name, "--split", method, "--latest_n", latest_n, "--val_fraction", 0.99)
     test = latest_of_each(text.rows, latest_n)
-    left = [row for row in text.rows if row[:2] not in test]
-    assert in_part(data_set, "test") == test
-    assert in_part(data_set, "validation") == latest_of_each(left, latest_n)
+    remaining = [row for row in text.rows if row[:2] not in test]
+    assert pairs_in(data_set, "test") == test
+    assert pairs_in(data_set, "validation") == latest_of_each(remaining, latest_n)
 
 
 @pytest.mark.parametrize(("name", "method"), [*KINDS[:5], (MOVIELENS, "u4")])
-def test_the_seed_decides_what_is_chance_and_nothing_else(made, name, method):
+def test_the_seed_decides_what_is_random_and_nothing_else(made, name, method):
     flags = ("--split", method, "--val_fraction", 0.2)
     first, again, other = (made(name, *flags, "--seed", seed) for seed in (5, 5, 2**63 - 1))
     assert first.bytes == again.bytes
-    assert in_part(first, "validation") != in_part(other, "validation")
-    assert (in_part(first, "test") != in_part(other, "test")) == (method == "random")
+    assert pairs_in(first, "validation") != pairs_in(other, "validation")
+    assert (pairs_in(first, "test") != pairs_in(other, "test")) == (method == "random")
     assert (other.meta["seed"], other.meta["split"]["seed"]) == (2**63 - 1, 2**63 - 1)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_latest_n_past_any_number_is_half_of_each_users_ratings_or_refused(made, text, name):
     try:
-        test = in_part(made(name, "--split", "latest", "--latest_n", 10**30), "test")
+        test = pairs_in(made(name, "--split", "latest", "--latest_n", 10**30), "test")
     except SystemExit as end:
         assert end.code == 2
     else:
@@ -226,7 +226,7 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
     measured_s = time.perf_counter() - begin
     after = sum(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     values, counts = np.unique(stars, return_counts=True)
-    sizes = ", ".join(f"{part} {len(in_part(data_set, part)):,}" for part in SPLITS)
+    counts_of_splits = ", ".join(f"{name} {len(pairs_in(data_set, name)):,}" for name in SPLITS)
     totals, known, *histogram, mean, split, costs, written = data_set.printed
     assert totals == f"{len(stars):,} ratings of {len(set(movie_id)):,} movies by {len(set(user_id))} users"
     assert known == "43 movies known: 3 without ratings, 2 without a title"
@@ -234,7 +234,7 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
         [f"{value:g}", "stars", f"{n:,}", f"{100 * n / len(stars):.1f}%", "#" * round(30 * n / counts.max())]
         for value, n in zip(values, counts, strict=True)]
     assert mean == f"  mean {stars.mean():.5f}"
-    assert split == f"split {method} (seed 12): {sizes}; train and test share no pair"
+    assert split == f"split {method} (seed 12): {counts_of_splits}; train and test share no pair"
     elapsed_s, speed, peak = (float(number.replace(",", "")) for number in re.fullmatch(
         r"(\d+\.\d) s \(parse \d.*\), ([\d,]+) ratings/s, peak memory ([\d,]+) MiB", costs).groups())
     assert before - 1 < peak < after + 1
@@ -311,7 +311,7 @@ def read_netflix(folder):
     return np.array(rows).T
 
 
-def test_sizes_left_out_of_the_generator_are_those_of_its_help(tmp_path, monkeypatch, capsys):
+def test_counts_left_out_of_the_generator_are_those_of_its_help(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert synthetic_netflix.main(["--num_users", "1", "--num_movies", "1"]) == 1
     assert "--num_ratings 2000000 is more" in capsys.readouterr().err
@@ -338,20 +338,20 @@ def test_the_generators_summary_is_what_numpy_makes_of_text_and_truth(tmp_path, 
     latent = (truth["user_mean"][user] + truth["movie_quality"][movie] + truth["movie_year_effect"][movie]
               + (truth["user_taste"][user] * truth["movie_direction"][movie]).sum(axis=1))
     limits = np.array([-math.inf, 1.5, 2.5, 3.5, 4.5, math.inf])[:, None] - latent  # between the stars
-    chances = np.diff(np.vectorize(math.erf)(limits / 0.74 / math.sqrt(2)) / 2, axis=0)
+    probabilities = np.diff(np.vectorize(math.erf)(limits / 0.74 / math.sqrt(2)) / 2, axis=0)
     values = np.arange(1, 6)
-    variance = values**2 @ chances - (values @ chances) ** 2
+    variance = values**2 @ probabilities - (values @ probabilities) ** 2
     num_later = np.cumsum(count)[user] - np.arange(len(user)) - 1  # of the same user; rows are in order of time
     latest = num_later < np.minimum(9, count // 2)[user]
     told = re.fullmatch("planted noise 0.74 stars; best reachable RMSE (0.*), over each user's latest ratings (0.*)",
                         printed[2])
     assert [float(number) for number in told.groups()] == pytest.approx(
         [math.sqrt(variance.mean()), math.sqrt(variance[latest].mean())], abs=6e-5)
-    shares = " / ".join(f"{100 * (stars == value).mean():.1f}" for value in values)
+    percentages = " / ".join(f"{100 * (stars == value).mean():.1f}" for value in values)
     fans = int(truth["user_is_fan"].sum())
     assert printed[0] == (f"9,000 ratings of 1,200 movies by 300 users, {min(count)} to {max(count)} each (median "
                           f"{sorted(count)[150]}); {fans} users are fans of one genre")
-    assert printed[1] == f"stars 1 to 5: {shares} percent, mean {stars.mean():.3f}"
+    assert printed[1] == f"stars 1 to 5: {percentages} percent, mean {stars.mean():.3f}"
     assert 20 < fans < 100 and f"into {tmp_path} in " in printed[3] and all(name in printed[3] for name in names)
 
 
@@ -368,9 +368,10 @@ def test_tastes_and_directions_are_planted_as_the_docstring_says(tmp_path):
     assert (direction * points[genre]).sum(axis=1).min() > math.cos(math.radians(9))
     assert truth["user_taste"][fan] == pytest.approx(1.7 * points[truth["user_fan_genre"][fan]], abs=1e-6)
     assert truth["star_histogram"].tolist() == [(stars == value).sum() for value in range(1, 6)]
-    user, own = np.searchsorted(truth["user_id"], user_id), genre[np.searchsorted(truth["movie_id"], movie_id)]
+    user, genre_rated = np.searchsorted(truth["user_id"], user_id), genre[np.searchsorted(truth["movie_id"], movie_id)]
     assert np.bincount(user)[fan].max() <= np.bincount(genre).min() / 4
-    away = np.bincount((own - truth["user_fan_genre"][user])[fan[user]] % 6, minlength=6)  # steps round the circle
+    steps = (genre_rated - truth["user_fan_genre"][user])[fan[user]] % 6  # round the circle
+    away = np.bincount(steps, minlength=6)
     assert away[0] > 4 * away[[1, 5]].max() and away[[1, 5]].min() > 5 * away[2:5].max()
     assert (truth["user_fan_genre"][~fan] == -1).all() and 0.15 < fan.mean() < 0.25
 
@@ -382,8 +383,8 @@ def test_the_generators_other_flags_change_what_they_name(tmp_path, monkeypatch)
     assert {name: text.replace(b"\n", b"\r\n") for name, text in plain.items() if "truth" not in name} == {
         name: text for name, text in crlf.items() if "truth" not in name}
     assert probe.keys() - plain.keys() == {"probe.txt"} and all(probe[name] == plain[name] for name in plain)
-    assert synthetic_netflix.NETFLIX_SIZES == {"num_users": 480_189, "num_movies": 17_770, "num_ratings": 100_480_507}
-    monkeypatch.setattr(synthetic_netflix, "NETFLIX_SIZES", {"num_users": 48, "num_movies": 17, "num_ratings": 500})
+    assert synthetic_netflix.NETFLIX_COUNTS == {"num_users": 480_189, "num_movies": 17_770, "num_ratings": 100_480_507}
+    monkeypatch.setattr(synthetic_netflix, "NETFLIX_COUNTS", {"num_users": 48, "num_movies": 17, "num_ratings": 500})
     generate(tmp_path / "like", "--like_netflix")
     movie_id, user_id, *_ = read_netflix(tmp_path / "like")
     assert (len(movie_id), len(set(user_id)), sorted(set(movie_id))) == (500, 48, [*range(1, 18)])

@@ -175,7 +175,7 @@ def test_one_user_or_one_movie_is_a_data_set(kit, preprocess, one):
 
 @pytest.mark.parametrize("split", ["latest", "random", "probe"])
 def test_sorting_on_disk_gives_the_same_data_set(kit, preprocess, monkeypatch, split):
-    ratings = kit.draw_ratings(5, num_users=400, num_movies=150, share=0.9)
+    ratings = kit.draw_ratings(5, num_users=400, num_movies=150, density=0.9)
     monkeypatch.setattr(assembly, "GROUP_ROWS", 500)
     raw = {"ratings": ratings, "probe": [(r.movie_id, r.user_id) for r in ratings[::9]]}
     whole = preprocess(None, "--split", split, "--max_memory", 4000, **raw)
@@ -201,7 +201,7 @@ def test_meta_holds_counts_split_histogram_and_sources(kit, preprocess, tmp_path
     out_dir = preprocess(None, "--split", "random", "--test_fraction", "0.25", "--val_fraction", "0.125",
                          "--latest_n", 4, "--seed", 11, ratings=ratings, num_files=3, titles=titles)
     meta = json.loads((out_dir / "meta.json").read_text())
-    parts = Counter(row.split for row in kit.read_rows(out_dir))
+    in_split = Counter(row.split for row in kit.read_rows(out_dir))
     dates = sorted(r.date for r in ratings)
     assert meta["format_version"] == schema.FORMAT_VERSION
     assert meta["num_ratings"] == len(ratings)
@@ -210,8 +210,8 @@ def test_meta_holds_counts_split_histogram_and_sources(kit, preprocess, tmp_path
     assert meta["num_rated_movies"] == len({r.movie_id for r in ratings})
     assert meta["seed"] == 11
     assert meta["split"] == {"method": "random", "test_fraction": 0.25, "latest_n": 4, "val_fraction": 0.125,
-                             "seed": 11, "num_train": parts["train"], "num_validation": parts["validation"],
-                             "num_test": parts["test"]}
+                             "seed": 11, "num_train": in_split["train"], "num_validation": in_split["validation"],
+                             "num_test": in_split["test"]}
     assert meta["histogram"] == {str(stars): sum(r.stars == stars for r in ratings) for stars in range(1, 6)}
     assert pq.read_schema(out_dir / "ratings.parquet").metadata[b"day_epoch"].decode() == meta["day_epoch"] <= dates[0]
     raw = {name: (tmp_path / "raw0" / name).read_bytes()
@@ -231,7 +231,7 @@ def test_the_probe_is_among_the_sources_only_where_it_was_used(kit, preprocess):
                      {"combined_data_1.txt", "movie_titles.csv"}]
 
 
-def test_the_fingerprint_changes_with_any_part_of_the_data_set(kit, preprocess):
+def test_the_fingerprint_changes_with_all_that_the_data_set_says(kit, preprocess):
     def fingerprint(ratings, *flags, **raw):
         return json.loads((preprocess(None, *flags, ratings=ratings, **raw) / "meta.json").read_text())["fingerprint"]
 
@@ -272,7 +272,7 @@ def test_order_of_the_input_and_cutting_of_files_change_no_rating(kit, preproces
     ratings = kit.draw_ratings(11)
     probe = [(r.movie_id, r.user_id) for r in ratings[::13]]
     titles = kit.title_text(sorted({r.movie_id for r in ratings}))
-    shuffled = random.Random(0).sample(ratings, len(ratings))  # nearly every rating gets a header of its own
+    shuffled = random.Random(0).sample(ratings, len(ratings))  # nearly every rating gets a header
     plain = preprocess(None, "--split", split, ratings=ratings, probe=probe, titles=titles)
     others = [preprocess(None, "--split", split, ratings=shuffled, num_files=3, eol="\r\n", probe=probe[::-1],
                          titles=b"\n".join(titles.splitlines()[::-1])),
@@ -283,18 +283,18 @@ def test_order_of_the_input_and_cutting_of_files_change_no_rating(kit, preproces
         assert dataset.read_meta(other)["fingerprint"] == dataset.read_meta(plain)["fingerprint"]
 
 
-def test_the_summary_states_counts_histogram_mean_and_parts(kit, write_raw, run, tmp_path):
+def test_the_summary_states_counts_histogram_mean_and_splits(kit, write_raw, run, tmp_path):
     ratings = kit.draw_ratings(12, num_users=200)
     out = run(write_raw(ratings=ratings), tmp_path / "out").out
     counts = Counter(r.stars for r in ratings)
-    parts = Counter(row.split for row in kit.read_rows(tmp_path / "out"))
+    in_split = Counter(row.split for row in kit.read_rows(tmp_path / "out"))
     assert len(ratings) > 1000
     assert f"{len(ratings):,} ratings of" in out
     for stars in range(1, 6):
         assert [stars, counts[stars]] in [[int(words[0]), int(words[2].replace(",", ""))] for words in
                                           map(str.split, out.splitlines()) if words[1:2] == ["stars"]]
     assert f"mean {sum(r.stars for r in ratings) / len(ratings):.5f}" in out
-    assert f"train {parts['train']:,}, validation {parts['validation']:,}, test {parts['test']:,}" in out
+    assert f"train {in_split['train']:,}, validation {in_split['validation']:,}, test {in_split['test']:,}" in out
     assert "ratings/s" in out and "peak memory" in out
 
 
@@ -365,16 +365,16 @@ def test_the_message_says_what_is_wrong_and_shows_the_line(write_raw, run, tmp_p
         assert line.decode() in message and words in message
 
 
-@pytest.mark.parametrize("files, place", [
+@pytest.mark.parametrize("files, line", [
     ({"combined_data_1.txt": b"7,3,2005-01-01\n1:\n8,3,2005-01-01\n"}, "combined_data_1.txt, line 1:"),
     ({"combined_data_1.txt": b"\n\r\n7,3,2005-01-01\n"}, "combined_data_1.txt, line 3:"),
     ({"combined_data_1.txt": GOOD, "combined_data_2.txt": b"7,3,2005-01-01\n2:\n"}, "combined_data_2.txt, line 1:")])
-def test_a_rating_before_the_first_header_is_refused(write_raw, refuse, files, place):
+def test_a_rating_before_the_first_header_is_refused(write_raw, refuse, files, line):
     raw_dir = write_raw(files, titles=TITLES)
-    assert f"{raw_dir}/{place}" in refuse(raw_dir)
+    assert f"{raw_dir}/{line}" in refuse(raw_dir)
 
 
-@pytest.mark.parametrize("files, place", [
+@pytest.mark.parametrize("files, line", [
     ({"combined_data_1.txt": GOOD + b"7,5,2005-02-02\n"}, "combined_data_1.txt, line 5:"),
     ({"combined_data_1.txt": GOOD + b"7,3,2005-01-01"}, "combined_data_1.txt, line 5:"),
     ({"combined_data_1.txt": GOOD + b"2:\n7,5,2005-01-01\n1:\n8,1,1999-01-01\n"}, "combined_data_1.txt, line 8:"),
@@ -383,10 +383,10 @@ def test_a_rating_before_the_first_header_is_refused(write_raw, refuse, files, p
      "combined_data_2.txt, line 6:"),
     ({"combined_data_1.txt": GOOD + b"0000000007,5,2005-02-02\n"}, "combined_data_1.txt, line 5:")],
     ids=["same section", "same line", "other section", "other file", "leading zeros"])
-def test_the_same_user_and_movie_twice_is_refused(write_raw, refuse, files, place):
+def test_the_same_user_and_movie_twice_is_refused(write_raw, refuse, files, line):
     raw_dir = write_raw(files, titles=TITLES)
     message = refuse(raw_dir)
-    assert f"{raw_dir}/{place}" in message
+    assert f"{raw_dir}/{line}" in message
     assert "twice" in message
 
 
@@ -534,7 +534,7 @@ def test_a_full_disk_at_any_file_leaves_the_older_data_set(kit, older, raw, run,
 
 def test_a_write_that_the_system_cuts_short_leaves_the_older_data_set(kit, older, write_raw, run):
     """The real thing: the kernel refuses to let a file grow past a limit."""
-    ratings = kit.draw_ratings(22, num_users=1500, num_movies=60, num_days=2000, share=0.7)
+    ratings = kit.draw_ratings(22, num_users=1500, num_movies=60, num_days=2000, density=0.7)
     raw_dir = write_raw(ratings=ratings, name="big")
     before = kit.snapshot(older.parent)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -549,13 +549,13 @@ def test_a_write_that_the_system_cuts_short_leaves_the_older_data_set(kit, older
     assert (older / "ratings.parquet").stat().st_size > 40_000
 
 
-@pytest.mark.parametrize("place", ["parse_files", "write_ratings", "write_meta", "fsync"])
-def test_an_interrupt_leaves_the_older_data_set(kit, older, raw, run, monkeypatch, place):
+@pytest.mark.parametrize("function", ["parse_files", "write_ratings", "write_meta", "fsync"])
+def test_an_interrupt_leaves_the_older_data_set(kit, older, raw, run, monkeypatch, function):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
     before = kit.snapshot(older.parent)
-    monkeypatch.setattr({"parse_files": parsing, "fsync": os}.get(place, writer), place, interrupt)
+    monkeypatch.setattr({"parse_files": parsing, "fsync": os}.get(function, writer), function, interrupt)
     result = run(raw, older)
     assert (result.code, kit.snapshot(older.parent)) == (130, before)
     assert "Traceback" not in result.err
@@ -582,11 +582,11 @@ def test_a_killed_run_leaves_the_older_data_set_and_the_next_one_cleans_up(kit, 
 
 
 def test_what_a_killed_run_left_gets_into_no_data_set(older, raw, run):
-    left = older.parent / ".out.partial"
-    (left / "folder").mkdir(parents=True)
-    (left / "folder" / "part").write_bytes(b"junk")
-    (left / "ratings.parquet").write_bytes(b"junk")
-    (left / "other").write_bytes(b"junk")
+    partial = older.parent / ".out.partial"
+    (partial / "folder").mkdir(parents=True)
+    (partial / "folder" / "file").write_bytes(b"junk")
+    (partial / "ratings.parquet").write_bytes(b"junk")
+    (partial / "other").write_bytes(b"junk")
     assert run(raw, older).code == 0
     assert {path.name for path in older.iterdir()} == FILES
     assert [path.name for path in older.parent.iterdir()] == ["out"]
@@ -620,7 +620,7 @@ def test_a_folder_with_foreign_files_is_refused_and_kept(kit, older, raw, run, n
     assert kit.snapshot(older.parent) == before
 
 
-def test_the_raw_folder_is_no_place_for_the_data_set(kit, raw, run):
+def test_the_raw_folder_is_refused_as_the_folder_of_the_data_set(kit, raw, run):
     before = kit.snapshot(raw.parent)
     result = run(raw, raw)
     assert result.code == 1 and "Traceback" not in result.err

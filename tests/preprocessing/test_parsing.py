@@ -47,9 +47,9 @@ def parse(one_core, kit, tmp_path_factory):
             try:
                 runs = parsing.parse_files([path], with_stars)
             except DataError as error:
-                place = f"{path}, line "
-                assert str(error).startswith(place)
-                return None, int(str(error).removeprefix(place).split(":")[0])
+                prefix = f"{path}, line "
+                assert str(error).startswith(prefix)
+                return None, int(str(error).removeprefix(prefix).split(":")[0])
         return rows_of(runs, with_stars), None
 
     return parse
@@ -78,11 +78,11 @@ def test_an_empty_movie_section_is_a_run_of_length_zero_or_none(parse, tmp_path)
     assert [(m, n) for m, n in zip(runs.movie_ids.tolist(), runs.lengths.tolist()) if n] == [(5, 1)]
 
 
-@pytest.mark.parametrize("part", ["block_bytes", "range_bytes"])
-def test_every_block_and_range_size_parses_the_same(parse, part):
+@pytest.mark.parametrize("unit", ["block_bytes", "range_bytes"])
+def test_every_block_and_range_size_parses_the_same(parse, unit):
     whole = parse(TRAPS)
     for size in range(1, len(TRAPS) + 3):
-        assert parse(TRAPS, **{part: size}) == whole, size
+        assert parse(TRAPS, **{unit: size}) == whole, size
 
 
 def test_every_pair_of_small_sizes_parses_the_same(parse):
@@ -189,12 +189,12 @@ def test_exactly_the_calendar_dates_are_dates(parse):
 
 
 def test_one_wrong_byte_anywhere_in_a_line_is_judged_as_the_reference_does(parse, kit):
-    """Each bit flipped, and each byte that means something or nearly does, in each place of a line."""
+    """Each bit flipped, and each byte that means something or nearly does, at each position of a line."""
     wrong = []
     for line in (b"12,3,2005-09-06", b"12:"):
-        for place in range(len(line)):
-            for byte in {line[place] ^ 1 << k for k in range(8)} | set(b"\0\n\r ,-./09:;\xb0\xff"):
-                text = b"7:\n" + line[:place] + bytes([byte]) + line[place + 1:] + b"\n8,1,2005-01-01\n"
+        for position in range(len(line)):
+            for byte in {line[position] ^ 1 << k for k in range(8)} | set(b"\0\n\r ,-./09:;\xb0\xff"):
+                text = b"7:\n" + line[:position] + bytes([byte]) + line[position + 1:] + b"\n8,1,2005-01-01\n"
                 if parse(text) != kit.parse_slowly(text):
                     wrong.append(text)
     assert wrong == []
@@ -234,8 +234,8 @@ def joined(lines):
 def mutated(draw):
     """Draw a valid file with one small piece of it replaced by other bytes."""
     text = b"1:\n" + draw(joined(GOOD_LINES))
-    place = draw(st.integers(0, len(text)))
-    return text[:place] + draw(st.binary(max_size=3)) + text[place + draw(st.integers(0, 3)):]
+    position = draw(st.integers(0, len(text)))
+    return text[:position] + draw(st.binary(max_size=3)) + text[position + draw(st.integers(0, 3)):]
 
 
 FILES = st.one_of(

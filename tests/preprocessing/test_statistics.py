@@ -137,13 +137,13 @@ def check(made, ratings, name, method, sources, with_days=True):
     assert made.users == {"user_id": user_ids, "num_ratings": [numbers[user_id] for user_id in user_ids],
                           "offset": [sum(numbers[user_id] for user_id in user_ids[:k]) for k in range(len(user_ids))]}
     assert [user for user, number in enumerate(made.users["num_ratings"]) for _ in range(number)] == rows["user_idx"]
-    trained = Counter(movie for movie, part in zip(rows["movie_idx"], rows["split"], strict=True) if part == "train")
+    trained = Counter(movie for movie, split in zip(rows["movie_idx"], rows["split"], strict=True) if split == "train")
     assert made.movies == {"movie_id": movie_ids, "num_train_ratings": [trained[k] for k in range(len(movie_ids))],
                            "title": [TITLES.get(movie_id, ("", "", None))[1] for movie_id in movie_ids],
                            "year": [TITLES.get(movie_id, ("", "", None))[2] for movie_id in movie_ids]}
 
-    parts = Counter(rows["split"])
-    assert min(parts[part] for part in SPLITS) > 20  # each is large enough to be missed
+    counts = Counter(rows["split"])
+    assert min(counts[split] for split in SPLITS) > 20  # each is large enough to be missed
     meta = dict(made.meta)
     assert re.fullmatch("[0-9a-f]{64}", meta.pop("fingerprint"))
     assert meta.pop("digest") == sha256(json.dumps({k: v for k, v in made.meta.items() if k != "digest"}).encode())
@@ -157,7 +157,7 @@ def check(made, ratings, name, method, sources, with_days=True):
         "num_movies": len(movie_ids), "num_rated_movies": len(MOVIES), "day_epoch": str(first),
         "num_days": (last - first).days + 1, "stars_range": [step, 5], "stars_step": step,
         "histogram": {f"{stars:g}": number for stars, number in values.items()}, "seed": FLAGS["seed"],
-        "split": {"method": method, **FLAGS, **{f"num_{part}": parts[part] for part in SPLITS}},
+        "split": {"method": method, **FLAGS, **{f"num_{split}": counts[split] for split in SPLITS}},
         "footers": {f"{table}.parquet": footer_digest(made.folder / f"{table}.parquet")
                     for table in ("ratings", "users", "movies")}}
 
@@ -167,7 +167,7 @@ def sha256(data):
 
 
 def footer_digest(path):
-    """Return the SHA-256 of a parquet file's size and of its last bytes: footer, length of the footer, magic number."""
+    """Return the SHA-256 of a parquet file's length and last bytes: footer, length of the footer, magic number."""
     data = path.read_bytes()
     length = int.from_bytes(data[-8:-4], "little") + 8
     return sha256(len(data).to_bytes(8, "little") + data[-length:])
@@ -252,7 +252,7 @@ def changes(ratings, test_pairs):
 
 
 @pytest.mark.parametrize("command", [netflix_preprocess, movielens_preprocess], ids=["netflix", "movielens"])
-def test_the_fingerprint_changes_with_every_rating_part_title_and_year(write, command):
+def test_the_fingerprint_changes_with_every_rating_split_title_and_year(write, command):
     ratings = draw(num_users=9)
     test_pairs = list(ratings)[3::4]
     cases = [(ratings, TITLES, test_pairs), *changes(ratings, test_pairs)]

@@ -88,8 +88,8 @@ def test_counts_are_exact_and_no_pair_occurs_twice(tmp_path, num_users, num_movi
 
 
 def test_four_files_share_the_ratings_and_ascend_in_movie_id(wide):
-    sizes = [(wide / f"combined_data_{i}.txt").read_bytes().count(b",") / 2 for i in (1, 2, 3, 4)]
-    assert max(sizes) - min(sizes) < 0.1 * sum(sizes)
+    counts = [(wide / f"combined_data_{i}.txt").read_bytes().count(b",") / 2 for i in (1, 2, 3, 4)]
+    assert max(counts) - min(counts) < 0.1 * sum(counts)
     movie_ids = [rating[0] for rating in read_ratings(wide)]
     assert movie_ids == sorted(movie_ids)
 
@@ -195,7 +195,7 @@ def test_star_moments_equal_a_simulation_and_a_hand_computed_value():
         mean, variance = star_moments(latent, 0.8)
         assert mean == pytest.approx(star.mean(), abs=0.005)
         assert variance == pytest.approx(star.var(), abs=0.01)
-    # Without noise to speak of, 2.5 is 2 or 3 with equal chance.
+    # With next to no noise, 2.5 is 2 or 3 with equal probability.
     assert star_moments(2.5, 1e-3) == (pytest.approx(2.5), pytest.approx(0.25))
 
 
@@ -212,7 +212,7 @@ def test_activity_and_popularity_have_long_tails(wide):
     assert movies[10] < 10 and movies[-1] > 0.25 * len(users)
 
 
-def test_the_best_ten_unseen_movies_of_a_fan_are_of_his_genre(wide):
+def test_the_best_ten_unseen_movies_of_a_fan_are_of_their_genre(wide):
     truth = read_truth(wide)
     seen = defaultdict(list)
     for movie_id, user_id, _, _ in read_ratings(wide):
@@ -237,7 +237,7 @@ def test_the_best_ten_unseen_movies_of_a_fan_are_of_his_genre(wide):
     (["--num_users", "99", "--num_ratings", "98"], "--num_ratings 98 is less than --num_users 99"),
     (["--num_users", "9", "--num_movies", "99", "--num_ratings", "98"], "less than --num_movies 99"),
     (["--seed", "-1"], "--seed -1 is outside")])
-def test_impossible_sizes_are_refused_in_one_sentence(tmp_path, capsys, flags, sentence):
+def test_impossible_counts_are_refused_in_one_sentence(tmp_path, capsys, flags, sentence):
     assert main(["--out_dir", str(tmp_path / "out"), *flags]) == 1
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1
@@ -260,7 +260,7 @@ def test_foreign_files_are_never_overwritten(tmp_path, capsys, name):
     assert read_bytes(tmp_path) == {name: b"someone's data"}
 
 
-def test_own_files_are_overwritten_and_an_old_probe_goes(small, tmp_path):
+def test_files_of_an_earlier_run_are_overwritten_and_an_old_probe_goes(small, tmp_path):
     generate(tmp_path, **SMALL, seed=5, with_probe=True)
     generate(tmp_path, **SMALL)
     expected = read_bytes(small)
@@ -281,8 +281,7 @@ def test_interrupted_run_leaves_the_folder_as_it_was(small, tmp_path, monkeypatc
 
 
 def test_command_runs_from_any_folder_and_prints_a_summary(tmp_path):
-    sizes = ["--num_users", "200", "--num_movies", "60", "--num_ratings", "5000"]
-    command = [sys.executable, str(SCRIPT), *sizes]
+    command = [sys.executable, str(SCRIPT), "--num_users", "200", "--num_movies", "60", "--num_ratings", "5000"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     truth = read_truth(tmp_path / "data" / "raw")
     assert "5,000 ratings of 60 movies by 200 users" in done.stdout
