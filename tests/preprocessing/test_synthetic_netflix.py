@@ -280,6 +280,23 @@ def test_interrupted_run_leaves_the_folder_as_it_was(small, tmp_path, monkeypatc
     assert read_bytes(tmp_path) == read_bytes(small)
 
 
+@pytest.mark.parametrize(("error", "code", "sentence"), [
+    (KeyboardInterrupt(), 130, "\ninterrupted\n"), (MemoryError(), 1, "error: out of memory\n"),
+    (OSError(28, "No space left on device"), 1, "error: {out}: the disk is full\n")], ids=repr)
+def test_a_command_that_fails_says_why_and_leaves_the_folder_as_it_was(
+        small, tmp_path, capsys, monkeypatch, error, code, sentence):
+    generate(tmp_path, **SMALL, with_probe=True)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(synthetic_netflix, "_write_titles", fail)
+    flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    assert main(["--out_dir", str(tmp_path), *flags]) == code
+    assert capsys.readouterr().err.endswith(sentence.format(out=tmp_path))
+    assert read_bytes(tmp_path) == read_bytes(small)
+
+
 def test_command_runs_from_any_folder_and_prints_a_summary(tmp_path):
     command = [sys.executable, str(SCRIPT), "--num_users", "200", "--num_movies", "60", "--num_ratings", "5000"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
