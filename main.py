@@ -15,76 +15,48 @@ import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from models.checkpoint import DAMAGE, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import PARTS, ModelConfig
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, exit_code
 from training import distributed, report
 from training.batches import DataSet, load_dataset
 from training.build import build_trainer, choose_device
 from training.distributed import Ranks
 from training.engine import Settings
-from training.evaluation import solve_movies
-from training.trainer import EpochMetrics
+from training.evaluation import fold_in_movies
+from training.trainer import EpochMetrics, Trainer
 
-FIXED = ("embedding_dim", "num_heads", "hidden_dim", "without")  # what a resumed run cannot change
+FIXED = ("embedding_dim", "ensemble_size", "hidden_dim", "without")  # what a resumed run cannot change
+OLD_PARTS = {"solved_history": "fold_in", "drift": "movie_bias_over_time", "mood": "recent_user_bias"}
 REFIT_RATINGS = 10_000_000  # of training: with more, a second fit is made only where it is asked for
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 the work failed, 130 interrupted, 143 asked to end."""
+    """Run the command; return its exit code: 0 done, 1 the work failed, 130 Ctrl-C, 143 SIGTERM."""
     args = parse_args(argv)
-    try:
-        with sigterm_interrupts():
-            return work(args)
-    except KeyboardInterrupt as stop:
-        next_step = "no epoch was finished, nothing was written"
+
+    def outcome() -> str:
         if (args.run_dir / "last.pt").exists():
-            next_step = f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
-        print(f"\ninterrupted; {next_step}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+            return f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
+        return "no epoch was finished, nothing was written"
+
+    return exit_code(lambda: work(args), args.run_dir, outcome)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: what a job's scheduler sends before it kills."""
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does."""
-    def stop(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def work(args: argparse.Namespace) -> int:
-    """Do what the flags ask for; return 0, or 1 after a sentence on what failed."""
+def work(args: argparse.Namespace) -> None:
+    """Join the other processes, if there are any, and do what the flags ask for."""
     ranks = distributed.start()
     try:
         with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
             run(args, ranks)
-    except DataError as error:
+    except DataError:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks the others to end when one has
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or args.run_dir}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory", file=sys.stderr)
-        return 1
-    return 0
+        raise
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -97,8 +69,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="folder of the run (default: %(default)s)")
     add_flags(parser, Settings)
     add_flags(parser, ModelConfig)
-    parser.add_argument("--sides", choices=("auto", "user", "both"), default="auto", help="both: also movies solved "
-                        "from their ratings (default: auto, both where there are at most 4 users per movie)")
+    blends = ("auto", "user", "both")
+    parser.add_argument("--blend", choices=blends, default="auto", help="both: user-based towers and item-based ones, "
+                        "whose movies are folded in from their ratings (default: auto, both where there are at most 4 "
+                        "users per movie)")
+    parser.add_argument("--sides", choices=blends, dest="blend", help=argparse.SUPPRESS)
     parser.add_argument("--without", type=parse_parts, default=(), metavar="PARTS",
                         help=f"leave parts of the model out, comma separated, of: {', '.join(PARTS)}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -111,40 +86,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --run_dir")
     parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
     args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "patience", "embedding_dim", "num_heads", "hidden_dim"):
+    for name in ("epochs", "batch_size", "patience", "embedding_dim", "ensemble_size", "hidden_dim", "num_threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.embedding_dim % args.num_heads:
-        parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --num_heads {args.num_heads}")
+    if args.embedding_dim % args.ensemble_size:
+        parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --ensemble_size "
+                     f"{args.ensemble_size}")
     if not (math.isfinite(args.lr) and args.lr > 0):
         parser.error(f"--lr must be above 0, not {args.lr}")
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
-    for name in ("film_noise", "penalty", "film_prior", "drift_prior", "relevance_weight"):
+    for name in ("movie_noise", "l2", "movie_l2", "time_l2", "relevance_weight"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
     if not 0 <= args.seed < 2**40:
         parser.error(f"--seed must be a whole number from 0 to 2^40 - 1, not {args.seed}")
-    if args.num_threads is not None and args.num_threads < 1:
-        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: choose one")
     return args
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add a flag for every field of a dataclass that has a help text (see `models.config.flag`)."""
+    """Add a flag for every field of a dataclass that has a help text, and its old name (see `models.config.flag`)."""
     for field in dataclasses.fields(settings):
         if "help" in field.metadata:
             kind = next(kind for kind in (int, float) if kind in (field.type, *typing.get_args(field.type)))
             default = "" if field.default is None else " (default: %(default)s)"
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, metavar=kind.__name__[0].upper(),
                                 help=field.metadata["help"] + default)
+            if field.metadata["old_name"]:
+                parser.add_argument(f"--{field.metadata['old_name']}", type=kind, dest=field.name,
+                                    default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
     """Read names of parts of the model, separated by commas; return them in the order of PARTS."""
-    named = text.split(",")
+    named = [OLD_PARTS.get(part, part) for part in text.split(",")]
     for part in named:
         if part not in PARTS:
             raise argparse.ArgumentTypeError(f"there is no part {part!r}; choose of {', '.join(PARTS)}")
@@ -161,33 +138,32 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         raise DataError(f"{args.run_dir} holds a run already; go on with it by --resume, replace it by --overwrite, "
                         "or name another --run_dir")
     data = load_dataset(args.data_dir, ranks)
-    split, fingerprint = data.meta["split"], data.meta["fingerprint"]
-    if not split["num_train"]:
+    sizes, fingerprint = data.meta["split"], data.meta["fingerprint"]
+    if not sizes["num_train"]:
         raise DataError(f"{args.data_dir} has no training ratings; preprocess more ratings")
     if ranks.is_main:
-        print(f"{split['num_train']:,} training, {split['num_validation']:,} validation and {split['num_test']:,} test "
+        print(f"{sizes['num_train']:,} training, {sizes['num_validation']:,} validation and {sizes['num_test']:,} test "
               f"ratings of {data.num_users:,} users and {data.num_movies:,} movies; device {device}"
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
-    if not args.eval_only:
-        metrics = train(args, data, device, ranks)
-    wants_refit = split["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
-    if wants_refit and split["num_validation"] and not args.eval_only:
+    metrics = [] if args.eval_only else train(args, data, device, ranks)
+    wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
+    if wants_refit and sizes["num_validation"] and not args.eval_only:
         refit(args, device, ranks)
     if not ranks.is_main:
         return
     model, checkpoint = load_model(best, fingerprint)
     model = model.to(device)
     known = load_dataset(args.data_dir, with_validation=True)
-    if model.movie_side is not None and not checkpoint["refit"]:  # which has solved them so
-        solve_movies(model, known)
+    if model.item_based is not None and not checkpoint["refit"]:  # which has folded its movies in from all that
+        fold_in_movies(model, known)
         if not args.eval_only:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     results = report.test_results(model, known)
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
-    results |= {"best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"], "train_s": checkpoint["train_s"]}
-    report.write_test_metrics(args.run_dir / "test_metrics.json", results)
+    report.write_test_metrics(args.run_dir / "test_metrics.json", {
+        **results, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"], "train_s": checkpoint["train_s"]})
     if not args.eval_only:
         if ranks.size > 1:
             data = load_dataset(args.data_dir)
@@ -203,32 +179,11 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
     Returns:
         The metrics of every epoch of the run.
     """
-    trainer = build_trainer(args, data, device, ranks)
-    model, last, fingerprint = trainer.model, args.run_dir / "last.pt", data.meta["fingerprint"]
+    trainer, fingerprint = build_trainer(args, data, device, ranks), data.meta["fingerprint"]
     if args.resume:
-        checkpoint = load_checkpoint(last, fingerprint, device)
-        for name in FIXED:
-            before, now = (",".join(value) or "nothing" if name == "without" else value
-                           for value in (checkpoint["config"][name], getattr(args, name)))
-            if before != now:
-                raise DataError(f"{last} was trained with --{name} {before}, not {now}; resume with the same, or start "
-                                "anew in another --run_dir")
-        both = model.movie_side is not None
-        if checkpoint["both"] != both:
-            sides = {True: "both", False: "user"}
-            raise DataError(f"{last} was trained with --sides {sides[checkpoint['both']]}, not {sides[both]}; "
-                            "resume with the same, or start anew in another --run_dir")
-        if bool(checkpoint["config"].get("relevance_dim", 0)) != bool(args.relevance_weight):
-            raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by "
-                            "relevance; resume with the same --relevance_weight, or start anew in another --run_dir")
-        model.load_state_dict(checkpoint["model"])
-        try:
-            trainer.load_state_dict(checkpoint)
-        except DAMAGE:
-            raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
-        if ranks.is_main:
-            report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
-            print(f"resuming after epoch {checkpoint['epoch']}", flush=True)
+        resume(args, trainer, fingerprint, device)
+    elif ranks.is_main:
+        print(f"up to {trainer.num_epochs} epochs, {trainer.engines[0].batch_size:,} users a step", flush=True)
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue
@@ -236,12 +191,38 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         is_best = trainer.best_epoch == metrics.epoch
         if is_best:
             save_checkpoint(args.run_dir / "best.pt", checkpoint)
-        save_checkpoint(last, checkpoint | trainer.state_dict())
+        save_checkpoint(args.run_dir / "last.pt", checkpoint | trainer.state_dict())
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
     return trainer.metrics
+
+
+def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device: torch.device) -> None:
+    """Put a trainer into the state of last.pt; raise DataError where the flags are not those it was made with."""
+    last, model = args.run_dir / "last.pt", trainer.model
+    checkpoint = load_checkpoint(last, fingerprint, device)
+    anew = "resume with the same, or start anew in another --run_dir"
+    for name in FIXED:
+        before, now = (",".join(value) or "nothing" if name == "without" else value
+                       for value in (checkpoint["config"][name], getattr(args, name)))
+        if before != now:
+            raise DataError(f"{last} was trained with --{name} {before}, not {now}; {anew}")
+    if checkpoint["item_based"] != (model.item_based is not None):
+        before, now = ("both", "user") if checkpoint["item_based"] else ("user", "both")
+        raise DataError(f"{last} was trained with --blend {before}, not {now}; {anew}")
+    if bool(checkpoint["config"]["relevance_dim"]) != bool(args.relevance_weight):
+        raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by relevance; "
+                        "resume with the same --relevance_weight, or start anew in another --run_dir")
+    model.load_state_dict(checkpoint["model"])
+    try:
+        trainer.load_state_dict(checkpoint)
+    except DAMAGE:
+        raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
+    if trainer.ranks.is_main:
+        report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
+        print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:

@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import exit_code
 from recommending.formatting import WIDTH, as_json, as_json_object, as_table, count, fit
 from recommending.ratings_input import parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
@@ -26,28 +26,22 @@ MAP_FORMATS = (".png", ".pdf", ".svg")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 a sentence says why not, 130 interrupted."""
+    """Run the command; return its exit code: 0 done, 1 a sentence says why not, 130 Ctrl-C, 143 SIGTERM."""
     args = parse_args(argv)
+    return exit_code(lambda: work(args), "standard output")
+
+
+def work(args: argparse.Namespace) -> None:
+    """Print what is asked for, to the end, or until nobody reads it any more."""
     try:
         run(args)
         sys.stdout.flush()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever reads the list, `head` for one, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None:
             with contextlib.suppress(OSError):  # what could not be written is not tried again at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        if not isinstance(error, BrokenPipeError):  # whoever reads the list, `head` for one, has enough
+            raise
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -64,7 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--all_users", action="store_true", help="write everybody's list to --out")
     add("--out", type=Path, metavar="FILE", help="parquet file that --all_users writes")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
-    add("--map", type=Path, metavar="FILE", help="draw the film vectors: map.png, .pdf or .svg")
+    add("--map", type=Path, metavar="FILE", help="draw the movie vectors: map.png, .pdf or .svg")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
         "likely to be watched and liked next")
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
@@ -171,7 +165,7 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
 
 
 def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:
-    """Return the ratings of the person asked for; None if nothing is known of him and --fallback lets that pass."""
+    """Return the ratings of the person asked for; None if nothing is known of them and --fallback lets that pass."""
     given = {} if args.ratings_file is None else read_ratings(args.ratings_file, recommender)
     given.update(args.rate or {})
     if args.user_id is not None and args.fallback and not recommender.has_user(args.user_id):
@@ -223,7 +217,7 @@ def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -
         movies, order = recommender.movies, movie_map.movie_idx.tolist()
         print(as_json_object({"kind": "map", "file": str(args.map), "variance": list(movie_map.variance), "movies": [
             {"movie_id": int(movies.movie_id[movie]), "title": movies.title[movie], "x": x, "y": y}
-            for movie, (x, y) in zip(order, movie_map.place.tolist(), strict=True)]}))
+            for movie, (x, y) in zip(order, movie_map.position.tolist(), strict=True)]}))
     else:
         print(f"{args.map}: {count(len(movie_map.movie_idx), 'movie')}, {len(labelled)} of them labelled")
 

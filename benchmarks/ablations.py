@@ -1,7 +1,7 @@
 """Train the towers with each part left out, one at a time: what a part is worth on a data set.
 
     python benchmarks/ablations.py --data_dir data/processed --seeds 3
-    python benchmarks/ablations.py --data_dir data/processed --seeds 3 --rows dates,heads
+    python benchmarks/ablations.py --data_dir data/processed --seeds 3 --rows dates,members
 
 Runs main.py --no-refit, then with the flags of a row beside it (see ROWS), each with the seeds 0 to N-1.
 RMSE is of the test part, at the epoch that validation chose. The change is that of a row against the default with the
@@ -33,29 +33,29 @@ from benchmarks.compare_accuracy import (
     summarize,
     train_towers,
 )
+from models.blend import item_based_helps
 from models.config import ModelConfig
-from models.sides import wants_both
 from preprocessing import dataset
 from preprocessing.dataset import DataError
 
 DEFAULT = "default"
-HEAD_DIM = ModelConfig.embedding_dim // ModelConfig.num_heads
+MEMBER_DIM = ModelConfig.embedding_dim // ModelConfig.ensemble_size
 ROWS = {  # the flags that leave a part out
     "user_embedding": ["--without", "user_embedding"],
     "pooled_history": ["--without", "pooled_history"],
-    "solved_history": ["--without", "solved_history"],
-    "history": ["--without", "pooled_history,solved_history"],
+    "fold_in": ["--without", "fold_in"],
+    "history": ["--without", "pooled_history,fold_in"],
     "user_features": ["--without", "user_features"],
     "year": ["--without", "year"],
     "movie_features": ["--without", "movie_features"],
     "biases": ["--without", "biases"],
-    "drift": ["--without", "drift"],
-    "mood": ["--without", "mood"],
-    "dates": ["--without", "drift,mood"],
-    "penalty": ["--penalty", "0", "--film_prior", "0"],
-    "film_noise": ["--film_noise", "0"],
-    "heads": ["--num_heads", "1", "--embedding_dim", str(HEAD_DIM)],
-    "movie_side": ["--sides", "user"],
+    "movie_bias_over_time": ["--without", "movie_bias_over_time"],
+    "recent_user_bias": ["--without", "recent_user_bias"],
+    "dates": ["--without", "movie_bias_over_time,recent_user_bias"],
+    "l2": ["--l2", "0", "--movie_l2", "0"],
+    "movie_noise": ["--movie_noise", "0"],
+    "members": ["--ensemble_size", "1", "--embedding_dim", str(MEMBER_DIM)],
+    "item_based": ["--blend", "user"],
 }
 
 
@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
                         help="processed data set (default: %(default)s)")
     parser.add_argument("--rows", metavar="NAMES", help=f"comma separated, of: {', '.join(ROWS)} "
-                        "(default: all, movie_side where the default has one)")
+                        "(default: all, item_based where the default has one)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N",
                         help="how many: runs with seeds 0 to N-1 (default: %(default)s)")
     add_cpu_time(parser)
@@ -123,12 +123,12 @@ def choose_rows(named: list[str] | None, data_dir: Path, meta: dict) -> list[str
     Raises:
         DataError: the movie side is named, and the default has none on this data set.
     """
-    both = wants_both(meta["num_users"], meta["num_movies"])
+    both = item_based_helps(meta["num_users"], meta["num_movies"])
     if named is None:
-        named = [name for name in ROWS if name != "movie_side" or both]
-    elif "movie_side" in named and not both:
+        named = [name for name in ROWS if name != "item_based" or both]
+    elif "item_based" in named and not both:
         raise DataError(f"{data_dir} has {meta['num_users']:,} users and {meta['num_movies']:,} movies, for which "
-                        "main.py trains no movie side; leave movie_side out of --rows")
+                        "main.py trains no movie side; leave item_based out of --rows")
     return [DEFAULT, *named]
 
 

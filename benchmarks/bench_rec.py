@@ -4,7 +4,7 @@
     python benchmarks/bench_rec.py --users 20000        bounds the users of the last part
     python benchmarks/bench_rec.py --data_dir DIR       with the ratings of a data set instead of random ones
 
-The model is untrained, with film vectors whose products are harder to bound than those of a trained model (`make_run`);
+The model is untrained, its movie vectors harder to bound than those of a trained model (`make_run`);
 nothing else depends on the weights. The files are in the page cache. Measured are
     query_ms      a history becomes a vector, scores of all movies, ten recommendations; warm, one thread
     history_ms    one user's ratings from the file, one thread
@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from models.checkpoint import model_parts, save_checkpoint
+from models.blend import Blend
+from models.checkpoint import model_entries, save_checkpoint
 from models.config import ModelConfig
-from models.sides import TwoSided
 from preprocessing import dataset
 from preprocessing.dataset import writer
 from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
@@ -119,8 +119,8 @@ def make_dataset(folder: Path, num_users: int) -> Path:
 def make_run(folder: Path, data_dir: Path) -> Path:
     """Write the checkpoint of an untrained model with main.py's default sizes.
 
-    On how unlike films are depends how many products everybody's lists leave out (recommending/top_k.py). After
-    training on MovieLens-1M the films' biases differ by .75 in units of score (standard deviation), and 16 coordinates
+    On how unlike movies are depends how many products everybody's lists leave out (recommending/top_k.py). After
+    training on MovieLens-1M the movies' biases differ by .75 in units of score (standard deviation), and 16 coordinates
     have 96 % of the variance of all other parts of the scores; here it is .5, and 78 % with random histories.
     """
     folder.mkdir()
@@ -128,18 +128,18 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     torch.manual_seed(0)
     low, high = meta["stars_range"]
     config = ModelConfig(meta["num_users"], meta["num_movies"], meta["num_days"], low, high, (low + high) / 2)
-    model = TwoSided(config, both=False)
+    model = Blend(config, with_item_based=False)
     count = torch.tensor(movies.num_train_ratings).double()
-    tower = model.user_side.movie_tower
+    tower = model.user_based.movie_tower
     tower.set_statistics(torch.tensor(movies.year), count, 0.5 * torch.randn(len(count)).double() * count)
-    spread = 0.3 * torch.arange(1, config.head_dim + 1) ** -0.33  # as in each head of that training
-    shared = torch.randn(len(count), config.head_dim)
+    spread = 0.3 * torch.arange(1, config.member_dim + 1) ** -0.33  # as in each member of that training
+    shared = torch.randn(len(count), config.member_dim)
     with torch.no_grad():
-        for head in range(config.num_heads):
-            turn = torch.linalg.qr(torch.randn(config.head_dim, config.head_dim)).Q
-            tower.embedding[:, head] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
+        for member in range(config.ensemble_size):
+            turn = torch.linalg.qr(torch.randn(config.member_dim, config.member_dim)).Q
+            tower.embedding[:, member] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
         save_checkpoint(folder / "best.pt", {
-            "fingerprint": meta["fingerprint"], **model_parts(model), "settings": {}, "epoch": 0, "train_s": 0.0,
+            "fingerprint": meta["fingerprint"], **model_entries(model), "settings": {}, "epoch": 0, "train_s": 0.0,
             "refit": False})
     return folder
 
@@ -227,13 +227,13 @@ def bare_products(recommender: Recommender, num_users: int) -> float:
 
 
 def bare_normal_equations(recommender: Recommender) -> float:
-    """Seconds for the other matrix products that the lists need: V'V of each user's film vectors, per head."""
+    """Seconds for the other matrix products that the lists need: V'V of each user's movie vectors, per member."""
     config, num_threads = recommender.model.config, torch.get_num_threads()
     sizes = np.diff(recommender.users.offset).tolist()
-    vectors = torch.randn(max(sizes), config.num_heads, config.head_dim + 1).transpose(0, 1)
+    vectors = torch.randn(max(sizes), config.ensemble_size, config.member_dim + 1).transpose(0, 1)
 
     def products(thread: int) -> None:
-        memory = torch.empty(config.num_heads, config.head_dim + 1, config.head_dim + 1)
+        memory = torch.empty(config.ensemble_size, config.member_dim + 1, config.member_dim + 1)
         for size in sizes[thread::num_threads]:
             own = vectors[:, :size]
             torch.bmm(own.transpose(1, 2), own, out=memory)

@@ -8,7 +8,7 @@
 The ratings are made in memory, at random but of Netflix's shape: how many a user has, how unlike movies' numbers are,
 and stars. Measured are, as ratings per second of whole training steps,
     ours      training/engine.py `run_epoch` with main.py's default flags, history in closed form included
-    pooled    the same with --without solved_history: pooled history alone
+    pooled    the same with --without fold_in: pooled history alone
     plain     TensorDataset, DataLoader, nn.Embedding of 64 and an MLP of 128 for users and for movies, dot product,
               dense Adam; batches of 128 and of 8,192 RATINGS. It gets a random 2 million of the ratings, which spares
               it the list of all of them that DataLoader makes
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     peak_mib, sent = peak_rss_mib(), sent_bytes(engine)
     gpu_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     pooled = timed("ours, pooled history", run_epochs,
-                   make_engine(data, args.batch_size, device, args.seed, "--without", "solved_history"))
+                   make_engine(data, args.batch_size, device, args.seed, "--without", "fold_in"))
     plain = {size: timed(f"plain, batch {size:,}", train_plain, data.train, size, device) for size in (128, 8192)}
     result = {
         "ratings_per_s": round(ours), "pooled_ratings_per_s": round(pooled),
@@ -168,10 +168,10 @@ def make_ratings(num_ratings: int, seed: int) -> RatingTensors:
 
 def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int, *flags: str) -> Engine:
     """Return what main.py would train a data set with, its table of users as long as Netflix's."""
-    args = train_command.parse_args(["--sides", "user", "--seed", str(seed), *flags])
+    args = train_command.parse_args(["--blend", "user", "--seed", str(seed), *flags])
     torch.manual_seed(seed)
     model = build_model(args, data)
-    side = model.user_side
+    side = model.user_based
     side.user_embedding = torch.empty(NETFLIX_USERS, side.config.user_dim).normal_(std=0.05)
     engine = Trainer(model.to(device), data, Settings(batch_size=batch_size, seed=seed)).engines[0]
     engine.relevance_every = max(NETFLIX_USERS // RELEVANCE_USERS, 1)  # as on all of Netflix

@@ -43,7 +43,7 @@ from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE
-from training.evaluation import predict_errors, solve_movies
+from training.evaluation import fold_in_movies, predict_errors
 
 ROUNDS = {  # the argument of the peer's fit, and its values, the last one being its full fit
     "svd": ("n_epochs", (1, 2, 5, 10, 20)),
@@ -148,8 +148,8 @@ def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int) 
     points, seconds = [], 0.0
     for metrics in trainer.epochs():
         seconds += metrics.seconds
-        if trainer.model.movie_side is not None:
-            solve_movies(trainer.model, known)
+        if trainer.model.item_based is not None:
+            fold_in_movies(trainer.model, known)
         rmse = predict_errors(trainer.model, known.train, known.test, known.meta["stars_step"]).rmse
         points.append({"rounds": metrics.epoch, "seconds": seconds, "rmse": rmse})
         print(f"two_tower, epoch {metrics.epoch}: RMSE {rmse:.4f}, {seconds:.1f} s", file=sys.stderr)

@@ -271,7 +271,7 @@ def _from_samples(fit_s: float, samples: list, first: int, user_rows: object, mo
     """Write the mean of the samples' predictions as biases and one dot product, the samples' vectors end to end.
 
     A sample predicts w_0 + w . x + sum over i < j of (v_i . v_j) x_i x_j (Rendle 2010), x being [days, user, movie];
-    the pairs within a user's features are part of his bias, those within a movie's of its bias, the rest is p_u . q_m.
+    the pairs within a user's features are part of the user's bias, those within a movie's of its bias; else p_u . q_m.
     """
     border = first + user_rows.shape[1]
     sides = []

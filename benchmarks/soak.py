@@ -33,7 +33,7 @@ from training import build, report
 from training.batches import load_dataset
 from training.distributed import ALONE
 
-MODEL = ["--embedding_dim", "32", "--num_heads", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
+MODEL = ["--embedding_dim", "32", "--ensemble_size", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
 EPOCHS = 4  # of a run that is killed; enough that most kills hit one
 
 context = multiprocessing.get_context("fork")  # so that a kill falls into the work and not into the imports

@@ -19,14 +19,14 @@ import torch
 from models import two_tower, user_tower
 from training import engine as engine_module
 from training.batches import batch_of
-from training.engine import CONTEXT_SHARE, Engine
+from training.engine import CONTEXT_FRACTION, Engine
 
 COPY_BYTES = 2**29  # far beyond the caches
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
 REPEATS = 5  # of which the fastest counts
 SAMPLE_STEPS = 20  # whose shapes are averaged
 WARM_UP_STEPS = 3
-REST = "noise, drift, mood, loss"
+REST = "noise, dates, loss"
 
 
 @dataclass
@@ -37,7 +37,7 @@ class StepShape:
     ratings: float  # R
     context: float  # C, of them known
     targets: float  # T, of them asked for
-    films: float  # N, distinct movies
+    movies: float  # N, distinct movies
 
 
 def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float]]:
@@ -45,51 +45,54 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
 
     A number has 4 bytes. What a stage reads or writes once per rating counts once per rating, even where a cache serves
     it: so a stage that is served by caches can be faster than this. What is made and used up within a stage counts
-    nothing. With H heads of D coordinates, D' = D + 1 with the one of the bias, K = H D, F hidden units, E of a user's
-    embedding, P pooled, G groups of heads, per step of B users, C context and T target ratings, R = C + T, and N films:
+    nothing. With E members of D coordinates, D' = D + 1 with the one of the bias, K = E D, F hidden units, U of a
+    user's embedding, P pooled, G groups of members, per step of B users, C context and T target ratings, R = C + T, and
+    N movies:
 
-        batch assembly   reads 5 bytes a rating as stored, writes user, film, stars and day: 5 R + 16 R bytes
-        film tower       reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + H) operations
+        batch assembly   reads 5 bytes a rating as stored, writes user, movie, stars and day: 5 R + 16 R bytes
+        movie tower      reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + E) operations
         user tower       reads a row of 2 P and 4 numbers a context rating: 4 G C (2 P + 4) bytes; 3 G C P to pool
-                         them, and 2 G B F (E + P + 3) + 2 B F H D'
-        ridge solve      reads a film's row with its bias and what is wanted of it, writes what is left of that by
-                         head: 4 C H (D' + 2) + 4 C bytes; half of a symmetric product C H (D' + 1) (D' + 2), Cholesky
-                         B H D'^3 / 3, two triangles 2 B H D'^2, and the residuals 2 C H D'
-        gather-dot       reads a film's row with its bias, writes a score: 4 T H (D' + 2) bytes; 2 T H D' operations
-        backward         reads a film's and a user's row for a target, a film's and two of a user for a context rating:
-                         2 (4 T H D') + 3 (4 C H D') bytes; a user's row of P for the pooled tables: 4 G C P bytes;
-                         4 T H D' for the dot, 6 C H D' + 2 B H D'^2 for the solve, 3 G C P, and twice the towers' own
-                         layers
+                         them, and 2 G B F (U + P + 3) + 2 B F E D'
+        ridge solve      reads a movie's row with its bias and the target, writes the residuals of the members:
+                         4 C E (D' + 2) + 4 C bytes; half of a symmetric product C E (D' + 1) (D' + 2), Cholesky
+                         B E D'^3 / 3, two triangles 2 B E D'^2, and the residuals 2 C E D'
+        gather-dot       reads a movie's row with its bias, writes a score: 4 T E (D' + 2) bytes; 2 T E D'
+                         operations
+        backward         reads a movie's and a user's row for a target, a movie's and two of a user for a
+                         context rating: 2 (4 T E D') + 3 (4 C E D') bytes; a user's row of P for the pooled tables: 4 G C P bytes;
+                         4 T E D' for the dot, 6 C E D' + 2 B E D'^2 for the solve, 3 G C P, and twice the layers of
+                         the towers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
                          parameter; Adam 28 bytes per parameter of the shared layers, of B user rows, and of
                          relevance in the steps that train it
-        the rest         two noises on N films: 16 N K bytes; 16 bytes a rating for drift and mood; 8 T H for the loss;
+        the rest         two noises on N movies: 16 N K bytes; 16 bytes a rating for the dates; 8 T E for the loss;
                          relevance has the time of its forward pass here, but no floor
     """
     config = engine.model.config
-    heads, dim, hidden, pooled = config.num_heads, config.head_dim + 1, config.hidden_dim, config.pooled_dim
+    members, dim, hidden, pooled = config.ensemble_size, config.member_dim + 1, config.hidden_dim, config.pooled_dim
     width, user_dim = config.embedding_dim, config.user_dim
-    users, films, context, targets = shape.users, shape.films, shape.context, shape.targets
-    film_layers = 2 * films * hidden * (config.head_dim + 5 + width + heads)
-    user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + heads * dim)
+    users, movies, context, targets = shape.users, shape.movies, shape.context, shape.targets
+    movie_layers = 2 * movies * hidden * (config.member_dim + 5 + width + members)
+    user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + members * dim)
     pooled_ratings = engine.groups * context
     tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
                        for optimizer in engine.optimizers)
     shared = others[0] + sum(others[1:]) / engine.relevance_every + users * user_dim
     return {
         "batch assembly": (21 * shape.ratings, 0),
-        "film tower": (8 * films * width, film_layers),
+        "movie tower": (8 * movies * width, movie_layers),
         "user tower": (4 * pooled_ratings * (2 * pooled + 4), 3 * pooled_ratings * pooled + user_layers),
-        "ridge solve": (4 * context * (heads * (dim + 2) + 1),
-                        context * heads * ((dim + 1) * (dim + 2) + 2 * dim)
-                        + users * heads * (dim**3 / 3 + 2 * dim**2)),
-        "gather-dot": (4 * targets * heads * (dim + 2), 2 * targets * heads * dim),
-        "backward": (4 * heads * dim * (2 * targets + 3 * context) + 4 * pooled_ratings * pooled,
-                     heads * dim * (4 * targets + 6 * context + 2 * users * dim) + 3 * pooled_ratings * pooled
-                     + 2 * (film_layers + user_layers)),
-        "optimizers": (16 * tables + 4 * films * (width + heads + 2 * pooled) + 28 * shared, 6 * tables + 12 * shared),
-        REST: (16 * films * width + 16 * shape.ratings + 8 * targets * heads,
-               2 * films * width + 10 * targets * heads),
+        "ridge solve": (4 * context * (members * (dim + 2) + 1),
+                        context * members * ((dim + 1) * (dim + 2) + 2 * dim)
+                        + users * members * (dim**3 / 3 + 2 * dim**2)),
+        "gather-dot": (4 * targets * members * (dim + 2), 2 * targets * members * dim),
+        "backward": (4 * members * dim * (2 * targets + 3 * context) + 4 * pooled_ratings * pooled,
+                     members * dim * (4 * targets + 6 * context + 2 * users * dim)
+                     + 3 * pooled_ratings * pooled + 2 * (movie_layers + user_layers)),
+        "optimizers": (16 * tables + 4 * movies * (width + members + 2 * pooled) + 28 * shared,
+                       6 * tables + 12 * shared),
+        REST: (16 * movies * width + 16 * shape.ratings + 8 * targets * members,
+               2 * movies * width + 10 * targets * members),
     }
 
 
@@ -101,7 +104,7 @@ def report(engine: Engine, seconds: float) -> dict:
     shape = shape_of_steps(engine)
     print(f"\nthe machine copies {copy_rate / 1e9:.1f} GB/s (read and written) and multiplies at "
           f"{product_rate / 1e9:,.0f} GFLOP/s in float32; a step has {shape.users:.0f} users, {shape.ratings:,.0f} "
-          f"ratings and {shape.films:,.0f} movies")
+          f"ratings and {shape.movies:,.0f} movies")
     print(f"{'stage':<26}{'ms a step':>10}{'bytes/rating':>14}{'flop/rating':>13}{'at least ms':>13}"
           f"{'achieved/possible':>19}")
     stages, least_sum_s = {}, 0.0
@@ -145,16 +148,16 @@ def fastest(work: Callable[[], object], device: torch.device) -> float:
 
 def shape_of_steps(engine: Engine) -> StepShape:
     """Return the mean shape of some steps' batches."""
-    config, share = engine.model.config, CONTEXT_SHARE
-    ratings = films = users = 0
+    config, fraction = engine.model.config, CONTEXT_FRACTION
+    ratings = movies = users = 0
     for number in range(SAMPLE_STEPS):
-        chance = torch.Generator().manual_seed(number)
-        chosen = torch.randperm(config.num_users, generator=chance)[:engine.batch_size]
+        generator = torch.Generator().manual_seed(number)
+        chosen = torch.randperm(config.num_users, generator=generator)[:engine.batch_size]
         batch = batch_of(engine.ratings, chosen.to(engine.ratings.offset.device))
         users, ratings = users + len(chosen), ratings + len(batch.row)
-        films += len(batch.movie_idx.unique()) if batch.row.device.type == "cpu" else config.num_movies
-    users, ratings, films = users / SAMPLE_STEPS, ratings / SAMPLE_STEPS, films / SAMPLE_STEPS
-    return StepShape(users, ratings, share * ratings, (1 - share) * ratings, films)
+        movies += len(batch.movie_idx.unique()) if batch.row.device.type == "cpu" else config.num_movies
+    users, ratings, movies = users / SAMPLE_STEPS, ratings / SAMPLE_STEPS, movies / SAMPLE_STEPS
+    return StepShape(users, ratings, fraction * ratings, (1 - fraction) * ratings, movies)
 
 
 def measure_stages(engine: Engine, seconds: float) -> tuple[dict[str, float], float]:
@@ -165,7 +168,7 @@ def measure_stages(engine: Engine, seconds: float) -> tuple[dict[str, float], fl
         run_epochs(engine, Clock(0, device))
     clock = Clock(seconds, device, warm_up=0)
     with contextlib.ExitStack() as patches, contextlib.suppress(Enough):
-        for stage, owner, name in places_of(engine):
+        for stage, owner, name in functions_of(engine):
             patches.enter_context(mock.patch.object(owner, name, clocks.around(stage, getattr(owner, name))))
         run_epochs(engine, clock)
     own = {stage: spent / clock.steps for stage, spent in clocks.seconds.items()}
@@ -173,10 +176,10 @@ def measure_stages(engine: Engine, seconds: float) -> tuple[dict[str, float], fl
     return own | {REST: step_s - sum(own.values())}, step_s
 
 
-def places_of(engine: Engine) -> list[tuple[str, object, str]]:
+def functions_of(engine: Engine) -> list[tuple[str, object, str]]:
     """Return (stage, owner, name) of the functions that make up a stage; one that is called by another counts apart."""
     return [("batch assembly", engine_module, "batch_of"), ("batch assembly", engine_module, "uniform"),
-            ("batch assembly", engine_module, "halves"), ("film tower", engine.model.movie_tower, "forward"),
+            ("batch assembly", engine_module, "halves"), ("movie tower", engine.model.movie_tower, "forward"),
             ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
             ("gather-dot", two_tower, "paired_dot"), ("backward", torch.autograd, "backward"),
             *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]

@@ -1,17 +1,16 @@
 """Checkpoints: `last.pt` (everything a resumed run needs) and `best.pt` (the model that validation chose).
 
 A checkpoint is a dict of tensors and plain values:
-    format, fingerprint (of the data set), config (ModelConfig as a dict), both (sides, or the user side alone),
-    settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were trained
-    on), model (state dict), sums (of its tensors' numbers, see `_sums`);
+    format, fingerprint (of the data set), config (ModelConfig as a dict), item_based (whether there are item-based
+    towers), settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were
+    trained on), model (state dict);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
-It is written to a temporary file, synced and renamed. It is read with `weights_only=True`: it cannot run code. Before
-anything of it is used, its checksums are checked, and that its tensors are those of its config.
+It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything of it is used, the
+CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
 """
 
 import contextlib
 import mmap
-import os
 import pickle
 import struct
 import warnings
@@ -23,34 +22,27 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from models.blend import Blend
 from models.config import PARTS, ModelConfig
-from models.sides import TwoSided
-from preprocessing.dataset import DataError, locked
+from preprocessing.dataset import DataError, locked, replaced
 
-FORMAT = 8
+FORMAT = 9
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
 
-def model_parts(model: TwoSided) -> dict:
+def model_entries(model: Blend) -> dict:
     """Return what a checkpoint holds of a model; its tensors are the model's own."""
     return {**model.description(), "model": model.state_dict()}
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint so that `path` holds either the old one or the new one, whole, at any moment."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # in a folder from a stranger it could be a link to anywhere
     try:
-        with open(partial, "xb") as file:
-            torch.save({"format": FORMAT, **checkpoint, "sums": _sums(checkpoint)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replaced(path) as partial, open(partial, "xb") as file:
+            torch.save({"format": FORMAT, **checkpoint}, file)
     except RuntimeError as error:  # torch's word for a write that the system cut short
         raise DataError(f"{path} cannot be written; is the disk full? The one before it is kept") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | str = "cpu") -> dict:
@@ -62,23 +54,22 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     return _load(path, fingerprint, map_location)[0]
 
 
-def load_model(path: Path, fingerprint: str) -> tuple[TwoSided, dict]:
+def load_model(path: Path, fingerprint: str) -> tuple[Blend, dict]:
     """Read a checkpoint, and return its model in evaluation mode and the checkpoint; raises as `load_checkpoint`."""
     checkpoint, model = _load(path, fingerprint, "cpu")
     model.load_state_dict(checkpoint["model"], assign=True)
     return model.eval(), checkpoint
 
 
-def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tuple[dict, TwoSided]:
+def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tuple[dict, Blend]:
     """Return a checkpoint and the model of its config, whose tables are yet to be filled."""
     train = f"python main.py --run_dir {path.parent}"
     try:
-        _check_parts(path)
+        _check_archive(path)
         with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
               torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)):  # what is written over stays in memory
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        if checkpoint.get("format") == FORMAT and checkpoint.pop("sums") != _sums(checkpoint):
-            raise ValueError("damaged")
+        checkpoint.get("format")
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None
     except DAMAGE:
@@ -115,57 +106,42 @@ def lock_run(run_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _check_parts(path: Path) -> None:
-    """Raise ValueError unless a checkpoint is a plain archive and claims no more than it holds, zipfile.BadZipFile
-    unless what says which tensors there are has its CRC-32. The tensors' own would take 20 ms at Netflix's size; they
-    have `_sums`.
-    """
+def _check_archive(path: Path) -> None:
+    """Raise ValueError or zipfile.BadZipFile unless a checkpoint is a plain archive that claims no more than it holds,
+    every part with its CRC-32."""
     with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED or part.filename.endswith("constants.pkl") for part in parts):
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.filename.endswith("constants.pkl")
+               for entry in entries):
             raise ValueError("compressed, or TorchScript, which is code")
-        if sum(part.file_size for part in parts) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip() is not None:
             raise ValueError("damaged")
-        for part in parts:
-            if "/data/" not in part.filename:
-                archive.read(part)
 
 
-def _sums(value: object) -> list[int]:
-    """Return of each tensor in a checkpoint, one after the other, the sum of its memory as 64-bit numbers, modulo 2^64:
-    a fourth of the time of a CRC-32. No damage to a single one of them leaves it as it was, and to several hardly any.
-    """
-    if isinstance(value, torch.Tensor):
-        memory = torch.empty(0, dtype=torch.uint8, device=value.device).set_(value.untyped_storage())
-        whole = len(memory) // 8 * 8
-        return [int(memory[:whole].view(torch.int64).sum()) + int(memory[whole:].sum())]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [one for part in inner for one in _sums(part)]
-
-
-def _empty_model(checkpoint: dict, num_bytes: int) -> TwoSided:
+def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     """Build the model of a checkpoint's config, whose tables are yet to be filled; raise ValueError, or whatever the
     first use of a wrong value raises, unless the checkpoint's tensors are those of it.
 
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
-    types = {"fingerprint": str, "config": dict, "both": bool, "settings": dict, "epoch": int,
-             "train_s": (int, float), "refit": bool, "model": dict}
-    config, both = checkpoint["config"], checkpoint["both"]
+    types: dict[str, type | tuple[type, ...]] = {
+        "fingerprint": str, "config": dict, "item_based": bool, "settings": dict, "epoch": int,
+        "train_s": (int, float), "refit": bool, "model": dict}
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
+    config, item_based = checkpoint["config"], checkpoint["item_based"]
     numbers = [value for name, value in config.items() if name != "without"]
     if not all(type(value) in (int, float) and 0 <= value < 2**48 for value in numbers) or not all(
             part in PARTS for part in config["without"]):
         raise ValueError("config")
     names = ("num_users", "num_movies", "user_dim", "embedding_dim", "pooled_dim", "hidden_dim")
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)
-    sizes = (users * user_dim, (movies + users * both) * (embedding_dim + pooled_dim),
+    sizes = (users * user_dim, (movies + users * item_based) * (embedding_dim + pooled_dim),
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
     if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
         raise ValueError("sizes")
     with _Unfilled():
-        model = TwoSided(ModelConfig(**config), both)
+        model = Blend(ModelConfig(**config), item_based)
     for name, expected in model.state_dict().items():
         tensor = checkpoint["model"][name]
         if (tensor.shape, tensor.dtype, tensor.stride()) != (expected.shape, expected.dtype, expected.stride()):
@@ -181,6 +157,7 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: object, args: tuple = (),
                            kwargs: dict | None = None) -> object:
+        kwargs = kwargs or {}
         if function in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.init.kaiming_uniform_):
             return args[0] if args else kwargs["tensor"]
-        return (torch.empty if function in (torch.randn, torch.zeros) else function)(*args, **(kwargs or {}))
+        return (torch.empty if function in (torch.randn, torch.zeros) else function)(*args, **kwargs)

@@ -1,21 +1,21 @@
-"""What fixes the shapes and the scale of a model, and the parts that can be left out of it."""
+"""The sizes and the scale of a model, and the parts that can be left out of it."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-PARTS = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features",
-         "biases", "drift", "mood")
-OF_DATES = ("drift", "mood")  # see models/temporal.py
+PARTS = ("user_embedding", "pooled_history", "fold_in", "user_features", "year", "movie_features", "biases",
+         "movie_bias_over_time", "recent_user_bias")
+DATE_PARTS = ("movie_bias_over_time", "recent_user_bias")  # see models/temporal.py
 
 
-def flag(default: object, text: str) -> Any:
-    """Return the field of a dataclass that main.py makes a flag of, with this help text."""
-    return field(default=default, metadata={"help": text})
+def flag(default: object, text: str, old_name: str | None = None) -> Any:
+    """Return the field of a dataclass that main.py makes a flag of, with a help text and perhaps a hidden alias."""
+    return field(default=default, metadata={"help": text, "old_name": old_name})
 
 
 @dataclass
 class ModelConfig:
-    """Everything that fixes the shapes and the scale of a model; saved with it."""
+    """Everything that fixes the sizes and the scale of a model; saved with it."""
 
     num_users: int
     num_movies: int
@@ -23,20 +23,21 @@ class ModelConfig:
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
-    embedding_dim: int = flag(128, "coordinates of a user or movie vector, over all heads")  # H * D
-    num_heads: int = flag(4, "models in one that the coordinates are divided among; halves of an even number see "
-                          "context and targets swapped, and err less together")
+    embedding_dim: int = flag(128, "coordinates of a user or movie vector, over the whole ensemble")  # E * D
+    ensemble_size: int = flag(4, "members of the ensemble: models in one, which share the coordinates and whose scores "
+                              "are averaged; of an even number, half see context and targets swapped, and err less "
+                              "together", old_name="num_heads")
     hidden_dim: int = flag(128, "hidden units of each tower's MLP")
-    user_dim: int = 16  # user embedding
+    user_dim: int = 16  # of the user embedding
     pooled_dim: int = 32
     relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
-    dropout: float = flag(0.0, "share of hidden units left out in training")
-    without: tuple[str, ...] = ()  # of PARTS, left out
+    dropout: float = flag(0.0, "fraction of hidden units left out in training")
+    without: tuple[str, ...] = ()  # PARTS that are left out
 
     @property
-    def head_dim(self) -> int:
-        """D."""
-        return self.embedding_dim // self.num_heads
+    def member_dim(self) -> int:
+        """Coordinates of one member's vectors, D."""
+        return self.embedding_dim // self.ensemble_size
 
     def has(self, part: str) -> float:
         """Return 1 for a part of the model that is there, 0 for one that is left out."""

@@ -1,6 +1,6 @@
-"""The tower of movies, and its results: the vectors of all films, or of those of a training step.
+"""The movie tower, and the table of movie vectors that it makes.
 
-Letters: N films, M movies of the data set, B users, H heads in G groups, D coordinates of a head.
+Letters: N movies, M movies of the data set, B users, E members of the ensemble in G groups, D coordinates of a member.
 """
 
 from typing import NamedTuple
@@ -9,88 +9,91 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.ops.ragged import Pairs, gather_distinct
+from models.ops.ragged import gather_distinct
+from models.ops.rating_pattern import RatingPattern
 
-CONFIDENCE = 20.0  # ratings at which a film's random first embedding has half its size
-CONSTANT = 0.5  # coordinate of every film vector, which the user's bias multiplies
+CONFIDENCE = 20.0  # ratings at which a movie's random first embedding has half its size
+CONSTANT = 0.5  # coordinate of every movie vector, which the user's bias multiplies
 MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so many more ratings at the global mean
 
 
-class Films(NamedTuple):
-    """The movies of a step (N), or all (N = M).
+class MovieTable(NamedTuple):
+    """The vectors of all movies (N = M), or of those of a training step.
 
-    In training the H heads are in G groups, each of which sees a context of its own of every user. There a user is G
-    rows, g B + b being user b as group g sees him, and a film's vectors are G rows, n G + g being those of group g.
+    In training the E members are in G groups, each of which sees another context of every user. There a user has G
+    rows, g B + b being user b as group g sees them, and a movie has G rows, n G + g being its vectors in group g.
     """
 
-    table: torch.Tensor  # float (N G, H / G, D + 2): a film's vector, what the user's bias multiplies, the film's bias
-    mean: torch.Tensor  # float (M,): of every movie the shrunk mean of the training stars, less the global mean
-    place: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
+    rows: torch.Tensor  # float (N G, E / G, D + 2): a movie's vector, what the user's bias multiplies, its bias
+    mean: torch.Tensor  # float (M,): each movie's shrunk mean of the training stars, less the global mean
+    position: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
     groups: int = 1  # G
 
     @property
     def vectors(self) -> torch.Tensor:
-        """The vectors alone, float (N G, H / G, D)."""
-        return self.table[..., :-2]
+        """The vectors alone, float (N G, E / G, D)."""
+        return self.rows[..., :-2]
 
-    def pairs(self, row: torch.Tensor, movie_idx: torch.Tensor, num_rows: int) -> Pairs:
-        """Return which rows of users and which rows of `table` ratings join.
+    def pattern(self, row: torch.Tensor, movie_idx: torch.Tensor, num_rows: int) -> RatingPattern:
+        """Return which rows of users and of movies ratings join.
 
         Args:
-            row, movie_idx: int64 (R,), the ratings' users' rows and movies.
+            row, movie_idx: int64 (R,), the ratings' rows of users and movies.
             num_rows: of users, G B.
         """
-        column = movie_idx if self.place is None else self.place.index_select(0, movie_idx)
+        indices = movie_idx if self.position is None else self.position.index_select(0, movie_idx)
         if self.groups > 1:
-            column = column * self.groups + row // (num_rows // self.groups)
-        return Pairs(row, column, num_rows, *self.table.shape[:2])
+            indices = indices * self.groups + row // (num_rows // self.groups)
+        return RatingPattern(row, indices, num_rows, *self.rows.shape[:2])
 
 
-class StepFilms(NamedTuple):
-    """The movies of a training step (N), as its context and its targets see them."""
+class StepMovies(NamedTuple):
+    """The movies of a training step (N), with one noise as context and another as targets."""
 
     num_ratings: torch.Tensor  # float (N,), in training
-    vectors: torch.Tensor  # float (N G, H / G, D), without noise
-    seen: Films  # with the noise of the context
-    predicted: Films  # with the noise of the targets
+    vectors: torch.Tensor  # float (N G, E / G, D), without noise
+    context: MovieTable
+    target: MovieTable
 
-    def tables(self) -> list[torch.Tensor]:
-        """Return where gradients of the users' part of the step go on into that of the films."""
-        return [self.seen.table, self.predicted.table]
+    def detached(self) -> "StepMovies":
+        """Return the same as leaves of a graph of their own, so that the movie tower's gradients are computed once a
+        step, however many pieces its users are in."""
+        context, target = (table._replace(rows=table.rows.detach().requires_grad_())
+                           for table in (self.context, self.target))
+        return self._replace(context=context, target=target)
 
-    def cut_off(self) -> "StepFilms":
-        """Return the same as leaves of a graph of their own: the films' part of it is gone through once a step, however
-        many parts the users' is in."""
-        seen, predicted = (films._replace(table=films.table.detach().requires_grad_())
-                           for films in (self.seen, self.predicted))
-        return self._replace(seen=seen, predicted=predicted)
+    def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float) -> torch.Tensor:
+        """Return the sum over targets and members of (l2 + movie_l2 / n_m) |q_m|^2, a scalar, n_m being the movie's
+        number of training ratings: over an epoch a movie pays for its ratings and once for itself, a Gaussian prior.
 
-    def size(self, num_targets: torch.Tensor, penalty: float, film_prior: float) -> torch.Tensor:
-        """Return the sum over targets and heads of (penalty + film_prior / n_m) |q_m|^2, a scalar, n_m being the
-        film's number of training ratings: over an epoch a film pays for its ratings and once for itself, a Gaussian
-        prior. `num_targets` is float (N G,)."""
-        weight = penalty + film_prior / self.num_ratings.clamp(min=1)
-        return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.seen.groups))
+        Args:
+            num_targets: float (N G,), of each row.
+        """
+        weight = l2 + movie_l2 / self.num_ratings.clamp(min=1)
+        return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.context.groups))
 
 
 class MovieTower(nn.Module):
-    """Film vectors from a learned embedding, the release year, and what the training ratings say of the film."""
+    """Movie vectors from a learned embedding, the release year, and the number of training ratings."""
+
+    year: torch.Tensor  # float (M,), 0 where unknown
+    num_ratings: torch.Tensor  # float (M,), in training
+    mean: torch.Tensor  # float (M,), see `MovieTable`
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        heads, dim = config.num_heads, config.head_dim
-        self.embedding = nn.Parameter(torch.empty(config.num_movies, heads, dim).normal_(std=0.07))
-        self.bias = nn.Parameter(torch.zeros(config.num_movies, heads))
+        members, dim = config.ensemble_size, config.member_dim
+        self.embedding = nn.Parameter(torch.empty(config.num_movies, members, dim).normal_(std=0.07))
+        self.bias = nn.Parameter(torch.zeros(config.num_movies, members))
         num_features = 5
         self.hidden = nn.Linear(dim + num_features, config.hidden_dim)
-        self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
+        self.out = nn.Linear(config.hidden_dim, members * (dim + 1))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("year", torch.zeros(config.num_movies))  # 0 where unknown
-        self.register_buffer("num_ratings", torch.zeros(config.num_movies))  # in training
-        self.register_buffer("mean", torch.zeros(config.num_movies))  # shrunk, of their stars less the global mean
+        for name in ("year", "num_ratings", "mean"):
+            self.register_buffer(name, torch.zeros(config.num_movies))
 
     @torch.no_grad()
     def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
@@ -98,34 +101,33 @@ class MovieTower(nn.Module):
         the sum in stars above the global mean.
 
         The biases begin at the shrunk means. The random embeddings shrink where ratings are few, so that chance does
-        not speak for a film; one without training ratings has none, only its features speak for it.
+        not speak for a movie; one without training ratings has none, only its features speak for it.
         """
         self.year.copy_(year)
         self.num_ratings.copy_(num_ratings)
         self.mean.copy_(sum_ratings / (num_ratings + MEAN_SHRINK))
         self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
-        self.embedding *= (num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1)
+        self.embedding.mul_((num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1))
 
     def forward(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vectors, float (N, H, D), and biases, float (N, H), of distinct movies, int64 (N,).
+        """Return vectors, float (N, E, D), and biases, float (N, E), of distinct movies, int64 (N,).
 
-        The mean of a film's training stars is no input of the MLP: it contains the very ratings that the step has to
-        predict, and without them it would give them away by what is missing from the film's learned bias.
+        The mean of a movie's training stars is no input of the MLP: it contains the very ratings that the step has to
+        predict, and without them it would give them away by what is missing from the movie's learned bias.
         """
         config = self.config
         count, year = self.num_ratings[movie_idx], self.year[movie_idx] * config.has("year")
-        age = (year - 1985) / 15 * (year > 0)
+        decades = (year - 1985) / 15 * (year > 0)
         log_count = (count + 1).log() / 3 - 2
-        features = torch.stack([age, age.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
-        features = features * config.has("movie_features")
-        own = gather_distinct(self.embedding, movie_idx)  # (N, H, D)
-        hidden = torch.relu(self.hidden(torch.cat([own.mean(1), features], 1)))
-        out = self.out(self.dropout(hidden)).view(-1, config.num_heads, config.head_dim + 1)  # (N, H, D + 1)
-        learned, learned_bias = out.split([config.head_dim, 1], -1)
-        bias = (gather_distinct(self.bias, movie_idx) + learned_bias.squeeze(-1)) * config.has("biases")
-        return own + learned, bias
+        features = torch.stack([decades, decades.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
+        embedding = gather_distinct(self.embedding, movie_idx)  # (N, E, D)
+        x = torch.cat([embedding.mean(1), features * config.has("movie_features")], 1)
+        out = self.out(self.dropout(torch.relu(self.hidden(x))))
+        vectors, bias = out.view(-1, config.ensemble_size, config.member_dim + 1).split([config.member_dim, 1], -1)
+        bias = (gather_distinct(self.bias, movie_idx) + bias.squeeze(-1)) * config.has("biases")
+        return embedding + vectors, bias
 
 
-def table_of(vectors: torch.Tensor, bias: torch.Tensor, constant: float) -> torch.Tensor:
-    """Return the table of `Films`, float (N, H, D + 2), of vectors (N, H, D) and biases (N, H)."""
+def rows_of(vectors: torch.Tensor, bias: torch.Tensor, constant: float) -> torch.Tensor:
+    """Return the rows of a `MovieTable`, float (N, E, D + 2), of vectors (N, E, D) and biases (N, E)."""
     return torch.cat([vectors, torch.full_like(bias, constant).unsqueeze(-1), bias.unsqueeze(-1)], -1)

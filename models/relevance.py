@@ -4,13 +4,13 @@
                     = [w_0 t_u, w_1, w_2 p_u] . [f_m, b_m, q_m]
 
 The taste t_u is pooled from a user's context ratings with tables of its own, (|C| + 1)^-1/2 sum over j in C of
-(residual_j g_j + c_j) (Koren 2008, equation 15); f_m is a film vector and b_m the film's popularity. They are trained
-by the multinomial likelihood of the films that a user likes among all that he has not seen (Liang et al. 2018,
+(residual_j g_j + c_j) (Koren 2008, equation 15); f_m is a movie's vector and b_m its popularity. They are trained by
+the multinomial likelihood of the movies that a user likes among all that they have not seen (Liang et al. 2018,
 "Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches
 the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
 unseen after all training ratings is another choice than what is left after some of them.
 
-Letters: B users, R context ratings, T targets, M movies, N movies of a sample, E coordinates of a taste, K of a
+Letters: B users, R context ratings, T targets, M movies, N movies of a sample, L coordinates of a taste, K of a
 rating's vectors.
 """
 
@@ -19,47 +19,51 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.movie_tower import MEAN_SHRINK
-from models.ops.ragged import Pairs, counts, pool
+from models.ops.ragged import pool
+from models.ops.rating_pattern import counts
 from models.user_tower import Context
 
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
 
 
 class Relevance(nn.Module):
-    """Tastes of users and vectors of films, whose product, with a film's popularity and its rating, is relevance."""
+    """Tastes of users and vectors of movies, whose product, with a movie's popularity and its rating, is relevance."""
+
+    movie_mean: torch.Tensor  # float (M,), as MovieTower.mean
+    weights: torch.Tensor  # (3,), of taste, popularity, rating
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         num_movies, dim = config.num_movies, config.relevance_dim
         self.history = nn.Parameter(torch.randn(num_movies, 2 * dim) * 0.05)  # by residual, by presence
-        self.film = nn.Parameter(torch.randn(num_movies, dim) * 0.05)
+        self.vectors = nn.Parameter(torch.randn(num_movies, dim) * 0.05)
         self.popularity = nn.Parameter(torch.zeros(num_movies))
-        self.register_buffer("film_mean", torch.zeros(num_movies))  # as MovieTower.mean
-        self.register_buffer("weights", torch.tensor([1.0, 1.0, 0.0]))  # of taste, popularity, rating
+        self.register_buffer("movie_mean", torch.zeros(num_movies))
+        self.register_buffer("weights", torch.tensor([1.0, 1.0, 0.0]))
 
     @torch.no_grad()
-    def set_statistics(self, film_mean: torch.Tensor, num_ratings: torch.Tensor) -> None:
+    def set_statistics(self, movie_mean: torch.Tensor, num_ratings: torch.Tensor) -> None:
         """Take over what is known of the movies (M): the shrunk mean of their stars less the global mean, and their
-        training ratings, at whose shares the popularity begins."""
-        self.film_mean.copy_(film_mean)
+        training ratings, at whose fractions of all the popularity begins."""
+        self.movie_mean.copy_(movie_mean)
         self.popularity.copy_(((num_ratings + 0.5) / (num_ratings + 0.5).sum()).log())
 
     def liking(self, stars: torch.Tensor) -> torch.Tensor:
-        """Return how much given stars (R,) say that a film is liked, from 0 for 2 of 5 stars to 0.75 for 5."""
+        """Return how much given stars (R,) say that a movie is liked, from 0 for 2 of 5 stars to 0.75 for 5."""
         low, high = self.config.stars_low, self.config.stars_high
         return ((stars - low) / (high - low) - INDIFFERENT).clamp(min=0)
 
     def tastes(self, context: Context, num_users: int) -> torch.Tensor:
-        """Return t_u, float (B, E), from the users' context ratings."""
-        row, movie_idx = context.row, context.movie_idx
-        pairs = Pairs(row, movie_idx, num_users, self.config.num_movies)
-        surprise = context.stars - self.config.stars_mean - self.film_mean.index_select(0, movie_idx)
-        mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (pairs.count + MEAN_SHRINK)
-        return pool(self.history, surprise - mean.index_select(0, row), pairs) * (pairs.count + 1).rsqrt().unsqueeze(1)
+        """Return t_u, float (B, L), from the users' context ratings."""
+        row, movie_idx, count = context.row, context.movie_idx, counts(context.row, num_users)
+        surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, movie_idx)
+        mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
+        pooled = pool(self.history, surprise - mean.index_select(0, row), row, movie_idx, num_users)
+        return pooled * (count + 1).rsqrt().unsqueeze(1)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
-        """Return users' vectors, float (B, E + 1 + K), whose product with `movie_vectors` is relevance.
+        """Return users' vectors, float (B, L + 1 + K), whose product with `movie_vectors` is relevance.
 
         Args:
             context: what is known of the users.
@@ -69,84 +73,85 @@ class Relevance(nn.Module):
         return torch.cat([self.weights[0] * tastes, self.weights[1] * one, self.weights[2] * rating_vectors], 1)
 
     def movie_vectors(self, rating_vectors: torch.Tensor) -> torch.Tensor:
-        """Return all movies' vectors, float (M, E + 1 + K), from their vectors of the rating, q_m, float (M, K)."""
-        return torch.cat([self.film, self.popularity.unsqueeze(1), rating_vectors], 1)
+        """Return all movies' vectors, float (M, L + 1 + K), from their vectors of the rating, q_m, float (M, K)."""
+        return torch.cat([self.vectors, self.popularity.unsqueeze(1), rating_vectors], 1)
 
     def loss(self, context: Context, row: torch.Tensor, movie_idx: torch.Tensor, stars: torch.Tensor,
-             num_users: int, chance: torch.Tensor | None = None, chosen: torch.Tensor | None = None) -> torch.Tensor:
+             num_users: int, probability: torch.Tensor | None = None,
+             sampled: torch.Tensor | None = None) -> torch.Tensor:
         """Return `multinomial_loss` of target ratings; a scalar, the sum over users.
 
-        A target counts by `liking`, and a user by the root of the number of his targets.
+        A target counts by `liking`, and a user by the root of the number of their targets.
 
         Args:
             context: what is known of the users, not to be recommended to them.
             row, movie_idx, stars: int64, int64 and float (T,), the targets.
             num_users: B.
-            chance, chosen: float and bool (M,), each movie's chance to be in a sample that takes the place of all
-                movies, and whether it is. It counts for the 1 / chance movies that it stands for, as a candidate (the
-                logQ correction of Yi et al. 2019) and as a target.
+            probability, sampled: float and bool (M,), each movie's probability to be in a sample that takes the place
+                of all movies, and whether it is. It counts for the 1 / probability movies that it stands for, as a
+                candidate (the logQ correction of Yi et al. 2019) and as a target.
         """
         weight = self.liking(stars) * counts(row, num_users)[row].rsqrt()
         tastes = self.tastes(context, num_users)
-        if chosen is None:
-            return multinomial_loss(tastes, self.film, self.popularity, context.row, context.movie_idx, row, movie_idx,
-                                    weight)
-        sample = chosen.nonzero().squeeze(1)  # (N,)
-        column = torch.zeros_like(chosen, dtype=torch.int64)
-        column[sample] = torch.arange(len(sample), device=sample.device)
-        seen, asked = (chosen[which].nonzero().squeeze(1) for which in (context.movie_idx, movie_idx))
-        film = torch.cat([self.film, self.popularity.unsqueeze(1)], 1).index_select(0, sample)
-        return multinomial_loss(tastes, film[:, :-1], film[:, -1] - chance[sample].log(), context.row[seen],
-                                column[context.movie_idx[seen]], row[asked], column[movie_idx[asked]],
-                                weight[asked] / chance[movie_idx[asked]])
+        if sampled is None or probability is None:
+            return multinomial_loss(tastes, self.vectors, self.popularity, context.row, context.movie_idx, row,
+                                    movie_idx, weight)
+        sample = sampled.nonzero().squeeze(1)  # (N,)
+        position = torch.zeros_like(sampled, dtype=torch.int64)  # of a movie in the sample
+        position[sample] = torch.arange(len(sample), device=sample.device)
+        known, asked = (sampled[idx].nonzero().squeeze(1) for idx in (context.movie_idx, movie_idx))
+        vectors, bias = self.vectors.index_select(0, sample), self.popularity.index_select(0, sample)
+        return multinomial_loss(tastes, vectors, bias - probability[sample].log(), context.row[known],
+                                position[context.movie_idx[known]], row[asked], position[movie_idx[asked]],
+                                weight[asked] / probability[movie_idx[asked]])
 
 
-def sampling_chances(num_ratings: torch.Tensor, size: int) -> torch.Tensor:
-    """Return min(1, c n_m), float (M,), c such that they sum to `size`: a movie's chance to be in a sample.
+def sampling_probabilities(num_ratings: torch.Tensor, size: int) -> torch.Tensor:
+    """Return min(1, c n_m), float (M,), c such that they sum to `size`: the probability that a movie is in a sample.
 
     Args:
         num_ratings: n, float (M,), of which more than `size` are above 0.
     """
-    sure = torch.zeros_like(num_ratings, dtype=torch.bool)
+    certain = torch.zeros_like(num_ratings, dtype=torch.bool)
     while True:
-        chance = num_ratings * ((size - sure.sum()) / num_ratings[~sure].sum())
-        if torch.equal(sure | (chance >= 1), sure):
-            return chance.masked_fill(sure, 1.0)
-        sure |= chance >= 1
+        probability = num_ratings * ((size - certain.sum()) / num_ratings[~certain].sum())
+        if torch.equal(certain | (probability >= 1), certain):
+            return probability.masked_fill(certain, 1.0)
+        certain |= probability >= 1
 
 
-def multinomial_loss(tastes: torch.Tensor, film: torch.Tensor, bias: torch.Tensor, seen_row: torch.Tensor,
-                     seen_column: torch.Tensor, row: torch.Tensor, column: torch.Tensor,
+def multinomial_loss(tastes: torch.Tensor, movies: torch.Tensor, bias: torch.Tensor, seen_row: torch.Tensor,
+                     seen_movie: torch.Tensor, row: torch.Tensor, movie: torch.Tensor,
                      weight: torch.Tensor) -> torch.Tensor:
     """Return sum over targets t of weight_t (log sum over the unseen movies m of exp z_um - z_ut), z = t_u . f_m + b_m.
 
     Args:
-        tastes: float (B, E).
-        film, bias: float (N, E) and (N,).
-        seen_row, seen_column: int64 (R,), users and movies that are no candidates.
-        row, column: int64 (T,), users and movies of the targets.
+        tastes: float (B, L).
+        movies, bias: float (N, L) and (N,).
+        seen_row, seen_movie: int64 (R,), users and movies that are no candidates.
+        row, movie: int64 (T,), users and movies of the targets.
         weight: float (T,), of which no gradient is taken.
     """
-    return _MultinomialLoss.apply(tastes, film, bias, seen_row, seen_column, row, column, weight)
+    return _MultinomialLoss.apply(tastes, movies, bias, seen_row, seen_movie, row, movie, weight)
 
 
 class _MultinomialLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tastes, film, bias, seen_row, seen_column, row, column, weight):
-        score = torch.addmm(bias, tastes, film.T)  # (B, N), the only tensor of this size: it becomes the gradient
-        score[seen_row, seen_column] = torch.finfo(score.dtype).min
+    def forward(ctx, tastes, movies, bias, seen_row, seen_movie, row, movie, weight):
+        score = torch.addmm(bias, tastes, movies.T)  # (B, N), the only tensor of this size: it becomes the gradient
+        score[seen_row, seen_movie] = torch.finfo(score.dtype).min
         per_user = weight.new_zeros(len(tastes)).index_add_(0, row, weight)
-        found = score[row, column]
+        found = score[row, movie]
         highest = score.amax(1, keepdim=True)
-        share = score.sub_(highest).exp_()
-        total = share.sum(1, keepdim=True)
-        share *= per_user.unsqueeze(1) / total
-        share[row, column] -= weight
-        ctx.save_for_backward(tastes, film, share)
+        grad_score = score.sub_(highest).exp_()
+        total = grad_score.sum(1, keepdim=True)
+        grad_score *= per_user.unsqueeze(1) / total
+        grad_score[row, movie] -= weight
+        ctx.save_for_backward(tastes, movies, grad_score)
         return per_user @ (total.log() + highest).squeeze(1) - weight @ found
 
     @staticmethod
     def backward(ctx, grad):
-        tastes, film, share = ctx.saved_tensors
-        share = share * grad
-        return share @ film, share.T @ tastes, share.sum(0), None, None, None, None, None
+        tastes, movies, grad_score = ctx.saved_tensors
+        grad_score = grad_score * grad
+        return grad_score @ movies, grad_score.T @ tastes, grad_score.sum(0), None, None, None, None, None

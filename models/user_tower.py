@@ -1,7 +1,7 @@
-"""The tower of users: a vector from what is known of a user, his context ratings, and from his embedding.
+"""The user tower: a vector from what is known of a user, their context ratings, and from their embedding.
 
-Letters: B users, or G rows a user where heads are in G groups (see `Films`); R context ratings, N films, H heads (of a
-group, where there are groups), D coordinates of a head.
+Letters: B users, or G rows a user where the ensemble is in G groups (see `MovieTable`); R context ratings, N movies,
+E members (of a group, where there are groups), D coordinates of a member.
 """
 
 from typing import NamedTuple
@@ -10,91 +10,92 @@ import torch
 from torch import nn
 
 from models.config import ModelConfig
-from models.movie_tower import MEAN_SHRINK, Films
-from models.ops.ragged import Pairs, pool, ridge_solve, unexplained
+from models.movie_tower import MEAN_SHRINK, MovieTable
+from models.ops.array_ops import residuals
+from models.ops.ragged import pool, ridge_solve
+from models.ops.rating_pattern import counts
 
 
 class Context(NamedTuple):
     """Ratings that users' vectors are made of (R), ascending in row, and those of a row in day."""
 
-    row: torch.Tensor  # int64: which of the users (B) a rating is of
+    row: torch.Tensor  # int64: which of the users (B) gave the rating
     movie_idx: torch.Tensor  # int64
     stars: torch.Tensor  # float
     day: torch.Tensor  # int64
 
 
 class UserTower(nn.Module):
-    """User vectors from a user's context ratings, and from an embedding where he has one."""
+    """User vectors from a user's context ratings, and from an embedding where they have one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        heads, dim = config.num_heads, config.head_dim
+        members, dim = config.ensemble_size, config.member_dim
         self.pooled = nn.Parameter(torch.empty(config.num_movies, 2 * config.pooled_dim).normal_(std=0.02))
         self.hidden = nn.Linear(config.user_dim + config.pooled_dim + 3, config.hidden_dim)
-        self.out = nn.Linear(config.hidden_dim, heads * (dim + 1))
+        self.out = nn.Linear(config.hidden_dim, members * (dim + 1))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.dropout = nn.Dropout(config.dropout)
-        # Penalties of the solved history, exp(base) + exp(per_rating) |C|; the last coordinate is the user's bias.
-        base, per_rating = torch.full((heads, dim + 1), 0.7), torch.full((heads, dim + 1), 0.02)
+        # Strength of the fold-in's shrinkage, exp(base) + exp(per_rating) |C|; the last coordinate is the user's bias.
+        base, per_rating = torch.full((members, dim + 1), 0.7), torch.full((members, dim + 1), 0.02)
         base[:, -1], per_rating[:, -1] = 4.0, 0.001
         self.log_base = nn.Parameter(base.log())
         self.log_per_rating = nn.Parameter(per_rating.log())
 
-    def forward(self, embedding: torch.Tensor, context: Context, films: Films,
-                drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return user vectors, float (B, H, D + 1), the last coordinate being the user's bias, and what they leave of
-        the context's residuals, float (R, H), of which no gradient is taken.
+    def forward(self, embedding: torch.Tensor, context: Context, movies: MovieTable,
+                movie_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return user vectors, float (B, E, D + 1), the last coordinate being the user's bias, and the residuals of the
+        context ratings, float (R, E), of which no gradient is taken.
 
         Args:
             embedding: float (B, user_dim), zero for a user who has none.
             context: the ratings to make the vectors of.
-            films: at least those of the context.
-            drift: float (R,), the films' drift at the time.
+            movies: at least those of the context.
+            movie_bias: float (R,), the movies' biases at the time (models/temporal.py).
         """
-        prior, penalty, wanted = self.regression(embedding, context, films, drift)
-        pairs = films.pairs(context.row, context.movie_idx, len(embedding))
-        if self.config.has("solved_history"):
-            return ridge_solve(films.table, wanted, prior, penalty, pairs)
+        prior, l2, target = self.regression(embedding, context, movies, movie_bias)
+        pattern = movies.pattern(context.row, context.movie_idx, len(embedding))
+        if self.config.has("fold_in"):
+            return ridge_solve(movies.rows, target, prior, l2, pattern)
         with torch.no_grad():
-            return prior, unexplained(wanted, prior, films.table, pairs)
+            return prior, residuals(target, prior, movies.rows, pattern)
 
-    def regression(self, embedding: torch.Tensor, context: Context, films: Films,
-                   drift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what the solved history is solved from; arguments as for `forward`.
+    def regression(self, embedding: torch.Tensor, context: Context, movies: MovieTable,
+                   movie_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what the fold-in is solved from; arguments as for `forward`.
 
         Returns:
-            The prior vector and the penalties, both (B, H, D + 1); and what film and user together shall explain of
-            the context's ratings, (R,), in units of score.
+            The prior and the strength of the shrinkage to it, both (B, E, D + 1); and the regression targets, (R,):
+            ratings above the mean in units of score, less the movies' biases at the time.
         """
         config, row, num_users = self.config, context.row, len(embedding)
-        pairs = Pairs(row, context.movie_idx, num_users, config.num_movies)
-        size = pairs.count.to(context.stars.dtype)
+        count = counts(row, num_users).to(context.stars.dtype)
         above_mean = context.stars - config.stars_mean  # (R,)
-        surprise = above_mean - films.mean.index_select(0, context.movie_idx)
+        surprise = above_mean - movies.mean.index_select(0, context.movie_idx)
 
         def sum_by_user(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(num_users).index_add_(0, row, values)
 
-        mean = sum_by_user(surprise) / (size + MEAN_SHRINK)
-        spread = (sum_by_user(surprise.square()) / (size + 1)).sqrt()
-        pooled = pool(self.pooled, surprise - mean.index_select(0, row), pairs)
-        features = torch.stack([(size + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
+        mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
+        spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
+        pooled = pool(self.pooled, surprise - mean.index_select(0, row), row, context.movie_idx, num_users)
+        features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding * config.has("user_embedding"),
-                       pooled * (size + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
+                       pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
                        features * config.has("user_features")], 1)
         hidden = torch.relu(self.hidden(x))
-        prior = self.out(self.dropout(hidden)).view(num_users, config.num_heads, config.head_dim + 1)
-        prior = self._of_group(prior, films.groups)  # (B, H, D + 1)
+        prior = self.out(self.dropout(hidden)).view(num_users, config.ensemble_size, config.member_dim + 1)
+        prior = self._of_group(prior, movies.groups)  # (B, E, D + 1)
         if not config.has("biases"):
-            prior = prior * (torch.arange(config.head_dim + 1, device=prior.device) < config.head_dim)
-        penalty = self.log_base.exp() + self.log_per_rating.exp() * size.view(-1, 1, 1)
-        return prior, self._of_group(penalty, films.groups), above_mean / config.slope - drift
+            prior = prior * (torch.arange(config.member_dim + 1, device=prior.device) < config.member_dim)
+        l2 = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
+        return prior, self._of_group(l2, movies.groups), above_mean / config.slope - movie_bias
 
     def _of_group(self, values: torch.Tensor, groups: int) -> torch.Tensor:
-        """Return of each row, with all heads, the heads of its group."""
+        """Return of each row, which has all members, the members of its group."""
         if groups == 1:
             return values
-        heads = self.config.num_heads // groups
-        return torch.cat([rows[:, group * heads:][:, :heads] for group, rows in enumerate(values.chunk(groups))])
+        members = self.config.ensemble_size // groups
+        return torch.cat([rows[:, group * members:][:, :members] for group, rows in enumerate(values.chunk(groups))])

@@ -3,9 +3,9 @@
     rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them)
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
-A row group of the ratings is one piece of work: a thread solves its users' vectors and finds their best movies
-(top_k.py). Pieces gather in parts, files in a hidden folder beside the output; a killed run goes on after its
-last part, and the output appears whole, in one step.
+A thread takes a row group of the ratings, makes its users' vectors and finds their best movies (top_k.py). The lists of
+some row groups are written as a part, a file in a hidden folder beside the output. A killed run goes on after its last
+part, and the output appears whole, in one step.
 """
 
 import hashlib
@@ -24,14 +24,15 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from models.sides import STANDARD_ERRORS
-from preprocessing.dataset import DataError, Ratings, locked, sync
+from models.blend import STANDARD_ERRORS
+from preprocessing.dataset import DataError, Ratings, locked, replaced, sync
 from recommending.recommender import Recommender
 from recommending.top_k import BestProducts
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group
 BUSY = "another run is writing {}; wait for it, or name another place"
+PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
 
 
 def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> int:
@@ -42,7 +43,7 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
     Args:
         recommender: of the run.
         out: the file to write; it must not exist.
-        top_n: films a user; fewer where he has rated all others.
+        top_n: movies a user; fewer where they have rated all others.
         checkpoint: the file the recommender was loaded from: what was begun with another one is not mixed with it.
 
     Raises:
@@ -51,18 +52,17 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
     """
     if out.exists():
         raise DataError(f"{out} exists already; remove it, or name another file with --out")
-    partial = out.with_name(f".{out.name}.partial")
+    folder = out.with_name(f".{out.name}.parts")
     try:
-        partial.mkdir(exist_ok=True)
-        with locked(partial, BUSY.format(out)):
-            num_users = len(recommender.users.user_id)
-            _check_plan(partial, {"data_set": recommender.meta["fingerprint"], "run": _digest(checkpoint),
-                                  "top_n": top_n, "groups_per_part": GROUPS_PER_PART,
-                                  "standard_errors": STANDARD_ERRORS})
-            parts = _write_parts(recommender, partial, top_n)
-            _join(parts, partial / "whole", out)
-            shutil.rmtree(partial)
-            return num_users
+        folder.mkdir(exist_ok=True)
+        with locked(folder, BUSY.format(out)):
+            with open(checkpoint, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            _check_plan(folder, {"data_set": recommender.meta["fingerprint"], "run": digest, "top_n": top_n,
+                                 "groups_per_part": GROUPS_PER_PART, "standard_errors": STANDARD_ERRORS})
+            _join(_write_parts(recommender, folder, top_n), out)
+            shutil.rmtree(folder)
+            return len(recommender.users.user_id)
     except OSError as error:
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror or error}); the same command goes "
                         "on from what is done") from None
@@ -77,15 +77,15 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
         best_products: among the recommender's `list_vectors`.
     """
     tables = []
-    for own in _by_users(recommender, ratings):
-        first, start = _first_and_starts(recommender, own)
-        seen = torch.from_numpy(own.movie_idx.astype(np.int64))
-        best, movie_idx = best_products.find(recommender.vectors_of(own), torch.from_numpy(start), seen)
+    for block in _blocks_of_users(recommender, ratings):
+        first, indptr = _first_and_indptr(recommender, block)
+        seen = torch.from_numpy(block.movie_idx.astype(np.int64))
+        best, movie_idx = best_products.find(recommender.vectors_of(block), torch.from_numpy(indptr), seen)
         listed = best > -torch.inf  # (B, N)
-        user, place = listed.nonzero(as_tuple=True)
+        user, rank = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
             "user_id": recommender.users.user_id[first + user.numpy()],
-            "rank": place.numpy().astype(np.int32) + 1,
+            "rank": rank.numpy().astype(np.int32) + 1,
             "movie_id": recommender.movies.movie_id[movie_idx[listed].numpy()],
             "stars": recommender.model.stars(best[listed]).numpy(),
         }))
@@ -94,7 +94,7 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
 
 def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
     """Return the vectors of users of the data set that follow each other, float (B, P), from all their ratings (R)."""
-    return torch.cat([recommender.vectors_of(own) for own in _by_users(recommender, ratings)])
+    return torch.cat([recommender.vectors_of(block) for block in _blocks_of_users(recommender, ratings)])
 
 
 def best_products_of(recommender: Recommender, top_n: int) -> BestProducts:
@@ -116,52 +116,48 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     if folder.exists():
         raise DataError(f"{folder} exists already; remove it, or name another folder with --export_vectors")
     partial = folder.with_name(f".{folder.name}.partial")
-    users, size = recommender.users, recommender.list_vectors.shape[1]
+    user_ids, known = recommender.users.user_id, recommender.recommendable
     try:
         partial.mkdir(exist_ok=True)
         with locked(partial, BUSY.format(folder)):
-            known = recommender.recommendable
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
             np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].numpy())
-            np.save(partial / "user_ids.npy", users.user_id)
-            num_users = len(users.user_id)
-            vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32, (num_users, size))
-            with tqdm(total=num_users, desc="vectors", unit=" users", unit_scale=True) as bar:
-                for block, solved in _by_groups(recommender, vectors_of):
-                    vectors[block.start:block.stop] = solved.numpy()
-                    bar.update(len(block))
+            np.save(partial / "user_ids.npy", user_ids)
+            vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32,
+                                                (len(user_ids), recommender.list_vectors.shape[1]))
+            with tqdm(total=len(user_ids), desc="vectors", unit=" users", unit_scale=True) as bar:
+                for users, found in _by_groups(recommender, vectors_of):
+                    vectors[users.start:users.stop] = found.numpy()
+                    bar.update(len(users))
             vectors.flush()
             for path in partial.iterdir():
                 sync(path)
             partial.rename(folder)
             sync(folder.absolute().parent)
-            return num_users, int(known.sum())
+            return len(user_ids), int(known.sum())
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be written ({error.strerror or error})") from None
 
 
-# --- parts -----------------------------------------------------------------------------------------------------
-
-
-def _write_parts(recommender: Recommender, partial: Path, top_n: int) -> list[Path]:
+def _write_parts(recommender: Recommender, folder: Path, top_n: int) -> list[Path]:
     """Write the parts that are not there yet; return all of them, in order."""
     num_groups = len(recommender.ratings.group_starts) - 1
-    starts = range(0, num_groups, GROUPS_PER_PART)
-    parts = [partial / f"{start:06d}.parquet" for start in starts]
-    done = next((k for k, part in enumerate(parts) if not part.exists()), len(parts))
-    first_group = starts[done] if done < len(parts) else num_groups
+    parts = [folder / f"{group:06d}.parquet" for group in range(0, num_groups, GROUPS_PER_PART)]
+    done = next((number for number, part in enumerate(parts) if not part.exists()), len(parts))
+    first_group = min(done * GROUPS_PER_PART, num_groups)
     first_user = int(np.searchsorted(recommender.users.offset, recommender.ratings.group_starts[first_group]))
-    num_users = len(recommender.users.user_id)
-    waiting: list[pa.Table] = []
-    with tqdm(total=num_users, initial=first_user, desc="recommend", unit=" users", unit_scale=True) as bar:
+    tables: list[pa.Table] = []
+    with tqdm(total=len(recommender.users.user_id), initial=first_user, desc="recommend", unit=" users",
+              unit_scale=True) as bar:
         try:
             best_products = best_products_of(recommender, top_n) if done < len(parts) else None
             lists = _by_groups(recommender, lists_of, best_products, first_group=first_group)
             for group, (users, table) in enumerate(lists, first_group):
-                waiting.append(table)
-                if len(waiting) == GROUPS_PER_PART or group == num_groups - 1:
-                    _write_whole(pa.concat_tables(waiting), parts[group // GROUPS_PER_PART])
-                    waiting = []
+                tables.append(table)
+                if len(tables) == GROUPS_PER_PART or group == num_groups - 1:
+                    with replaced(parts[group // GROUPS_PER_PART]) as partial:
+                        pq.write_table(pa.concat_tables(tables), partial, **PARQUET)
+                    tables = []
                 bar.update(len(users))
         except KeyboardInterrupt:
             kept = sum(part.exists() for part in parts)
@@ -175,8 +171,8 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
                first_group: int = 0) -> Iterator[tuple[range, Any]]:
     """Yield (range of user_idx, what `work` makes of their ratings) for each row group of the ratings, in order.
 
-    As many threads work as torch may use, each on a row group of its own: within every single operation, as torch
-    divides them, they would wait for each other most of the time.
+    As many threads work as PyTorch may use, each on a row group: within every single operation, as PyTorch divides
+    them, they would wait for each other most of the time.
     """
     num_threads = torch.get_num_threads()
     waiting: deque[tuple[range, Future]] = deque()
@@ -196,29 +192,26 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
         torch.set_num_threads(num_threads)
 
 
-def _by_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
+def _blocks_of_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
     """Yield the ratings of a block of users at a time, of whole users that follow each other."""
-    _, start = _first_and_starts(recommender, ratings)
-    num_users = len(start) - 1
-    for low in range(0, num_users, USERS_PER_BLOCK):
-        yield ratings.subset(slice(start[low], start[min(low + USERS_PER_BLOCK, num_users)]))
+    _, indptr = _first_and_indptr(recommender, ratings)
+    for first in range(0, len(indptr) - 1, USERS_PER_BLOCK):
+        yield ratings.subset(slice(indptr[first], indptr[min(first + USERS_PER_BLOCK, len(indptr) - 1)]))
 
 
-def _first_and_starts(recommender: Recommender, ratings: Ratings) -> tuple[int, np.ndarray]:
-    """Return the first of whole users that follow each other (B), and where the ratings of each begin, and their end,
-    among these, int64 (B + 1,)."""
+def _first_and_indptr(recommender: Recommender, ratings: Ratings) -> tuple[int, np.ndarray]:
+    """Return the first of whole users that follow each other (B), and where the ratings of each begin among these, and
+    the end of the last, int64 (B + 1,)."""
     first, last = int(ratings.user_idx[0]), int(ratings.user_idx[-1])
     return first, recommender.users.offset[first:last + 2] - recommender.users.offset[first]
 
 
-def _check_plan(partial: Path, plan: dict) -> None:
+def _check_plan(folder: Path, plan: dict) -> None:
     """Write down what the parts are made from; raise DataError if parts of something else lie there."""
-    path = partial / "plan.json"
+    path = folder / "plan.json"
     if not path.exists():
-        temporary = partial / "plan"
-        temporary.write_text(json.dumps(plan), encoding="utf-8")
-        sync(temporary)
-        temporary.rename(path)
+        with replaced(path) as partial:
+            partial.write_text(json.dumps(plan), encoding="utf-8")
         return
     try:
         begun = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -226,34 +219,18 @@ def _check_plan(partial: Path, plan: dict) -> None:
         begun = {}
     changed = next((name for name, value in plan.items() if begun.get(name) != value), None)
     if changed is not None:
-        raise DataError(f"{partial} was begun with another {changed}; go on with the same, or remove that folder to "
+        raise DataError(f"{folder} was begun with another {changed}; go on with the same, or remove that folder to "
                         "start anew")
 
 
-def _write_whole(table: pa.Table, path: Path) -> None:
-    """Write a part so that it is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True)
-    sync(temporary)
-    temporary.rename(path)
-
-
-def _join(parts: list[Path], whole: Path, out: Path) -> None:
+def _join(parts: list[Path], out: Path) -> None:
     """Copy the parts into one file, a row group each, and put it in its place."""
-    schema = pq.read_schema(parts[0])
-    with pq.ParquetWriter(whole, schema, compression="zstd", use_dictionary=False, write_page_checksum=True) as writer:
+    with replaced(out) as partial, pq.ParquetWriter(partial, pq.read_schema(parts[0]), **PARQUET) as writer:
         for part in parts:
             try:
                 table = pq.ParquetFile(part, page_checksum_verification=True).read()
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{part} is damaged ({error}); remove it and give the same command again") from None
+                raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
+                                "again") from None
             writer.write_table(table, row_group_size=max(len(table), 1))
-    sync(whole)
-    whole.rename(out)
     sync(out.absolute().parent)
-
-
-def _digest(path: Path) -> str:
-    """Return a file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,13 +1,14 @@
-"""A picture of the film vectors: their two principal axes, the most rated films labelled."""
+"""A picture of the movie vectors: their two principal axes, the most rated movies labelled."""
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, replaced
 from recommending.formatting import fit
 from recommending.recommender import Filters, Recommender
 
@@ -20,29 +21,29 @@ class MovieMap:
     """Where F movies lie, and how much of their vectors' variance each of the two axes has."""
 
     movie_idx: torch.Tensor  # int64 (F,)
-    place: torch.Tensor  # float64 (F, 2)
-    variance: tuple[float, float]  # shares, 0 to 1
+    position: torch.Tensor  # float64 (F, 2)
+    variance: tuple[float, float]  # fractions, 0 to 1
 
 
 @torch.no_grad()
 def map_movies(recommender: Recommender, filters: Filters | None = None) -> MovieMap:
-    """Project the film vectors, without their bias coordinates, on the two axes along which they differ most.
+    """Project the movie vectors, without their bias coordinates, on the two axes along which they differ most.
 
     An axis has no direction of its own: it is turned so that its largest coordinate is positive.
 
     Raises:
         DataError: fewer than three movies pass the filters, or their vectors have a single coordinate.
     """
-    movie_idx, vectors = recommender.film_vectors(filters)
+    movie_idx, vectors = recommender.vectors_without_bias(filters)
     if len(movie_idx) < 3:
         raise DataError(f"a map needs at least 3 movies, and {len(movie_idx)} pass the filters; widen them")
     if vectors.shape[1] < 2:
-        raise DataError("a map needs film vectors of at least 2 coordinates; run: python main.py --embedding_dim 128")
+        raise DataError("a map needs movie vectors of at least 2 coordinates; run: python main.py --embedding_dim 128")
     centred = vectors.double() - vectors.double().mean(0)
-    left, size, axes = torch.linalg.svd(centred, full_matrices=False)
+    left, singular, axes = torch.linalg.svd(centred, full_matrices=False)
     largest = axes[:2].gather(1, axes[:2].abs().argmax(1, keepdim=True))[:, 0]
-    first, second = (size[:2].square() / size.square().sum().clamp(min=1e-12)).tolist()
-    return MovieMap(movie_idx, left[:, :2] * size[:2] * largest.sign(), (first, second))
+    first, second = (singular[:2].square() / singular.square().sum().clamp(min=1e-12)).tolist()
+    return MovieMap(movie_idx, left[:, :2] * singular[:2] * largest.sign(), (first, second))
 
 
 def draw_map(path: Path, recommender: Recommender, movie_map: MovieMap) -> list[int]:
@@ -56,33 +57,33 @@ def draw_map(path: Path, recommender: Recommender, movie_map: MovieMap) -> list[
     from matplotlib import colormaps, pyplot
 
     movies, movie_idx = recommender.movies, movie_map.movie_idx.numpy()
-    place, year, num_ratings = movie_map.place.numpy(), movies.year[movie_idx], movies.num_train_ratings[movie_idx]
+    position = movie_map.position.numpy()
+    year, num_ratings = movies.year[movie_idx], movies.num_train_ratings[movie_idx]
     figure, axes = pyplot.subplots(figsize=(12, 9), layout="constrained")
     most_rated = np.argsort(-num_ratings, kind="stable")
     order = most_rated[::-1]  # the most rated on top
     sizes = 4 + 60 * num_ratings / max(num_ratings.max(), 1)
     colour, colours = np.where(year > 0, year, np.nan), colormaps["plasma"].with_extremes(bad="0.7")
-    points = axes.scatter(*place[order].T, s=sizes[order], c=colour[order], cmap=colours, plotnonfinite=True,
+    points = axes.scatter(*position[order].T, s=sizes[order], c=colour[order], cmap=colours, plotnonfinite=True,
                           edgecolors="white", linewidths=0.3)
     if year.any():
         figure.colorbar(points, label="release year", shrink=0.6, pad=0.01, format="%d")
     first, second = movie_map.variance
-    axes.set(title=f"{len(movie_idx):,} film vectors; a larger dot has more ratings",
+    axes.set(title=f"{len(movie_idx):,} movie vectors; a larger dot has more ratings",
              xlabel=f"first principal axis ({first:.0%} of the variance)",
              ylabel=f"second principal axis ({second:.0%} of the variance)")
     axes.margins(0.04)
     with warnings.catch_warnings():  # a title in a script that the font does not have
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        labelled = _label(axes, [(*place[row], fit(movies.title[movie_idx[row]], LABEL_WIDTH).rstrip())
+        labelled = _label(axes, [(*position[row], fit(movies.title[movie_idx[row]], LABEL_WIDTH).rstrip())
                                  for row in most_rated[:4 * MAX_LABELS]])
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
+        with replaced(path) as partial:
+            figure.savefig(partial, dpi=120, format=path.suffix[1:].lower())
     pyplot.close(figure)
-    partial.replace(path)
     return [int(movie_idx[most_rated[number]]) for number in labelled]
 
 
-def _label(axes: object, points: list[tuple[float, float, str]]) -> list[int]:
+def _label(axes: Any, points: list[tuple[float, float, str]]) -> list[int]:
     """Write up to MAX_LABELS texts beside their points, with a dot each, where text and dot cover no other.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Ratings that a person gives of himself: typed as "MOVIE_ID:STARS,...", or in a file.
+"""Ratings that a person gives: typed as "MOVIE_ID:STARS,...", or in a file.
 
     movie_id,stars
     571,5

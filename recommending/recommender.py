@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from models.blend import Blend
 from models.checkpoint import load_model
-from models.sides import TwoSided
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
-from recommending.one_user import OneUser
+from recommending.one_user import OneUserTower
 from recommending.top_k import BestMovies, best_of, only
 
 
 @dataclass(eq=False)
 class History:
-    """What a person has rated (R ratings, a movie at most once), and who he is, if the data set knows him."""
+    """What a person has rated (R ratings, a movie at most once), and who they are, if the data set knows them."""
 
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
@@ -46,7 +46,7 @@ class Filters:
     year_from: int | None = None  # a movie of unknown year passes neither bound
     year_to: int | None = None  # inclusive, as is year_from
     min_ratings: int = 1  # in training; without any, a movie has no vector of its own, only what its features say
-    title: str = ""  # a part of the title; upper and lower case are the same
+    title: str = ""  # what the title contains; upper and lower case are the same
     include_seen: bool = False  # list what the person has rated too
 
 
@@ -71,7 +71,7 @@ class Recommendation:
     num_ratings: int  # of the movie, in training
     stars: float | None = None  # predicted, see `Recommender`; of a popular movie the mean; None in a list of similar
     similarity: float | None = None  # cosine, -1 to 1; None unless it is a list of similar movies
-    rated: float | None = None  # stars that the person gave, where he has seen the movie
+    rated: float | None = None  # stars that the person gave, where they have seen the movie
     because: list[Reason] | None = None
 
 
@@ -79,10 +79,10 @@ class Recommender:
     """A trained model with its data set, asked as of a day: the data set's last, unless another is given.
 
     The stars in its lists are predicted, less two standard errors of what the movie's ratings say of it, so that
-    chance does not put a movie with a handful of ratings first (`TwoSided.list_vectors`).
+    chance does not put a movie with a handful of ratings first (`Blend.list_vectors`).
     """
 
-    def __init__(self, model: TwoSided, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
+    def __init__(self, model: Blend, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
                  date: datetime.date | None = None) -> None:
         """Take over what `load` reads."""
         self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
@@ -92,8 +92,8 @@ class Recommender:
         if date is not None:
             self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
         with torch.no_grad():
-            self._films = model.films()
-            self._one_user = OneUser(model.user_side, self._films)
+            self._movie_table = model.movie_table()
+            self._user_tower = OneUserTower(model.user_based, self._movie_table)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -123,7 +123,7 @@ class Recommender:
     @cached_property
     def list_vectors(self) -> torch.Tensor:
         """All movies' vectors, float (M, K), whose inner products with a person's are the scores of their list."""
-        return self.model.list_vectors(self.day, self._films)
+        return self.model.list_vectors(self.day, self._movie_table)
 
     @cached_property
     def _best_movies(self) -> BestMovies:
@@ -139,7 +139,7 @@ class Recommender:
         return self._users_file.find(user_id) is not None
 
     def history_of(self, user_id: int) -> History:
-        """Return the ratings of a user of the data set, up to the day that is asked about.
+        """Return the ratings of a user of the data set, up to the day asked about.
 
         Raises:
             DataError: there is no such user.
@@ -160,7 +160,7 @@ class Recommender:
                                         torch.zeros(0, dtype=torch.int64)), ratings)
 
     def add_ratings(self, history: History, ratings: dict[int, float]) -> History:
-        """Return a person's history with more ratings, {movie_id: stars}, given on the day that is asked about; a
+        """Return a person's history with more ratings, {movie_id: stars}, given on the day asked about; a
         movie rated again has the new stars.
 
         Raises:
@@ -194,10 +194,10 @@ class Recommender:
 
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
-        """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of his list."""
-        vector = torch.from_numpy(self._one_user.vector(
+        """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of their list."""
+        vector = torch.from_numpy(self._user_tower.vector(
             history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), self.day))
-        if self.model.movie_side is None:
+        if self.model.item_based is None:
             return vector
         return self.model.join(vector.unsqueeze(0), _user_idx(history))[0]
 
@@ -208,7 +208,7 @@ class Recommender:
         row, movie_idx, day = (torch.from_numpy(getattr(ratings, name).astype(np.int64))
                                for name in ("user_idx", "movie_idx", "day"))
         stars = torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"]
-        return self.model.user_vectors(self._films, torch.arange(first, last + 1),
+        return self.model.user_vectors(self._movie_table, torch.arange(first, last + 1),
                                        Context(row - first, movie_idx, stars, day), self.day)
 
     @torch.inference_mode()
@@ -217,10 +217,10 @@ class Recommender:
         """Return the best movies, best first; fewer than top_n if there are no more.
 
         Equal scores keep the order of movie_id. The prediction for a movie that the person has seen
-        (`filters.include_seen`) knows the stars he gave.
+        (`filters.include_seen`) knows the stars that they gave.
 
         Args:
-            rank_by: "rating", the highest stars, as lists show them, or "relevance", what he will like to watch next.
+            rank_by: "rating", the highest stars, as lists show them, or "relevance", what they will like to watch next.
 
         Raises:
             DataError: relevance is asked for, and the run was trained without.
@@ -235,35 +235,35 @@ class Recommender:
         if filters is not None and filters.include_seen:
             given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
             rated = [given.get(movie) for movie in order.tolist()]
-        stars = self._one_user.stars(scores).tolist()
+        stars = self._user_tower.stars(scores).tolist()
         return self._lines(order, stars=stars, rated=rated)
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
         order = best_of(only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
-        return self._lines(order, stars=(self.model.config.stars_mean + self._films.mean[order]).tolist())
+        return self._lines(order, stars=(self.model.config.stars_mean + self._movie_table.mean[order]).tolist())
 
     @torch.inference_mode()
     def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies whose vectors have the highest cosine with a movie's, nearest first, itself left out.
 
-        The coordinates that hold biases are left out: two films are not alike because both are liked.
+        The coordinates that hold biases do not count: two movies are not alike because both are liked.
 
         Raises:
             DataError: there is no such movie.
         """
         movie_idx = self.movie_idx_of(movie_id)
-        vectors = normalize(self._films.vectors.flatten(1))  # (M, H D)
+        vectors = normalize(self._movie_table.vectors.flatten(1))  # (M, E D)
         cosines = (vectors @ vectors[movie_idx]).numpy()  # (M,)
         allowed = self._allowed(filters, None)
         allowed[movie_idx] = False
         order = best_of(only(cosines, allowed), top_n)
         return self._lines(order, similarity=cosines[order].tolist())
 
-    def film_vectors(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the indices of the movies that pass, int64 (F,), and their vectors without biases, float (F, H D)."""
+    def vectors_without_bias(self, filters: Filters | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the indices of the movies that pass, int64 (F,), and their vectors without biases, float (F, E D)."""
         movie_idx = torch.from_numpy(self._allowed(filters, None).nonzero()[0])
-        return movie_idx, self._films.vectors[movie_idx].flatten(1)
+        return movie_idx, self._movie_table.vectors[movie_idx].flatten(1)
 
     @torch.inference_mode()
     def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3) -> None:
@@ -271,7 +271,7 @@ class Recommender:
         if not len(history.movie_idx) or not recommendations:
             return
         targets = torch.from_numpy(np.searchsorted(self.movies.movie_id, [r.movie_id for r in recommendations]))
-        effects = self.model.contributions(self._films, _user_idx(history), _context(history), targets)
+        effects = self.model.contributions(self._movie_table, _user_idx(history), _context(history), targets)
         for recommendation, effect in zip(recommendations, effects, strict=True):
             best = effect.argsort(descending=True, stable=True)[:num_reasons]
             recommendation.because = [
@@ -280,7 +280,7 @@ class Recommender:
                                                effect[best].tolist(), strict=True) if value > 0]
 
     def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
-        """Return the relevance of all movies to a person, float (M,), from his vector of the rating, float (K,)."""
+        """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (K,)."""
         if self.model.relevance is None:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
@@ -288,8 +288,9 @@ class Recommender:
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:
-        """The movies' vectors of relevance, float (M, E + 1 + K); made when first asked for."""
-        return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._films))
+        """The movies' vectors of relevance, float (M, L + 1 + K); made when first asked for."""
+        assert self.model.relevance is not None
+        return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._movie_table))
 
     @cached_property
     def _ids_of_title(self) -> dict[str, list[int]]:
@@ -308,8 +309,8 @@ class Recommender:
         if filters.year_to is not None:
             allowed &= (movies.year > 0) & (movies.year <= filters.year_to)
         if filters.title:
-            part = _fold(filters.title)
-            allowed &= np.array([part in _fold(title) for title in movies.title])
+            text = _fold(filters.title)
+            allowed &= np.array([text in _fold(title) for title in movies.title])
         if history is not None and not filters.include_seen:
             allowed[history.movie_idx.numpy()] = False
         return allowed

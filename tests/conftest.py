@@ -36,7 +36,7 @@ def train() -> Callable[..., int]:
 
     def command(data_dir: Path, run_dir: Path, *flags: str) -> int:
         return main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--embedding_dim", "16",
-                          "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit", *flags])
+                          "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit", *flags])
 
     return command
 

@@ -3,13 +3,13 @@
 Nothing of the product is imported; test_referee.py compares with this what the commands write. Read from the top, it
 is also the shortest description of the model:
 
-    Data       a data set's files: who gave which movie how many stars, on which day, in which part of the split
-    Side       both towers: vectors of movies, and a person's vector, solved from their ratings
-    Model      the score of both sides, stars, the order of lists, reasons, relevance
+    Data       a data set's files: who gave which movie how many stars, on which day, in which split
+    Towers     both towers: vectors of movies, and a person's vector, folded in from their ratings
+    Model      the score of user-based and item-based towers, stars, the order of lists, reasons, relevance
     the rest   RMSE, MAE, NDCG, recall; the baselines; how the weights of relevance are fitted
 
-Letters: M movies, R known ratings of a person, T questions, H heads, D coordinates of a head. A person's vector has
-D + 1 coordinates a head, the last their bias; a movie's has a constant there, and its own bias is kept apart.
+Letters: M movies, R known ratings of a person, T questions, E members, D coordinates of a member. A person's vector has
+D + 1 coordinates a member, the last their bias; a movie's has a constant there, and its own bias is kept apart.
 """
 
 import json
@@ -24,10 +24,10 @@ import torch
 SHRINK = 5.0  # a mean or a bias counts as if there were so many more ratings, without a surprise
 CONSTANT = 0.5  # coordinate of every movie, which a person's bias multiplies
 PERIODS = 32  # of a data set's days, in each of which a movie has another bias
-WINDOWS = (1, 8, 64, 512)  # days, of a mood
+WINDOWS = (8, 64)  # days, of a recent bias
 STANDARD_ERRORS = 2.0  # by which the score of a movie is lower in a list
 LIKED = 4.0  # stars, at least, of a movie that is worth finding
-DATES = ("drift", "mood")  # parts of the model that know of days
+DATES = ("movie_bias_over_time", "recent_user_bias")  # parts of the model that know of days
 SWAPPED = {"user": "movie", "movie": "user"}
 
 
@@ -41,9 +41,10 @@ class Ratings(NamedTuple):
 
 def by_user(table: pd.DataFrame, num_users: int) -> list[Ratings]:
     """Return the ratings of each user of a table."""
-    place = np.searchsorted(table.user.sort_values(), range(1, num_users))
-    columns = (np.split(table.sort_values("user", kind="stable")[name].to_numpy(), place) for name in Ratings._fields)
-    return [Ratings(*own) for own in zip(*columns, strict=True)]
+    table = table.sort_values("user", kind="stable")
+    begins = np.searchsorted(table.user, range(1, num_users))
+    columns = (np.split(table[name].to_numpy(), begins) for name in Ratings._fields)
+    return [Ratings(*of_user) for of_user in zip(*columns, strict=True)]
 
 
 class Data:
@@ -55,37 +56,37 @@ class Data:
                                             for name in ("users", "movies", "ratings"))
         self.ratings = pd.DataFrame({"user": ratings.user_idx.astype(int), "movie": ratings.movie_idx.astype(int),
                                      "stars": ratings.stars * float(self.meta["stars_step"]),
-                                     "day": ratings.day.astype(int), "part": ratings.split.astype(str)})
+                                     "day": ratings.day.astype(int), "split": ratings.split.astype(str)})
         self.low, self.high = self.meta["stars_range"]
         self.last_day = self.meta["num_days"] - 1
-        self.num_ratings = np.bincount(self.part("train").movie, minlength=len(self.movies))  # of movies, in training
+        self.num_ratings = np.bincount(self.split("train").movie, minlength=len(self.movies))  # of movies, in training
 
-    def part(self, *names: str) -> pd.DataFrame:
-        return self.ratings[self.ratings.part.isin(names)]
+    def split(self, *names: str) -> pd.DataFrame:
+        return self.ratings[self.ratings.split.isin(names)]
 
 
 class Person(NamedTuple):
     """What ratings make of a person: their vector is the prior and a part from every rating."""
 
     known: Ratings
-    prior: np.ndarray  # (H, D + 1)
-    parts: np.ndarray  # (R, H, D + 1)
-    vector: np.ndarray  # (H, D + 1)
+    prior: np.ndarray  # (E, D + 1)
+    parts: np.ndarray  # (R, E, D + 1)
+    vector: np.ndarray  # (E, D + 1)
     left: np.ndarray  # (R,), what the vector leaves unexplained of the ratings, in units of score
 
 
-class Side:
-    """Movies are embedded, and a person's vector is solved from the movies that they have rated. On the movie side the
+class Towers:
+    """Movies are embedded, and a person is folded in from the movies that they have rated. In the item-based towers the
     roles are swapped: a person is a movie there, and their movies are its users."""
 
     def __init__(self, data: Data, config: dict, without: tuple[str, ...], tensors: dict[str, np.ndarray],
                  fitted: pd.DataFrame, year: np.ndarray) -> None:
         self.tensors, self.without, self.year = tensors, without, year
-        self.shape = config["num_heads"], config["embedding_dim"] // config["num_heads"] + 1
+        self.shape = config["ensemble_size"], config["embedding_dim"] // config["ensemble_size"] + 1
         self.days_of_period = -(-data.meta["num_days"] // PERIODS)
         self.stars_mean = fitted.stars.mean()
-        share = np.clip((self.stars_mean - data.low) / (data.high - data.low), 0.001, 0.999)
-        self.offset = np.log(share / (1 - share))  # the score of the mean
+        height = np.clip((self.stars_mean - data.low) / (data.high - data.low), 0.001, 0.999)
+        self.offset = np.log(height / (1 - height))  # the score of the mean
         self.slope = max((self.stars_mean - data.low) * (data.high - self.stars_mean) / (data.high - data.low), 0.001)
         self.count = np.bincount(fitted.movie, minlength=len(year))
         self.mean = np.bincount(fitted.movie, fitted.stars - self.stars_mean, len(year)) / (self.count + SHRINK)
@@ -95,14 +96,13 @@ class Side:
         return part not in self.without
 
     def mlp(self, tower: str, *x: np.ndarray) -> np.ndarray:
-        """Return (H, D + 1) from the parts of an input: a hidden layer with ReLU, and a linear one."""
+        """Return (E, D + 1) from the parts of an input: a hidden layer with ReLU, and a linear one."""
         weight, bias, out, out_bias = (self.tensors[f"{tower}.{layer}"]
                                        for layer in ("hidden.weight", "hidden.bias", "out.weight", "out.bias"))
         return (out @ np.maximum(weight @ np.concatenate(x) + bias, 0) + out_bias).reshape(self.shape)
 
     def movie(self, m: int) -> tuple[np.ndarray, np.ndarray]:
-        """q_m = embedding + MLP(embedding, mean of heads; release year; rating count), (H, D + 1); and its bias, (H,).
-        """
+        """q_m = embedding + MLP(mean of the embedding; release year; rating count), (E, D + 1); and its bias, (E,)."""
         year, n = self.year[m] * self.has("year"), self.count[m]
         age = (year - 1985) / 15 if year else 0.0
         features = np.array([age, age**2 - 1, year > 0, np.log(n + 1) / 3 - 2, 1 / np.sqrt(n + 1)])
@@ -124,7 +124,7 @@ class Side:
         return ((surprise - surprise.sum() / (n + SHRINK)) @ by_residual + by_presence.sum(0)) / np.sqrt(n + 1)
 
     def prior(self, user: int | None, known: Ratings) -> np.ndarray:
-        """MLP(user embedding; pooled history; user features), (H, D + 1); somebody new has an embedding of zeros."""
+        """MLP(user embedding; pooled history; user features), (E, D + 1); somebody new has an embedding of zeros."""
         n, surprise = len(known.movie), self.surprise(known)
         features = np.array([np.log(n + 1) / 2 - 2, 2 * surprise.sum() / (n + SHRINK),
                              np.sqrt(surprise @ surprise / (n + 1)) - 1])
@@ -137,43 +137,45 @@ class Side:
 
     def person(self, user: int | None, known: Ratings) -> Person:
         """Solve the ridge regression of the ratings, shrunk to the prior: rating j adds to it
-        (V'V + diag(penalty))^-1 v_j (residual_j - v_j . prior)."""
-        prior, residual, penalty = self.prior(user, known), self.residual(known), self.penalty(len(known.movie))
+        (V'V + diag(l2))^-1 v_j (residual_j - v_j . prior)."""
+        prior, residual, l2 = self.prior(user, known), self.residual(known), self.l2(len(known.movie))
         parts, left = np.zeros((*residual.shape, prior.shape[1])), np.zeros(residual.shape)
         for h in range(len(prior)):
             v = self.vectors[known.movie, h]
-            if self.has("solved_history"):
-                parts[:, h] = np.linalg.solve(v.T @ v + np.diag(penalty[h]), v.T * (residual[:, h] - v @ prior[h])).T
+            if self.has("fold_in"):
+                parts[:, h] = np.linalg.solve(v.T @ v + np.diag(l2[h]), v.T * (residual[:, h] - v @ prior[h])).T
             left[:, h] = residual[:, h] - v @ (prior[h] + parts[:, h].sum(0))
         return Person(known, prior, parts, prior + parts.sum(0), left.mean(1))
 
     def residual(self, known: Ratings) -> np.ndarray:
-        """Return what drifts and biases of the movies leave of ratings, (R, H), in units of score."""
-        wanted = (known.stars - self.stars_mean) / self.slope - self.drift(known.movie, known.day)
-        return wanted[:, None] - self.biases[known.movie]
+        """Return what the biases of the movies leave of ratings, (R, E), in units of score."""
+        target = (known.stars - self.stars_mean) / self.slope - self.movie_bias(known.movie, known.day)
+        return target[:, None] - self.biases[known.movie]
 
-    def penalty(self, n: int) -> np.ndarray:
-        """Return what a distance from the prior costs somebody with n ratings, (H, D + 1)."""
+    def l2(self, n: int) -> np.ndarray:
+        """Return what a distance from the prior costs somebody with n ratings, (E, D + 1)."""
         return np.exp(self.tensors["user_tower.log_base"]) + np.exp(self.tensors["user_tower.log_per_rating"]) * n
 
     def score(self, person: Person, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return the scores of all questions to a person, (T,): the mean of the heads' products, and what days add."""
+        """Return the scores of all questions to a person, (T,): the members' mean product, and what days add."""
         products = (self.vectors[movie] * person.vector).sum(-1) + self.biases[movie]
-        return products.mean(1) + self.offset + self.drift(movie, day) + self.mood(person, day)
+        return products.mean(1) + self.offset + self.movie_bias(movie, day) + self.user_bias(person, day)
 
-    def drift(self, movie: np.ndarray, day: np.ndarray) -> np.ndarray | float:
-        return self.tensors["drift.table"][movie, day // self.days_of_period] if self.has("drift") else 0.0
+    def movie_bias(self, movie: np.ndarray, day: np.ndarray) -> np.ndarray | float:
+        if not self.has("movie_bias_over_time"):
+            return 0.0
+        return self.tensors["movie_bias_over_time.table"][movie, day // self.days_of_period]
 
-    def mood(self, person: Person, day: np.ndarray) -> np.ndarray | float:
+    def user_bias(self, person: Person, day: np.ndarray) -> np.ndarray | float:
         """Return the weighted sum over windows of the shrunk mean of what the vector leaves of the ratings in the
         question's window; windows are counted back from the last day, known or asked about."""
-        if not self.has("mood"):
+        if not self.has("recent_user_bias"):
             return 0.0
         last, score = max(person.known.day.max(initial=0), day.max()), np.zeros(len(day))
-        shrinks = np.exp(self.tensors["mood.log_shrink"])
-        for window, weight, shrink in zip(WINDOWS, self.tensors["mood.weight"], shrinks, strict=True):
+        shrinkages = np.exp(self.tensors["recent_user_bias.log_shrinkage"])
+        for window, weight, shrinkage in zip(WINDOWS, self.tensors["recent_user_bias.weight"], shrinkages, strict=True):
             same = (last - day[:, None]) // window == (last - person.known.day) // window  # (T, R)
-            score += weight * (same @ person.left) / (same.sum(1) + shrink)
+            score += weight * (same @ person.left) / (same.sum(1) + shrinkage)
         return score
 
 
@@ -186,29 +188,29 @@ class Model:
         for name, tensor in self.checkpoint["model"].items():
             part, _, rest = name.partition(".")
             tensors.setdefault(part, {})[rest] = tensor.double().numpy()
-        fitted = data.part("train", "validation") if self.checkpoint["refit"] else data.part("train")
+        fitted = data.split("train", "validation") if self.checkpoint["refit"] else data.split("train")
         without, self.tensors = (*config["without"], *without), tensors.get("relevance")
         year = data.movies.year.fillna(0).to_numpy(int)
-        self.users, self.movies = Side(data, config, without, tensors["user_side"], fitted, year), None
-        if self.checkpoint["both"]:
-            self.movies = Side(data, config, (*without, *DATES), tensors["movie_side"], fitted.rename(columns=SWAPPED),
-                               np.zeros(len(data.users), int))
+        self.users, self.movies = Towers(data, config, without, tensors["user_based"], fitted, year), None
+        if self.checkpoint["item_based"]:
+            self.movies = Towers(data, config, (*without, *DATES), tensors["item_based"],
+                                 fitted.rename(columns=SWAPPED), np.zeros(len(data.users), int))
         self.know(fitted)
 
     def know(self, table: pd.DataFrame) -> "Model":
-        """Take over the ratings that are known; the movie side's movies are solved from them."""
+        """Take over the ratings that are known; the item-based towers fold their movies in from them."""
         self.known = by_user(table, len(self.data.users))
         if self.movies is not None:
             of_movies = by_user(table.rename(columns=SWAPPED), len(self.data.movies))
-            self.solved = [self.movies.person(m, ratings) for m, ratings in enumerate(of_movies)]
+            self.folded_in = [self.movies.person(m, ratings) for m, ratings in enumerate(of_movies)]
         return self
 
     def score(self, user: int | None, known: Ratings, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return the scores of questions to a person, (T,): the mean of both sides, where the data set knows them."""
+        """Return the scores of questions to a person, (T,): the mean of both towers where the data set knows them."""
         score = self.users.score(self.users.person(user, known), movie, day)
         if self.movies is None or user is None:
             return score
-        return (score + [self.movies.score(self.solved[m], np.array([user]), np.zeros(1))[0] for m in movie]) / 2
+        return (score + [self.movies.score(self.folded_in[m], np.array([user]), np.zeros(1))[0] for m in movie]) / 2
 
     def scores(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return the scores of all movies on a day, (M,)."""
@@ -229,7 +231,7 @@ class Model:
 
     def of_relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return what relevance is a weighted sum of, (3, M): taste, popularity, score."""
-        taste = self.tensors["film"] @ self.users.pool(self.tensors["history"], known)
+        taste = self.tensors["vectors"] @ self.users.pool(self.tensors["history"], known)
         return np.array([taste, self.tensors["popularity"], self.scores(user, known, day)])
 
     def relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
@@ -252,9 +254,9 @@ def ndcg_and_recall(listed: np.ndarray, relevant: np.ndarray, k: int = 10) -> tu
     return discount[:len(hits)] @ hits / discount[:len(relevant)].sum(), hits.sum() / len(relevant)
 
 
-def part_errors(model: Model, part: str) -> dict[str, float]:
-    """Predict the ratings of a part, each on its day, from what the model knows."""
-    asked = by_user(model.data.part(part), len(model.known))
+def split_errors(model: Model, split: str) -> dict[str, float]:
+    """Predict the ratings of a split, each on its day, from what the model knows."""
+    asked = by_user(model.data.split(split), len(model.known))
     predicted = [model.stars(model.score(user, model.known[user], own.movie, own.day))
                  for user, own in enumerate(asked) if len(own.movie)]
     return errors(np.concatenate(predicted), np.concatenate([own.stars for own in asked]))
@@ -264,7 +266,7 @@ def ranking(model: Model, score_of: Callable[[int], np.ndarray]) -> dict[str, fl
     """Compare lists of what a user is not known to have rated, of movies with training ratings, with what they like in
     the test; the mean over the users who like something there."""
     measured = []
-    for user, own in enumerate(by_user(model.data.part("test"), len(model.known))):
+    for user, own in enumerate(by_user(model.data.split("test"), len(model.known))):
         allowed = model.data.num_ratings > 0
         allowed[model.known[user].movie] = False
         if (liked := own.movie[own.stars >= LIKED]).size:
@@ -286,14 +288,14 @@ def fit_biases(known: pd.DataFrame, num_users: int, num_movies: int, rounds: int
 def test_metrics(model: Model) -> dict[str, dict[str, float]]:
     """Return what is measured on the test: training and validation ratings are known before it."""
     data, day = model.data, model.data.last_day
-    known, test = data.part("train", "validation"), data.part("test")
+    known, test = data.split("train", "validation"), data.split("test")
     users, movies = fit_biases(known, len(data.users), len(data.movies))
     mean, of_user = known.stars.mean(), model.know(known).known
     biased = np.clip(mean + users[test.user] + movies[test.movie], data.low, data.high)
     results = {"global_mean": errors(mean, test.stars),
                "popularity": ranking(model, lambda user: data.num_ratings),
                "bias": errors(biased, test.stars) | ranking(model, lambda user: movies),
-               "two_tower": part_errors(model, "test")
+               "two_tower": split_errors(model, "test")
                | ranking(model, lambda user: model.list_scores(user, of_user[user], day))}
     if model.tensors:
         results["relevance"] = ranking(model, lambda user: model.relevance(user, of_user[user], day))
@@ -306,7 +308,7 @@ def stack(model: Model, steps: int) -> tuple[np.ndarray, np.ndarray]:
     ratings that are not known to be theirs, with a Gaussian prior around where they begin."""
     weights = begin = np.array([1.0, 1.0, 0.0])
     users = []
-    for user, own in enumerate(by_user(model.data.part("validation"), len(model.known))):
+    for user, own in enumerate(by_user(model.data.split("validation"), len(model.known))):
         if (liked := own.movie[own.stars >= LIKED]).size:
             parts, candidate = model.of_relevance(user, model.known[user], model.data.last_day), model.users.count > 0
             candidate[model.known[user].movie] = False

@@ -21,7 +21,7 @@ def train_again(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     def command(*flags: str) -> tuple[dict, dict, list]:
         run_dir = tmp_path_factory.mktemp("run")
         assert main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--epochs", "2", "--batch_size",
-                          "200", "--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", *flags]) == 0
+                          "200", "--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", *flags]) == 0
         last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pt", "best.pt"))
         return last["model"], best["model"], [[row[name] for name in EXACT] for row in last["metrics"]]
 
@@ -59,7 +59,7 @@ def test_training_with_one_thread_repeats_to_the_bit(one_thread, train_again):
     assert rows == rows_again
     for model, other in zip(models, again, strict=True):
         assert model.keys() == other.keys() and all(torch.equal(model[name], other[name]) for name in model)
-    assert not torch.equal(models[0]["user_side.movie_tower.embedding"], models[1]["user_side.movie_tower.embedding"])
+    assert not torch.equal(models[0]["user_based.movie_tower.embedding"], models[1]["user_based.movie_tower.embedding"])
 
 
 def test_training_with_two_threads_repeats_within_a_ten_thousandth(one_thread, train_again, monkeypatch):

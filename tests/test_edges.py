@@ -26,7 +26,7 @@ def commands(tmp_path, capsys):
         data = ["--data_dir", str(tmp_path / "data"), "--run_dir", str(tmp_path / "run")]
         assert netflix_preprocess.main(["--raw_dir", str(tmp_path), "--out_dir", str(tmp_path / "data"), "--split",
                                         *split]) == 0, capsys.readouterr().err
-        assert main.main([*data, "--epochs", "1", "--num_threads", "1", "--embedding_dim", "8", "--num_heads", "2",
+        assert main.main([*data, "--epochs", "1", "--num_threads", "1", "--embedding_dim", "8", "--ensemble_size", "2",
                           "--hidden_dim", "8", "--batch_size", batch_size, *train]) == 0, capsys.readouterr().err
         capsys.readouterr()
         assert rec.main([*data, *user]) == 0, capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_more_than_two_to_the_31_cells(commands):
              *(f"{user_id},3,2005-01-03" for user_id in range(1, 61_001))]
     data_dir, _ = commands("\n".join(lines) + "\n", titles_of(*range(1, 36_001)), "--user_id", "61000",
                            split=("random", "--test_fraction", "0.001", "--val_fraction", "0.001"),
-                           batch_size="50000", train=("--sides", "user", "--relevance_weight", "0"))
+                           batch_size="50000", train=("--blend", "user", "--relevance_weight", "0"))
     meta = read_meta(data_dir)
     assert meta["num_users"] * meta["num_movies"] > 2**31
     users = read_users(data_dir)
@@ -136,7 +136,7 @@ def test_dates_before_1970_and_before_the_calendar(commands):
 
 
 def test_a_user_of_no_training_rating_is_served(tmp_path, data_dir, run_dir):
-    """All his ratings are in the test part, or he has none: his vector is that of nobody, and it is finite."""
+    """All their ratings are in the test split, or they have none: their vector is that of nobody, and it is finite."""
     recommender = Recommender.load(run_dir, data_dir)
     history = recommender.history_from({})
     rows = recommender.recommend(history, 5)

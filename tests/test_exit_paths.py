@@ -19,7 +19,8 @@ from preprocessing.dataset import DataError
 from training import build
 from training.distributed import Ranks
 
-TRAIN = ("--data_dir {data} --run_dir {new} --embedding_dim 16 --num_heads 2 --hidden_dim 16 --epochs 1 --num_threads 1"
+TRAIN = ("--data_dir {data} --run_dir {new} --embedding_dim 16 --ensemble_size 2 --hidden_dim 16 --epochs 1"
+         " --num_threads 1"
          " --no-refit")
 AGAIN = TRAIN.replace("{new}", "{run}")
 LISTS = "--data_dir {data} --run_dir {run}"
@@ -120,17 +121,17 @@ TRAIN_PATHS = [
     (TRAIN + " --epochs 0", NO_CHANGE, "--epochs must be at least 1, not 0", 2),
     (TRAIN + " --batch_size 0", NO_CHANGE, "--batch_size must be at least 1, not 0", 2),
     (TRAIN + " --patience 0", NO_CHANGE, "--patience must be at least 1, not 0", 2),
-    (TRAIN + " --embedding_dim 9", NO_CHANGE, "--embedding_dim 9 must be a multiple of --num_heads 2", 2),
+    (TRAIN + " --embedding_dim 9", NO_CHANGE, "--embedding_dim 9 must be a multiple of --ensemble_size 2", 2),
     (TRAIN + " --lr inf", NO_CHANGE, "--lr must be above 0, not inf", 2),
     (TRAIN + " --dropout 1", NO_CHANGE, "--dropout must be at least 0 and below 1, not 1.0", 2),
-    (TRAIN + " --penalty -1", NO_CHANGE, "--penalty must be at least 0, not -1.0", 2),
+    (TRAIN + " --l2 -1", NO_CHANGE, "--l2 must be at least 0, not -1.0", 2),
     (TRAIN + " --seed -1", NO_CHANGE, "--seed must be a whole number from 0 to 2^40 - 1, not -1", 2),
     (TRAIN + " --num_threads 0", NO_CHANGE, "--num_threads must be at least 1, not 0", 2),
     (TRAIN + " --resume --overwrite", NO_CHANGE, "--resume goes on with a run, --overwrite replaces it: choose one", 2),
     (TRAIN + " --without year,stars", NO_CHANGE, "there is no part 'stars'; choose of user_embedding, ", 2),
-    (TRAIN + " --sides left", NO_CHANGE, "--sides: invalid choice: 'left'", 2),
+    (TRAIN + " --blend left", NO_CHANGE, "--blend: invalid choice: 'left'", 2),
     (AGAIN + " --resume --without year", NO_CHANGE, "was trained with --without nothing, not year", 1),
-    (AGAIN + " --resume --sides both", NO_CHANGE, "was trained with --sides user, not both", 1),
+    (AGAIN + " --resume --blend both", NO_CHANGE, "was trained with --blend user, not both", 1),
     (TRAIN + " --device tpu", NO_CHANGE, "--device: invalid choice: 'tpu'", 2),
     (TRAIN + " --epoch 3", NO_CHANGE, "unrecognized arguments: --epoch 3", 2),
 ]

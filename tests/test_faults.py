@@ -22,9 +22,9 @@ import torch
 
 import main
 import rec
-from models.checkpoint import load_checkpoint, lock_run, model_parts, save_checkpoint
+from models.blend import Blend
+from models.checkpoint import load_checkpoint, lock_run, model_entries, save_checkpoint
 from models.config import ModelConfig
-from models.sides import TwoSided
 from preprocessing import dataset, netflix_preprocess
 from preprocessing.dataset import (
     FILES,
@@ -129,11 +129,11 @@ def test_every_flipped_byte_of_a_data_set_is_found_or_harmless(tiny_data, tmp_pa
 @pytest.mark.parametrize(("both", "every"), [(False, 5), (True, 29)])
 def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path, both, every):
     """The second side's tables are written as those of the first: there are twice as many to read for a byte."""
-    model = TwoSided(ModelConfig(3, 2, 4, 1.0, 5.0, 3.0, embedding_dim=2, num_heads=1, hidden_dim=2, user_dim=2,
+    model = Blend(ModelConfig(3, 2, 4, 1.0, 5.0, 3.0, embedding_dim=2, ensemble_size=1, hidden_dim=2, user_dim=2,
                                  pooled_dim=2), both)
     path = tmp_path / "best.pt"
     with torch.no_grad():
-        save_checkpoint(path, {"fingerprint": "a" * 64, **model_parts(model), "settings": {}, "epoch": 1,
+        save_checkpoint(path, {"fingerprint": "a" * 64, **model_entries(model), "settings": {}, "epoch": 1,
                                "train_s": 1.0, "refit": False})
     whole, found = plain(load_checkpoint(path, "a" * 64)), 0
     for place in flipped_places(path, every):
@@ -257,7 +257,7 @@ def test_no_pickle_anywhere_in_the_source():
 
 @pytest.mark.parametrize("change", [
     {"num_users": 2**40}, {"num_movies": 2**40}, {"hidden_dim": 2**40}, {"embedding_dim": 2**46}, {"pooled_dim": 2**40},
-    {"user_dim": 2**47}, {"num_users": -1}, {"num_heads": 0}, {"num_users": "many"}, {"num_users": float("nan")},
+    {"user_dim": 2**47}, {"num_users": -1}, {"ensemble_size": 0}, {"num_users": "many"}, {"num_users": float("nan")},
     {"num_users": 0}, {"stars_high": 1.0, "stars_low": 1.0}, {"surprise": 1},
 ])
 def test_a_config_that_claims_what_the_file_does_not_hold_is_refused(capsys, copies, change):
@@ -275,9 +275,10 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(capsys, copies)
     checkpoint = torch.load(run_dir / "best.pt", weights_only=True)
     config = checkpoint["config"] | {"num_users": 2**40}
     table = torch.zeros(1, config["user_dim"]).expand(2**40, -1)  # one row that says it is 2^40
-    model = checkpoint["model"] | {"user_side.user_embedding": table}
+    model = checkpoint["model"] | {"user_based.user_embedding": table}
+    year = torch.zeros(1, dtype=torch.float64)
     for broken in ({"config": config, "model": model}, {"model": model},
-                   {"model": checkpoint["model"] | {"user_side.movie_tower.year": torch.zeros(1, dtype=torch.float64)}},
+                   {"model": checkpoint["model"] | {"user_based.movie_tower.year": year}},
                    {"model": {}}, {"model": []}, {"epoch": "last"}, {"fingerprint": 3}):
         save_checkpoint(run_dir / "best.pt", checkpoint | broken)
         code = rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)])

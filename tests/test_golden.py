@@ -24,10 +24,10 @@ TOLERANCE = 1e-5  # relative, and of numbers below 1 absolute; sums in another o
 RUNS = {
     "default": [],
     **{f"without {part}": ["--without", part] for part in PARTS},
-    "both sides": ["--sides", "both"],
+    "item-based towers too": ["--blend", "both"],
     "no relevance, no refit": ["--relevance_weight", "0", "--no-refit"],
-    "dropout, one member, no noise": ["--dropout", "0.3", "--num_heads", "1", "--film_noise", "0"],
-    "priors, penalty, noise, rate": ["--drift_prior", "20", "--film_prior", "30", "--penalty", "0.1", "--film_noise",
+    "dropout, one member, no noise": ["--dropout", "0.3", "--ensemble_size", "1", "--movie_noise", "0"],
+    "l2, noise, learning rate": ["--time_l2", "20", "--movie_l2", "30", "--l2", "0.1", "--movie_noise",
                                      "0.6", "--lr", "0.003", "--relevance_weight", "0.5"],
     "another seed, small steps": ["--seed", "3", "--batch_size", "7"],
 }
@@ -49,7 +49,7 @@ def golden_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def figures_of(name: str, folder: Path, run_dir: Path, capsys: pytest.CaptureFixture) -> dict:
     """Make a run; return what it wrote: epochs, test, weights, and the list of a user with its reasons."""
     data = ["--data_dir", str(folder / "data"), "--run_dir", str(run_dir)]
-    assert main.main([*data, "--epochs", "3", "--num_threads", "1", "--embedding_dim", "8", "--num_heads", "2",
+    assert main.main([*data, "--epochs", "3", "--num_threads", "1", "--embedding_dim", "8", "--ensemble_size", "2",
                       "--hidden_dim", "8", *RUNS[name]]) == 0
     with open(run_dir / "metrics.csv", encoding="utf-8") as file:
         epochs = [{column: float(row[column]) for column in ("train_loss", "train_rmse", "val_rmse", "val_mae", "lr")}

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "preprocessing": {"preprocessing"},
     "models": {"models", "preprocessing"},
-    "models/ops": {"models"},
+    "models/ops": {"models", "preprocessing"},
     "training": {"training", "models", "preprocessing"},
     "recommending": {"recommending", "models", "preprocessing"},
 }

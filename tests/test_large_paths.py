@@ -20,11 +20,11 @@ import main
 import preprocessing
 import rec
 from models import two_tower
+from models.blend import Blend
 from models.config import ModelConfig
+from models.ops import backend
 from models.ops import numba_kernels as kernels
-from models.ops import ragged as layers
-from models.ops.ragged import Pairs, ridge_solve
-from models.sides import TwoSided
+from models.ops.ragged import RatingPattern, ridge_solve
 from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
@@ -71,7 +71,7 @@ def preprocess(raw_dir: Path, out_dir: Path, *flags: str) -> Path:
     return out_dir
 
 
-BLOCKS = (parsing.MovieRuns.blocks, "__defaults__", (50,))  # of test pairs
+BLOCKS = (parsing.MovieRuns.blocks, "__defaults__", (50,))  # of test pattern
 
 
 @pytest.mark.parametrize(("patches", "flags"), [
@@ -254,8 +254,8 @@ def run_of(data_dir, tmp_path_factory):
     def run(data_dir: Path = data_dir) -> list[float]:
         run_dir = tmp_path_factory.mktemp("large") / "run"
         assert main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--epochs", "2", "--batch_size", "64",
-                          "--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1",
-                          "--lr", "0.004", "--sides", "both", "--no-refit"]) == 0
+                          "--embedding_dim", "8", "--ensemble_size", "2", "--hidden_dim", "8", "--num_threads", "1",
+                          "--lr", "0.004", "--blend", "both", "--no-refit"]) == 0
         epochs = pd.read_csv(run_dir / "metrics.csv")[["train_loss", "train_rmse", "val_rmse", "val_mae", "lr"]]
         metrics = json.loads((run_dir / "test_metrics.json").read_text())
         of_test = [*metrics["two_tower"].values(), *metrics["relevance"].values()]
@@ -270,10 +270,10 @@ def test_a_run_on_many_row_groups_is_the_same(run_of, cut):
 
 
 @pytest.mark.parametrize("patches", [
-    [(layers, "FEW_RATINGS", 10**9)],  # array operations alone
-    [(layers, "FEW_RATINGS", -1)],  # compiled loops alone
+    [(backend, "FEW_RATINGS", 10**9)],  # array operations alone
+    [(backend, "FEW_RATINGS", -1)],  # compiled loops alone
     [(engine, "PIECE_RATINGS", 700)],
-    [(two_tower, "FILMS_PER_BLOCK", 7), (evaluation, "EVALUATION_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
+    [(two_tower, "MOVIES_PER_BLOCK", 7), (evaluation, "EVALUATION_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
 ], ids=["array operations", "compiled loops", "pieces", "blocks"])
 def test_a_run_in_small_pieces_measures_the_same(run_of, monkeypatch, patches):
     set_low(monkeypatch, patches)
@@ -289,9 +289,9 @@ def test_pieces_of_a_step_have_no_more_ratings_than_allowed(data_dir, monkeypatc
 
 
 def test_noise_is_that_of_a_film_s_neighbours_in_one_table(data_dir, monkeypatch):
-    """Three shifts of as many rows as there are films: in every step all films have noise."""
+    """Three shifts of as many rows as there are movies: in every step all movies have noise."""
     monkeypatch.setattr(engine, "NOISE_SHIFTS", 3)
-    args = main.parse_args(["--batch_size", "20", "--embedding_dim", "8", "--num_heads", "2", "--sides", "user"])
+    args = main.parse_args(["--batch_size", "20", "--embedding_dim", "8", "--ensemble_size", "2", "--blend", "user"])
     one = build.build_trainer(args, load_dataset(data_dir), torch.device("cpu"), ALONE).engines[0]
     seen = []
     one.step = lambda batch, seed, noise, factor, number: seen.extend(noise) or torch.zeros(3, dtype=torch.float64)
@@ -324,11 +324,11 @@ def planted_data(num_users: int) -> DataSet:
 ])
 def test_steps_and_epochs_follow_from_the_number_of_users(num_users, batch_size, num_steps, epochs, relevance_every):
     config = ModelConfig(num_users, 5, 1, 1, 5, 4.0, 2, 1, 2, user_dim=1, pooled_dim=1, relevance_dim=1)
-    trained = Trainer(TwoSided(config, both=False), planted_data(num_users), Settings())
+    trained = Trainer(Blend(config, with_item_based=False), planted_data(num_users), Settings())
     one = trained.engines[0]
     assert (one.batch_size, one.num_steps, trained.num_epochs, one.relevance_every) == (
         batch_size, num_steps, epochs, relevance_every)
-    assert one.penalty == pytest.approx(5 / num_users)
+    assert one.l2 == pytest.approx(5 / num_users)
     # About 50,000 users are measured after every epoch, or all where they are fewer.
     share = min(50_000 / num_users, 1)
     assert abs(len(trained.val_users) - num_users * share) <= 5 * (num_users * share * (1 - share))**0.5
@@ -339,7 +339,7 @@ def test_the_same_share_of_the_users_is_measured_after_every_epoch(data_dir, mon
     monkeypatch.setattr(trainer, "VALIDATION_USERS", 30)
     asked, predict = [], trainer.predict_errors
     monkeypatch.setattr(trainer, "predict_errors", lambda *args: asked.append(args[-1]) or predict(*args))
-    args = main.parse_args(["--embedding_dim", "8", "--num_heads", "2", "--epochs", "2"])
+    args = main.parse_args(["--embedding_dim", "8", "--ensemble_size", "2", "--epochs", "2"])
     data = load_dataset(data_dir)
     rows = list(build.build_trainer(args, data, torch.device("cpu"), ALONE).epochs())
     with_validation = data.validation.offset.diff().nonzero().squeeze(1)
@@ -369,13 +369,14 @@ def test_weights_of_relevance_are_fitted_in_blocks_and_to_a_share_of_the_users(d
 
 def test_a_sample_of_movies_is_taken_where_more_are_rated_than_it_holds(data_dir, monkeypatch):
     rated = int((pq.read_table(data_dir / "movies.parquet")["num_train_ratings"].to_numpy() > 0).sum())
-    args, data = main.parse_args(["--embedding_dim", "8", "--num_heads", "2"]), load_dataset(data_dir)
-    chances = []
+    args, data = main.parse_args(["--embedding_dim", "8", "--ensemble_size", "2"]), load_dataset(data_dir)
+    probabilities = []
     for size in (rated, rated - 1, 40):
         monkeypatch.setattr(relevance, "SAMPLE", size)
-        chances.append(build.build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance.chance)
-    assert chances[0] is None
-    assert [float(chance.sum()) for chance in chances[1:]] == pytest.approx([rated - 1, 40], rel=1e-5)
+        trainer = build.build_trainer(args, data, torch.device("cpu"), ALONE)
+        probabilities.append(trainer.engines[0].relevance.probability)
+    assert probabilities[0] is None
+    assert [float(probability.sum()) for probability in probabilities[1:]] == pytest.approx([rated - 1, 40], rel=1e-5)
 
 
 # --- measuring and listing ---------------------------------------------------------------------------------------
@@ -435,10 +436,10 @@ def given_to_everybody(data_dir: Path, run_dir: Path, folder: Path) -> tuple[pd.
 @pytest.mark.parametrize("patches", [
     [],
     [(batch, "GROUPS_PER_PART", 2), (batch, "USERS_PER_BLOCK", 13)],
-    [(top_k, "MOVIES_PER_TILE", 16), (top_k, "SIZES", (4,)), (top_k, "COMPLETED_COST", 0)],
+    [(top_k, "MOVIES_PER_TILE", 16), (top_k, "HEADS", (4,)), (top_k, "PRODUCT_COST", 0)],
     [(top_k, "MOST_KEPT", 9)],
     [(top_k, "MOST_KEPT", 10)],
-    [(layers, "FEW_RATINGS", 10**9)],
+    [(backend, "FEW_RATINGS", 10**9)],
 ], ids=["row groups", "parts", "tiles", "by sorting", "not by sorting", "array operations"])
 def test_everybody_s_lists_and_vectors_are_the_same_from_small_pieces_on_two_threads(
         cut, run_dir, everybody, two_threads, tmp_path, monkeypatch, patches):
@@ -476,34 +477,34 @@ def test_the_best_of_strips_are_those_of_a_sort(num_movies, top_n):
     assert top_k.best_of(scores, top_n).tolist() == np.lexsort((np.arange(num_movies), -scores))[:top_n].tolist()
 
 
-@pytest.mark.parametrize(("counts", "heads"), [
+@pytest.mark.parametrize(("counts", "members"), [
     ([255, 256, 257, 0, 511, 512, 513, 1], 2), ([256] * 31, 1), ([257] * 32, 1), ([1, 0, 3] * 11, 1), ([7] * 15, 2),
     ([8] * 16, 2), ([9] * 17, 2), ([30, 0, 300], 33)], ids=str)
-def test_ridge_regressions_are_numpy_s_at_the_edges_of_chunks_and_packs(monkeypatch, counts, heads):
+def test_ridge_regressions_are_numpy_s_at_the_edges_of_chunks_and_packs(monkeypatch, counts, members):
     """256 ratings are a chunk, 32 systems a pack; on two threads the bits are those of one."""
-    monkeypatch.setattr(layers, "FEW_RATINGS", -1)
-    monkeypatch.setattr(kernels, "LITTLE", 0)
+    monkeypatch.setattr(backend, "FEW_RATINGS", -1)
+    monkeypatch.setattr(kernels, "FEW", 0)
     chance, size, num_users = np.random.default_rng(0), 5, len(counts)
     row, column = np.repeat(np.arange(num_users), counts), chance.integers(600, size=sum(counts))
-    films, wanted = chance.normal(size=(600, heads, size + 1)), chance.normal(size=len(row))
-    prior, penalty = chance.normal(size=(num_users, heads, size)), chance.random((num_users, heads, size)) + 0.1
+    movies, target = chance.normal(size=(600, members, size + 1)), chance.normal(size=len(row))
+    prior, l2 = chance.normal(size=(num_users, members, size)), chance.random((num_users, members, size)) + 0.1
 
     def solved(kind: torch.dtype, threads: int) -> list[torch.Tensor]:
         torch.set_num_threads(threads)
-        leaves = [torch.tensor(each, dtype=kind).requires_grad_() for each in (films, wanted, prior, penalty)]
-        pairs = Pairs(torch.tensor(row), torch.tensor(column), num_users, 600, heads)
-        solution, left = ridge_solve(*leaves, pairs)
+        leaves = [torch.tensor(each, dtype=kind).requires_grad_() for each in (movies, target, prior, l2)]
+        pattern = RatingPattern(torch.tensor(row), torch.tensor(column), num_users, 600, members)
+        solution, left = ridge_solve(*leaves, pattern)
         gradients = torch.autograd.grad(solution.sum(), leaves)
         torch.set_num_threads(1)
         return [solution.detach(), left, gradients[2], *gradients]
 
     assert all(map(torch.equal, solved(torch.float32, 1), solved(torch.float32, 2)))
     ours = [tensor.numpy() for tensor in solved(torch.float64, 1)]
-    for user, head in np.ndindex(num_users, heads):
+    for user, member in np.ndindex(num_users, members):
         own = row == user
-        x, y = films[column[own], head, :-1], wanted[own] - films[column[own], head, -1]
-        inverse = np.linalg.inv(x.T @ x + np.diag(penalty[user, head]))
-        expected = inverse @ (x.T @ y + penalty[user, head] * prior[user, head])
-        for mine, theirs in ((ours[0][user, head], expected), (ours[1][own, head], y - x @ expected),
-                             (ours[2][user, head], penalty[user, head] * inverse.sum(0))):
+        x, y = movies[column[own], member, :-1], target[own] - movies[column[own], member, -1]
+        inverse = np.linalg.inv(x.T @ x + np.diag(l2[user, member]))
+        expected = inverse @ (x.T @ y + l2[user, member] * prior[user, member])
+        for mine, theirs in ((ours[0][user, member], expected), (ours[1][own, member], y - x @ expected),
+                             (ours[2][user, member], l2[user, member] * inverse.sum(0))):
             np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-9)

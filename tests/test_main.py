@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, dat
         assert train(data_dir, tmp_path / name, "--epochs", "1", "--seed", seed) == 0
     a, b, c = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not torch.equal(a["user_side.movie_tower.embedding"], c["user_side.movie_tower.embedding"])
+    assert not torch.equal(a["user_based.movie_tower.embedding"], c["user_based.movie_tower.embedding"])
 
 
 def test_training_stops_when_patience_runs_out(train, data_dir, tmp_path):
@@ -109,7 +109,7 @@ def test_any_batch_size_trains(train, tmp_path, batch_size, steps):
     raw, data, run = (tmp_path / name for name in ("raw", "data", "run"))
     synthetic_netflix.generate(raw, num_users=40, num_movies=20, num_ratings=400, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
-    assert train(data, run, "--epochs", "1", "--sides", "user", "--batch_size", str(batch_size)) == 0
+    assert train(data, run, "--epochs", "1", "--blend", "user", "--batch_size", str(batch_size)) == 0
     adam = torch.load(run / "last.pt", weights_only=True)["engines"][0]["optimizers"][1]
     assert {int(state["step"]) for state in adam["state"].values()} == {steps}
 
@@ -132,7 +132,7 @@ def test_eval_only_measures_the_same_again(train, data_dir, run_dir, tmp_path):
 def test_nonfinite_loss_names_epoch_step_and_rate_and_keeps_the_checkpoint(train, data_dir, tmp_path, capsys):
     assert train(data_dir, tmp_path, "--epochs", "1") == 0
     kept = (tmp_path / "last.pt").read_bytes()
-    assert train(data_dir, tmp_path, "--epochs", "2", "--resume", "--penalty", "1e38") == 1
+    assert train(data_dir, tmp_path, "--epochs", "2", "--resume", "--l2", "1e38") == 1
     error = capsys.readouterr().err
     assert "epoch 2, step 1" in error and "--lr" in error
     assert (tmp_path / "last.pt").read_bytes() == kept
@@ -140,7 +140,7 @@ def test_nonfinite_loss_names_epoch_step_and_rate_and_keeps_the_checkpoint(train
 
 def test_resume_with_other_dimensions_names_both(data_dir, run_dir, capsys):
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--resume", "--embedding_dim", "32",
-                      "--num_heads", "2", "--hidden_dim", "16"]) == 1
+                      "--ensemble_size", "2", "--hidden_dim", "16"]) == 1
     error = capsys.readouterr().err
     assert "--embedding_dim 16" in error and "32" in error
 
@@ -158,7 +158,8 @@ def test_a_checkpoint_of_another_data_set_is_refused(train, raw_dir, run_dir, tm
 
 
 @pytest.mark.parametrize("flags", [["--epochs", "0"], ["--lr", "0"], ["--lr", "nan"], ["--dropout", "1"],
-                                   ["--embedding_dim", "10", "--num_heads", "4"], ["--epoch", "3"], ["--seed", "-1"],
+                                   ["--embedding_dim", "10", "--ensemble_size", "4"], ["--epoch", "3"],
+                                   ["--seed", "-1"],
                                    ["--resume", "--overwrite"], ["--batch_size", "0"], ["--num_threads", "0"]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
@@ -172,7 +173,7 @@ def test_few_ratings_are_fitted_again_unless_it_is_asked_otherwise(flags, most, 
                                                                    monkeypatch):
     assert main.REFIT_RATINGS == 10**7  # as README and the help say; a test of so many would take minutes
     monkeypatch.setattr(main, "REFIT_RATINGS", most)
-    small = ["--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1"]
+    small = ["--embedding_dim", "8", "--ensemble_size", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1"]
     assert main.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path), *small, *flags]) == 0
     assert torch.load(tmp_path / "best.pt", weights_only=True)["refit"] is expected
     assert ("refit   1" in capsys.readouterr().out) is expected
@@ -184,29 +185,29 @@ def test_refit_trains_on_validation_too_and_for_the_chosen_epochs(train, data_di
     assert best["refit"] and not last["refit"]
     assert best["epoch"] == last["best_epoch"]
     meta = json.loads((data_dir / "meta.json").read_text())["split"]
-    assert int(best["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
-    assert int(last["model"]["user_side.movie_tower.num_ratings"].sum()) == meta["num_train"]
+    assert int(best["model"]["user_based.movie_tower.num_ratings"].sum()) == meta["num_train"] + meta["num_validation"]
+    assert int(last["model"]["user_based.movie_tower.num_ratings"].sum()) == meta["num_train"]
     assert json.loads((tmp_path / "test_metrics.json").read_text())["refit"] is True
 
 
 @pytest.mark.parametrize("sides", ["user", "both"])
 def test_in_the_end_movies_are_solved_from_all_that_is_known_before_the_test(sides, train, data_dir, tmp_path):
-    assert train(data_dir, tmp_path, "--epochs", "1", "--sides", sides) == 0
+    assert train(data_dir, tmp_path, "--epochs", "1", "--blend", sides) == 0
     best, last = (torch.load(tmp_path / name, weights_only=True)["model"] for name in ("best.pt", "last.pt"))
     changed = [name for name in best if not torch.equal(best[name], last[name])]
-    assert changed == (["solved"] if sides == "both" else [])
+    assert changed == (["folded_in"] if sides == "both" else [])
     if sides == "user":
         return
     known = load_dataset(data_dir, with_validation=True)
     model, _ = load_model(tmp_path / "best.pt", known.meta["fingerprint"])
     movie = int(torch.bincount(load_dataset(data_dir).validation.movie_idx.long()).argmax())
     own = known.train.movie_idx == movie
-    users, side = known.train.user_idx()[own], model.movie_side
+    users, side = known.train.user_idx()[own], model.item_based
     context = Context(torch.zeros_like(users), users, known.train.stars[own].float(), torch.zeros_like(users))
     with torch.no_grad():
-        vector = side.user_vectors(side.films(), side.user_embedding[movie:movie + 1], context, 0)[0]
-    torch.testing.assert_close(best["solved"][movie], vector, rtol=1e-4, atol=1e-5)
-    assert (best["solved"][movie] - last["solved"][movie]).abs().max() > 1e-3
+        vector = side.user_vectors(side.movie_table(), side.user_embedding[movie:movie + 1], context, 0)[0]
+    torch.testing.assert_close(best["folded_in"][movie], vector, rtol=1e-4, atol=1e-5)
+    assert (best["folded_in"][movie] - last["folded_in"][movie]).abs().max() > 1e-3
 
 
 @pytest.mark.gpu

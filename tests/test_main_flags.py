@@ -1,6 +1,6 @@
 """Flags of main.py do what its help says, seen from outside: in what a run prints and writes.
 
-Runs are on some 400 made-up half stars in MovieLens' layout, with a model of eight coordinates, both sides of it unless
+Runs are on some 400 made-up half stars in MovieLens' layout, with a model of eight coordinates, both pairs of towers unless
 a test says otherwise. What the flags of training do to the tensors is in training/test_training_flags.py.
 """
 
@@ -27,17 +27,17 @@ from models.checkpoint import save_checkpoint
 from preprocessing import movielens_preprocess
 from training import report
 
-SMALL = ("--embedding_dim 8 --num_heads 2 --hidden_dim 8 --num_threads 1 --device cpu --no-refit --epochs 3 "
+SMALL = ("--embedding_dim 8 --ensemble_size 2 --hidden_dim 8 --num_threads 1 --device cpu --no-refit --epochs 3 "
          "--batch_size 16")
-CURVE = "--epochs 20 --patience 2 --batch_size 24 --lr 0.02 --drift_prior 20"  # validation is best in between
-DROPPED = f"{CURVE} --dropout 0.2"
+CURVE = "--epochs 20 --patience 2 --batch_size 24 --lr 0.02 --time_l2 20"  # validation is best in between
+DROPPED = f"{CURVE} --dropout 0.2 --seed 1"
 CLOCK = {"seconds", "ratings_per_s", "peak_rss_mib", "train_s"}  # not the same twice
 NUM_MOVIES = 12
 DEFAULTS = {"data_dir": "data/processed", "run_dir": "runs/default", "epochs": "100", "lr": "0.001", "patience": "10",
-            "batch_size": "128, up to 4096 where there are many users", "embedding_dim": "128", "num_heads": "4",
-            "hidden_dim": "128", "dropout": "0.0", "film_noise": "0.3", "drift_prior": "200.0", "film_prior": "9.0",
-            "penalty": "the number of movies per rating; movies' side: of users", "relevance_weight": "1.0",
-            "sides": "auto, both where there are at most 4 users per movie", "device": "auto", "seed": "0",
+            "batch_size": "128, up to 4096 where there are many users", "embedding_dim": "128", "ensemble_size": "4",
+            "hidden_dim": "128", "dropout": "0.0", "movie_noise": "0.3", "time_l2": "200.0", "movie_l2": "9.0",
+            "l2": "movies per rating; item-based: users per rating", "relevance_weight": "1.0",
+            "blend": "auto, both where there are at most 4 users per movie", "device": "auto", "seed": "0",
             "num_threads": "one per core", "refit": "up to 10 million training ratings"}
 
 
@@ -165,10 +165,10 @@ def test_a_run_without_flags_has_the_defaults_that_the_help_states(half_stars, t
     found = {**run.best["config"], **run.best["settings"]}
     assert found.items() >= {name: float(value) for name, value in numbers.items()}.items()
     assert found["without"] == ()
-    assert run.best["refit"] and not run.best["both"]  # of 49 users and 12 movies
-    penalty = NUM_MOVIES / len(ratings_of(half_stars(49), "train"))
-    flags = [f"--{name}={value}" for name, value in numbers.items()] + [f"--penalty={penalty}", "--batch_size=128"]
-    again = Run(tmp_path / "again", [*flags, "--sides=user", "--device=cpu", f"--run_dir={tmp_path / 'again'}"], 2)
+    assert run.best["refit"] and not run.best["item_based"]  # of 49 users and 12 movies
+    l2 = NUM_MOVIES / len(ratings_of(half_stars(49), "train"))
+    flags = [f"--{name}={value}" for name, value in numbers.items()] + [f"--l2={l2}", "--batch_size=128"]
+    again = Run(tmp_path / "again", [*flags, "--blend=user", "--device=cpu", f"--run_dir={tmp_path / 'again'}"], 2)
     assert same(again.models, {epoch: run.models[epoch] for epoch in (1, 2)})
 
 
@@ -176,9 +176,10 @@ NOT_COUNTS, NOT_WEIGHTS = "0 -1 1.5 ten", "-0.1 nan inf x"
 
 
 @pytest.mark.parametrize(("flags", "values"), [
-    ("epochs batch_size patience embedding_dim num_heads hidden_dim num_threads", NOT_COUNTS), ("seed", "-1 1.5 2e9"),
-    ("film_noise penalty drift_prior film_prior relevance_weight", NOT_WEIGHTS), ("seed", f"{2**40}"),
-    ("lr", "0 -0.1 nan inf x"), ("dropout", "-0.1 1 nan x"), ("sides", "movie"), ("device", "tpu"),
+    ("epochs batch_size patience embedding_dim ensemble_size hidden_dim num_threads", NOT_COUNTS),
+    ("seed", "-1 1.5 2e9"),
+    ("movie_noise l2 time_l2 movie_l2 relevance_weight", NOT_WEIGHTS), ("seed", f"{2**40}"),
+    ("lr", "0 -0.1 nan inf x"), ("dropout", "-0.1 1 nan x"), ("blend", "movie"), ("device", "tpu"),
     ("without", "stars film_age drift,tenure")])
 def test_a_wrong_value_ends_with_2_and_a_line_that_names_flag_and_value(flags, values, tmp_path, capsys):
     for flag in flags.split():
@@ -196,8 +197,9 @@ def test_what_is_printed_is_what_is_written(trained, half_stars):
     run, count = trained(CURVE), {part: len(ratings_of(half_stars(), part)) for part in ("train", "validation", "test")}
     assert run.lines[0] == (f"{count['train']} training, {count['validation']} validation and {count['test']} test "
                             f"ratings of 48 users and {NUM_MOVIES} movies; device cpu")
+    assert run.lines[1] == "up to 20 epochs, 24 users a step"
     least = math.inf
-    for line, row in zip(run.lines[1:], run.rows):
+    for line, row in zip(run.lines[2:], run.rows):
         star, least = "*" if row["val_rmse"] < least else " ", min(least, row["val_rmse"])
         begin = (f"epoch {row['epoch']:>3.0f}  train {row['train_rmse']:.4f}  validation {row['val_rmse']:.4f} {star} "
                  f"{row['seconds']:6.1f} s  ")
@@ -206,7 +208,7 @@ def test_what_is_printed_is_what_is_written(trained, half_stars):
         assert abs(rate - row["ratings_per_s"]) < 1 and abs(rate - count["train"] / row["seconds"]) < 1
     best = run.results["best_epoch"]
     assert 1 < best < len(run.rows) and run.rows[best - 1]["val_rmse"] == least
-    title, head, *table = run.lines[len(run.rows) + 2:][:7]
+    title, head, *table = run.lines[len(run.rows) + 3:][:7]
     assert title == f"test, {count['test']} ratings, epoch {best} as chosen by validation:"
     names = {"global mean": "global_mean", "popularity": "popularity", "user + movie bias": "bias",
              "two towers": "two_tower", "by relevance": "relevance"}
@@ -267,13 +269,13 @@ def test_the_picture_marks_the_curves_the_chosen_epoch_and_the_baselines(draw, h
 # --- which model is kept, measured, fitted again -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sides", "solved_anew"), [("user", []), ("both", ["solved"])])
-def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, solved_anew, trained, half_stars, tmp_path):
-    run = trained(f"{CURVE} --sides {sides}")
+@pytest.mark.parametrize(("sides", "folded_in_anew"), [("user", []), ("both", ["folded_in"])])
+def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, folded_in_anew, trained, half_stars, tmp_path):
+    run = trained(f"{CURVE} --blend {sides}")
     best = 1 + int(np.argmin([row["val_rmse"] for row in run.rows]))
     assert (run.best["epoch"], run.last["epoch"]) == (best, len(run.rows)) and 1 < best < len(run.rows)
     changed = [name for name, tensor in run.models[best].items() if not same(run.best["model"][name], tensor)]
-    assert changed == solved_anew
+    assert changed == folded_in_anew
     assert same(run.last["model"], run.models[len(run.rows)])
     assert not any(same(run.models[best], model) for epoch, model in run.models.items() if epoch != best)
     shutil.copytree(run.dir, tmp_path / "run")
@@ -301,7 +303,7 @@ def test_refit_is_training_on_both_parts_for_the_chosen_epochs(trained, half_sta
     assert (run.results["refit"], plain.results["refit"]) == (True, False)
 
 
-@pytest.mark.parametrize("flags", ["--sides user", f"{DROPPED} --refit", f"{DROPPED} --no-refit"])
+@pytest.mark.parametrize("flags", ["--blend user", f"{DROPPED} --refit", f"{DROPPED} --no-refit"])
 def test_eval_only_gives_the_same_numbers_each_time_and_touches_no_other_file(flags, trained, half_stars, tmp_path):
     before = trained(flags)
     shutil.copytree(before.dir, tmp_path / "run")
@@ -325,21 +327,21 @@ def test_a_resumed_run_leaves_and_says_what_one_that_never_stopped_does(stop_aft
     whole, cut = trained(flags), small(half_stars(), tmp_path / "run", flags, stop_after=stop_after)
     assert cut.code == 130
     resumed = small(half_stars(), tmp_path / "run", f"{flags} --resume")
-    assert resumed.lines[1] == f"resuming after epoch {stop_after}" and len(resumed.models) == 3 - stop_after
+    assert resumed.lines[1] == f"resuming after epoch {stop_after} of up to 3" and len(resumed.models) == 3 - stop_after
     assert {path.name for path in resumed.dir.iterdir()} == {path.name for path in whole.dir.iterdir()} == {
         "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
     for name in ("best", "last", "rows", "results"):
         assert same(getattr(whole, name), getattr(resumed, name)), name
     timeless = [[re.sub(r"[\d.]+ s +[\d,]+ ratings/s", "", line).replace(str(run.dir), "") for line in run.lines]
                 for run in (whole, resumed)]
-    assert timeless[1] == [timeless[0][0], resumed.lines[1], *timeless[0][1 + stop_after:]]
+    assert timeless[1] == [timeless[0][0], resumed.lines[1], *timeless[0][2 + stop_after:]]
 
 
 def test_overwrite_leaves_nothing_of_the_run_before(trained, half_stars, tmp_path):
     shutil.copytree(trained(CURVE).dir, tmp_path / "run")
-    refused = small(half_stars(), tmp_path / "run", "--sides user")
+    refused = small(half_stars(), tmp_path / "run", "--blend user")
     assert refused.code == 1 and not refused.models
-    run, fresh = small(half_stars(), tmp_path / "run", "--sides user --overwrite"), trained("--sides user")
+    run, fresh = small(half_stars(), tmp_path / "run", "--blend user --overwrite"), trained("--blend user")
     for name in ("best", "last", "rows", "results"):
         assert same(getattr(run, name), getattr(fresh, name)), name
 
@@ -349,13 +351,13 @@ def test_overwrite_leaves_nothing_of_the_run_before(trained, half_stars, tmp_pat
 
 @pytest.mark.parametrize(("num_users", "sides", "both"), [(48, "auto", True), (49, "auto", False), (49, "both", True),
                                                           (48, "user", False)])
-def test_auto_has_both_sides_up_to_four_users_per_movie(num_users, sides, both, half_stars, tmp_path):
-    run = small(half_stars(num_users), tmp_path, f"--epochs 1 --sides {sides}")
-    movie_side = {name for name in run.best["model"] if name.startswith("movie_side.")}
-    assert (run.best["both"], bool(movie_side)) == (both, both)
+def test_auto_has_item_based_towers_up_to_four_users_per_movie(num_users, sides, both, half_stars, tmp_path):
+    run = small(half_stars(num_users), tmp_path, f"--epochs 1 --blend {sides}")
+    item_based = {name for name in run.best["model"] if name.startswith("item_based.")}
+    assert (run.best["item_based"], bool(item_based)) == (both, both)
     if both:
-        shape = run.best["model"]["movie_side.movie_tower.embedding"].shape
-        assert shape[0] == num_users and run.best["model"]["movie_side.user_embedding"].shape[0] == NUM_MOVIES
+        shape = run.best["model"]["item_based.movie_tower.embedding"].shape
+        assert shape[0] == num_users and run.best["model"]["item_based.user_embedding"].shape[0] == NUM_MOVIES
 
 
 @pytest.mark.parametrize(("device", "code"), [("auto", 0), ("cpu", 0), ("cuda", 1)])
@@ -375,7 +377,7 @@ def test_with_a_gpu_auto_takes_it_and_cpu_does_not(device, used, half_stars, tmp
 
 def test_training_has_the_threads_asked_for_and_else_those_of_pytorch(half_stars, tmp_path, monkeypatch):
     seen, argv = [], ["--data_dir", str(half_stars()), "--run_dir", str(tmp_path / "run"), "--batch_size", "48",
-                      "--embedding_dim", "8", "--hidden_dim", "8", "--sides", "user", "--relevance_weight", "0"]
+                      "--embedding_dim", "8", "--hidden_dim", "8", "--blend", "user", "--relevance_weight", "0"]
 
     def stop(*_: object) -> None:
         seen.append(torch.get_num_threads())

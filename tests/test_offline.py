@@ -58,7 +58,7 @@ def test_no_process_of_a_command_opens_a_socket(raw_dir, tmp_path):
                   "parsing.RANGE_BYTES = 50_000\nsys.exit(netflix_preprocess.main(sys.argv[1:]))",
                   "--raw_dir", raw, "--out_dir", data],
                  ["main.py", "--data_dir", data, "--run_dir", out, "--epochs", "1", "--embedding_dim", "8",
-                  "--num_heads", "1", "--batch_size", "1000"],
+                  "--ensemble_size", "1", "--batch_size", "1000"],
                  ["rec.py", "--data_dir", data, "--run_dir", out]):
         done = run(*argv)
         assert done.returncode == 0, done.stderr

@@ -88,10 +88,10 @@ def test_without_arguments_the_seed_chooses_the_user_and_the_output_says_which(c
 
 @torch.no_grad()
 def test_fold_in_equals_trained_vector(data_dir, run_dir):
-    """Typing in a user's ratings gives his list, once the one thing that cannot be typed in is left out."""
+    """Typing in a user's ratings gives their list, once the one thing that cannot be typed in is left out."""
     recommender = Recommender.load(run_dir, data_dir)
-    recommender.model.user_side.user_embedding.zero_()
-    recommender.model.movie_side = None
+    recommender.model.user_based.user_embedding.zero_()
+    recommender.model.item_based = None
     user_id = recommender.any_user_id()
     known = recommender.history_of(user_id)
     typed = recommender.history_from({int(recommender.movies.movie_id[movie]): float(stars) for movie, stars
@@ -255,7 +255,7 @@ def test_planted_truth_is_recovered(tmp_path):
     synthetic_netflix.generate(raw, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
     assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "4", "--embedding_dim", "16",
-                      "--num_heads", "2", "--hidden_dim", "32", "--relevance_weight", "0", "--num_threads", "1",
+                      "--ensemble_size", "2", "--hidden_dim", "32", "--relevance_weight", "0", "--num_threads", "1",
                       "--no-refit"]) == 0
     truth = np.load(raw / "planted_truth.npz", allow_pickle=False)
     rmse = json.loads((run / "test_metrics.json").read_text())["two_tower"]["rmse"]

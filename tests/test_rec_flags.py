@@ -14,12 +14,12 @@ import torch
 
 import main
 import rec
-from models.checkpoint import load_model, model_parts, save_checkpoint
+from models.checkpoint import load_model, model_entries, save_checkpoint
 from preprocessing import assembly, movielens_preprocess
 from recommending import batch
 from recommending.recommender import Recommender
 from training.batches import load_dataset
-from training.evaluation import solve_movies
+from training.evaluation import fold_in_movies
 
 spec = importlib.util.spec_from_file_location("referee", Path(__file__).with_name("referee.py"))
 referee = importlib.util.module_from_spec(spec)
@@ -68,13 +68,13 @@ def draw_weights(run: Path, data: Path, level: bool = False) -> None:
         if name.endswith("user_embedding") or isinstance(weight, torch.nn.Parameter):
             weight.copy_(weight * ("log_" in name) + 0.35 * torch.randn(weight.shape))
     model.relevance.weights.copy_(torch.tensor([0.7, 1.2, 0.3]))
-    if model.movie_side is not None:
-        solve_movies(model, load_dataset(data, with_validation=True))
+    if model.item_based is not None:
+        fold_in_movies(model, load_dataset(data, with_validation=True))
     if level:  # without the MLP, which makes equal vectors of equal rows but for rounding
-        for weight in (*model.user_side.movie_tower.out.parameters(), *(
+        for weight in (*model.user_based.movie_tower.out.parameters(), *(
                 weight for weight in model.state_dict().values() if weight.shape[:1] == (NUM_MOVIES,))):
             weight[:] = weight[0].clone() if len(weight) == NUM_MOVIES else 0
-    save_checkpoint(run / "best.pt", checkpoint | model_parts(model))
+    save_checkpoint(run / "best.pt", checkpoint | model_entries(model))
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def place(tmp_path_factory) -> Path:
         patch.setattr(assembly, "GROUP_ROWS", 64)  # several row groups
         assert movielens_preprocess.main(["--raw_dir", str(folder / "raw"), "--out_dir", str(folder / "data"),
                                           "--latest_n", "3", "--val_fraction", "0.2"]) == 0
-    for run, *flags in (("user", "--sides", "user"), ("both", "--sides", "both", "--no-refit")):
+    for run, *flags in (("user", "--blend", "user"), ("both", "--blend", "both", "--no-refit")):
         assert main.main(["--data_dir", str(folder / "data"), "--run_dir", str(folder / run), "--embedding_dim", "8",
-                          "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1",
+                          "--ensemble_size", "2", "--hidden_dim", "8", "--num_threads", "1", "--epochs", "1",
                           *flags]) == 0
         shutil.copytree(folder / run, folder / f"level {run}")
         draw_weights(folder / run, folder / "data")
@@ -103,8 +103,8 @@ class Truth:
     def __init__(self, data_dir: Path, run_dir: Path) -> None:
         self.data = referee.Data(data_dir)
         self.model = referee.Model(run_dir / "best.pt", self.data)
-        self.model.know(self.data.part("train", "validation"))
-        self.in_training = np.bincount(self.data.part("train").movie, minlength=NUM_MOVIES)
+        self.model.know(self.data.split("train", "validation"))
+        self.in_training = np.bincount(self.data.split("train").movie, minlength=NUM_MOVIES)
         self.year, self.title = self.data.movies.year.fillna(0).to_numpy(int), self.data.movies.title.to_numpy()
 
     def history(self, user: int | None, asked: int = LAST) -> referee.Ratings:

@@ -20,19 +20,19 @@ spec = importlib.util.spec_from_file_location("referee", Path(__file__).with_nam
 referee = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(referee)
 
-SMALL = ("--embedding_dim 8 --num_heads 2 --hidden_dim 16 --num_threads 1 --epochs 1 --batch_size 2 --lr 0.004 "
-         "--drift_prior 1")
+SMALL = ("--embedding_dim 8 --ensemble_size 2 --hidden_dim 16 --num_threads 1 --epochs 1 --batch_size 2 --lr 0.004 "
+         "--time_l2 1")
 # Layout and flags. Without flags: both sides, as users are few; a second fit; relevance.
 RUNS = {
     "whole stars": ("netflix", "--dropout 0.5"),
-    "whole stars, user side, all days": ("netflix", "--no-refit --sides user"),
+    "whole stars, user side, all days": ("netflix", "--no-refit --blend user"),
     "whole stars, less of users": ("netflix", "--no-refit --without user_embedding,pooled_history,year"),
-    "half stars": ("csv", "--num_heads 4"),
-    "half stars, no biases, no days": ("csv", "--no-refit --sides user --without biases,drift,mood --embedding_dim 48"),
-    "half stars, no features": ("csv", "--sides user --without user_features,movie_features"),
-    "half stars, prior alone": ("csv", "--no-refit --without solved_history"),
+    "half stars": ("csv", "--ensemble_size 4"),
+    "half stars, no biases, no days": ("csv", "--no-refit --blend user --without biases,drift,mood --embedding_dim 48"),
+    "half stars, no features": ("csv", "--blend user --without user_features,movie_features"),
+    "half stars, prior alone": ("csv", "--no-refit --without fold_in"),
     "one day": ("dat", ""),
-    "one day, one head": ("dat", "--no-refit --num_heads 1 --relevance_weight 0"),
+    "one day, one member": ("dat", "--no-refit --ensemble_size 1 --relevance_weight 0"),
     "compiled loops": (None, None),  # the session's run: 12 epochs of 14,000 ratings
 }
 ALL = {"--include_seen": True, "--min_ratings": 0, "--top_n": 100}
@@ -89,7 +89,7 @@ class Run:
         self.flags, self.run_dir = ["--data_dir", str(data_dir), "--run_dir", str(run_dir)], run_dir
         self.data = referee.Data(data_dir)
         self.last, self.best = (referee.Model(run_dir / f"{name}.pt", self.data) for name in ("last", "best"))
-        self.before_test = self.data.part("train", "validation")
+        self.before_test = self.data.split("train", "validation")
         self.movie_id, self.user_id = self.data.movies.movie_id.to_numpy(), self.data.users.user_id.to_numpy()
         with open(run_dir / "metrics.csv") as file:
             self.epochs = list(csv.DictReader(file))
@@ -115,7 +115,7 @@ def test_validation_errors_of_an_epoch(run):
     for model in (run.last, run.best):
         if not model.checkpoint["refit"]:  # else it has seen the validation ratings
             row = run.epochs[model.checkpoint["epoch"] - 1]
-            expected = referee.part_errors(model.know(run.data.part("train")), "validation")
+            expected = referee.split_errors(model.know(run.data.split("train")), "validation")
             assert {"rmse": float(row["val_rmse"]), "mae": float(row["val_mae"])} == pytest.approx(expected, abs=1e-5)
 
 
@@ -131,19 +131,19 @@ def test_statistics_of_a_checkpoint(run):
     for model in (run.last, run.best):
         tensors, users, movies = model.checkpoint["model"], model.users, model.movies
         assert model.checkpoint["config"]["stars_mean"] == pytest.approx(users.stars_mean, abs=1e-12)
-        expected = {"user_side.movie_tower.year": users.year, "user_side.offset": users.offset,
-                    "user_side.movie_tower.num_ratings": users.count, "user_side.movie_tower.mean": users.mean,
-                    "relevance.film_mean": users.mean}
+        expected = {"user_based.movie_tower.year": users.year, "user_based.offset": users.offset,
+                    "user_based.movie_tower.num_ratings": users.count, "user_based.movie_tower.mean": users.mean,
+                    "relevance.movie_mean": users.mean}
         if movies is not None:
-            expected |= {"movie_side.movie_tower.num_ratings": movies.count, "movie_side.offset": users.offset,
-                         "movie_side.movie_tower.mean": movies.mean}
-        for name in expected.keys() - ({"relevance.film_mean"} if model.tensors is None else set()):
+            expected |= {"item_based.movie_tower.num_ratings": movies.count, "item_based.offset": users.offset,
+                         "item_based.movie_tower.mean": movies.mean}
+        for name in expected.keys() - ({"relevance.movie_mean"} if model.tensors is None else set()):
             np.testing.assert_allclose(tensors[name], expected[name], atol=1e-6, err_msg=name)
 
 
 def test_weights_of_relevance_after_one_epoch(run):
     if run.last.tensors and len(run.epochs) == 1:
-        weights, _ = referee.stack(run.last.know(run.data.part("train")), 2)
+        weights, _ = referee.stack(run.last.know(run.data.split("train")), 2)
         assert run.last.tensors["weights"] == pytest.approx(weights, abs=1e-4)
         assert run.best.tensors["weights"] == pytest.approx(weights, abs=1e-4)  # a second fit keeps them
 
@@ -153,7 +153,7 @@ def test_training_begins_at_the_statistics_and_goes_on_stacking_over_epochs(data
     run = trained(data_dirs["dat"], tmp_path / "run", "--lr 1e-15 --epochs 3 --batch_size 40 --no-refit")
     tensors, count = run.last.checkpoint["model"], run.last.users.count
     begin = {"relevance.popularity": np.log((count + 0.5) / (count + 0.5).sum())}
-    for side, name in ((run.last.users, "user_side"), (run.last.movies, "movie_side")):
+    for side, name in ((run.last.users, "user_based"), (run.last.movies, "item_based")):
         begin[f"{name}.movie_tower.bias"] = np.stack([side.mean / side.slope] * 2, 1)
     for name, value in begin.items():
         np.testing.assert_allclose(tensors[name], value, atol=1e-6, err_msg=name)
@@ -277,8 +277,8 @@ def test_similar_and_popular_movies(run, capsys):
 
 def test_every_part_has_a_part_in_the_scores(run):
     """Of a model with all of them, or else the comparisons above would not notice one that does nothing."""
-    parts = ("user_embedding", "pooled_history", "solved_history", "user_features", "year", "movie_features", "biases",
-             "drift", "mood")
+    parts = ("user_embedding", "pooled_history", "fold_in", "user_features", "year", "movie_features", "biases",
+             "movie_bias_over_time", "recent_user_bias")
     if all(run.best.users.has(part) for part in parts):
         user = Asked(run, {}).user
         scores = run.best.scores(user, run.best.known[user], run.data.last_day)
@@ -299,11 +299,11 @@ def test_the_referees_reasons_add_up_to_the_score(run):
 
 
 def test_the_referees_regression_is_that_of_scikit_learn(run):
-    """Which has one penalty: coordinates are divided by the roots of theirs."""
+    """Which has one l2: coordinates are divided by the roots of theirs."""
     user = Asked(run, {}).user
     side, known = run.best.users, run.best.known[user]
-    person, root = side.person(user, known), np.sqrt(side.penalty(len(known.movie)))
-    for h in range(len(person.prior) * side.has("solved_history")):
+    person, root = side.person(user, known), np.sqrt(side.l2(len(known.movie)))
+    for h in range(len(person.prior) * side.has("fold_in")):
         v, residual = side.vectors[known.movie, h], side.residual(known)[:, h]
         ridge = Ridge(alpha=1.0, fit_intercept=False).fit(v / root[h], residual - v @ person.prior[h])
         assert person.vector[h] == pytest.approx(person.prior[h] + ridge.coef_ / root[h], abs=1e-9)

@@ -1,4 +1,4 @@
-"""What any model must beat, fitted to the ratings that it knows: of training, and before the test of validation too."""
+"""What any model must beat: user and movie biases, fitted to the ratings that are known."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Biases:
     movie: torch.Tensor  # float32 (M,)
 
     def predict(self, user_idx: torch.Tensor, movie_idx: torch.Tensor) -> torch.Tensor:
-        """Predict the stars of pairs (R,)."""
+        """Predict the stars of users and movies, int64 (R,)."""
         return self.mean + self.user[user_idx] + self.movie[movie_idx.long()]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.ops.ragged import triton_kernels
+from models.ops import backend
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset
@@ -22,7 +22,7 @@ from training.distributed import ALONE, Ranks
 
 @dataclass
 class RatingTensors:
-    """Ratings of one part of the split, in user order; R ratings, U users."""
+    """Ratings of one split (train, validation or test), in user order; R ratings, U users."""
 
     offset: torch.Tensor  # int64 (U + 1,): user u has ratings offset[u]:offset[u + 1]
     movie_idx: torch.Tensor  # int16 or int32 (R,)
@@ -44,7 +44,7 @@ class RatingTensors:
 
 @dataclass
 class DataSet:
-    """A processed data set: its description, its catalogues, and its ratings by part."""
+    """A processed data set: its description, its catalogues, and its ratings by split."""
 
     data_dir: Path
     meta: dict
@@ -75,12 +75,12 @@ class Batch:
     """Some users (B) with ratings of theirs (R), in user order."""
 
     users: torch.Tensor  # int64 (B,): user_idx
-    row: torch.Tensor  # int64 (R,): which of the batch's users a rating is of
+    row: torch.Tensor  # int64 (R,): which of the batch's users gave the rating
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
     day: torch.Tensor  # int64 (R,)
 
-    def part(self, chosen: torch.Tensor) -> "Batch":
+    def subset(self, chosen: torch.Tensor) -> "Batch":
         """Return the same users with the ratings that a mask (R,) or positions choose."""
         if chosen.dtype == torch.bool:
             chosen = chosen.nonzero().squeeze(1)
@@ -99,8 +99,8 @@ class Batch:
 def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = False) -> DataSet:
     """Read a processed data set into memory, about 5 bytes a rating; of many ranks, each reads its users' ratings.
 
-    Users keep their numbers; those of other ranks just have no ratings here. `with_validation` counts validation
-    ratings as training ratings, for what comes after validation has done its duty: all that is known before the test.
+    Users keep their indices; those of other ranks have no ratings here. `with_validation` counts validation ratings as
+    training ratings, for what comes after validation has chosen: all that is known before the test.
 
     Raises:
         DataError: the data set is missing or damaged, or its files do not belong together.
@@ -113,32 +113,32 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     types = {name: file.schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
     if with_validation:
-        split = meta["split"]
-        meta["split"] = {**split, "num_train": split["num_train"] + split["num_validation"], "num_validation": 0}
+        sizes = meta["split"]
+        meta["split"] = {**sizes, "num_train": sizes["num_train"] + sizes["num_validation"], "num_validation": 0}
     first_user, last_user = ranks.user_range(users.offset)
     rows = slice(*users.offset[[first_user, last_user]].tolist())
-    sizes = [meta["split"][f"num_{name}"] for name in SPLITS]  # of which other ranks' stay untouched, not in memory
-    columns = [{name: np.empty(size, dtype) for name, dtype in types.items()} for size in sizes]
+    totals = [meta["split"][f"num_{name}"] for name in SPLITS]  # of all ranks; what is not filled takes no memory
+    columns = [{name: np.empty(total, dtype) for name, dtype in types.items()} for total in totals]
     counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
-    part_of = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST], np.uint8)
+    counted_as = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST], np.uint8)
     filled = [0, 0, 0]
     for ratings in _read_ahead(file.read_rows(rows)):
-        parts = part_of[ratings.split]
-        for part in range(len(SPLITS)):
-            chosen = np.flatnonzero(parts == part)
-            target = slice(filled[part], filled[part] + len(chosen))
-            for name, column in columns[part].items():
+        split_of_rating = counted_as[ratings.split]
+        for split in range(len(SPLITS)):
+            chosen = np.flatnonzero(split_of_rating == split)
+            target = slice(filled[split], filled[split] + len(chosen))
+            for name, column in columns[split].items():
                 column[target] = getattr(ratings, name)[chosen]
             if len(chosen):
-                of_user = ratings.user_idx[chosen]
-                counts[part, of_user[0]:of_user[-1] + 1] += np.bincount(of_user - of_user[0])
-            filled[part] = target.stop
-    if filled != sizes and ranks.size == 1:
+                user_idx = ratings.user_idx[chosen]
+                counts[split, user_idx[0]:user_idx[-1] + 1] += np.bincount(user_idx - user_idx[0])
+            filled[split] = target.stop
+    if filled != totals and ranks.size == 1:
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
-    parts = [RatingTensors(torch.from_numpy(np.concatenate([[0], np.cumsum(counts[part])])),
-                           *(torch.from_numpy(column[:filled[part]]) for column in columns[part].values()))
-             for part in range(len(SPLITS))]
-    return DataSet(data_dir, meta, users, movies, *parts)
+    splits = [RatingTensors(torch.from_numpy(np.concatenate([[0], np.cumsum(counts[split])])),
+                            *(torch.from_numpy(column[:filled[split]]) for column in columns[split].values()))
+              for split in range(len(SPLITS))]
+    return DataSet(data_dir, meta, users, movies, *splits)
 
 
 def by_movie(data: DataSet, ranks: Ranks = ALONE) -> tuple[RatingTensors, tuple[int, int]]:
@@ -176,23 +176,17 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1,
     count = ratings.offset[users + 1] - start
     total = int(count.sum()) if total is None else total
     row = torch.arange(len(users), device=users.device).repeat_interleave(count, output_size=total)
-    place = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count).index_select(0, row)
-    movie_idx, stars, day = (getattr(ratings, name).index_select(0, place) for name in ("movie_idx", "stars", "day"))
+    position = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count).index_select(0, row)
+    movie_idx, stars, day = (getattr(ratings, name).index_select(0, position) for name in ("movie_idx", "stars", "day"))
     stars = stars.float()
     return Batch(users, row, movie_idx.long(), stars if stars_step == 1 else stars * stars_step, day.long())
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:
-    """Hash integers int64 (R,) to numbers in [0, 1), float32: chance that depends on ids and not on who draws it.
+    """Hash whole numbers, int64 (R,), to numbers in [0, 1), float32: random numbers that depend on ids and not on who
+    draws them (see preprocessing/dataset/hashing.py).
 
-    The finaliser of SplitMix64 (Steele et al. 2014), its constants as signed numbers.
+    The seed is hashed first: with seeds that follow each other, users would else only exchange their numbers.
     """
-    if kernels := triton_kernels(columns[0].device):  # of one column or two
-        return kernels.uniform(seed, *columns)
-    word = torch.full_like(columns[0], seed)
-    for column in (0, *columns):
-        word = word + column
-        for shift, kept, factor in ((30, 0x3FFFFFFFF, -4658895280553007687), (27, 0x1FFFFFFFFF, -7723592293110705685)):
-            word = (word ^ (word >> shift & kept)) * factor
-        word = word ^ (word >> 31 & 0x1FFFFFFFF)
-    return (word >> 40 & 0xFFFFFF).float() * 2.0**-24
+    hashed_seed = int(dataset.hash_ids(0, np.array([seed])).view(np.int64)[0])
+    return backend.of_device(columns[0].device).uniform(hashed_seed, *columns)

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import torch
 
+from models.blend import Blend, item_based_helps
 from models.config import ModelConfig
-from models.sides import TwoSided, wants_both
 from preprocessing.dataset import DataError
 from training.batches import DataSet
 from training.distributed import ALONE, Ranks
@@ -23,31 +23,30 @@ def build_trainer(args: argparse.Namespace, data: DataSet, device: torch.device,
     return Trainer(build_model(args, data, ranks).to(device), data, settings, ranks)
 
 
-def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> TwoSided:
-    """Make a model for a data set, its statistics taken from the training parts of all ranks."""
+def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> Blend:
+    """Make a model for a data set, its statistics taken from the training ratings of all ranks."""
     stars = data.train.stars.double() * data.meta["stars_step"]
     device = choose_device(args.device, ranks)  # where the ranks can talk to each other
 
-    def count_and_total(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        count, total = torch.bincount(index, minlength=size).double(), torch.bincount(index, stars, size).double()
-        count, total = count.to(device), total.to(device)
+    def count_and_sum(index: torch.Tensor, num_values: int) -> tuple[torch.Tensor, torch.Tensor]:
+        count, total = (torch.bincount(index, weights, num_values).double().to(device) for weights in (None, stars))
         ranks.sum_(count, total)
         return count.cpu(), total.cpu()
 
-    count, total = count_and_total(data.train.movie_idx.long(), data.num_movies)
+    count, total = count_and_sum(data.train.movie_idx.long(), data.num_movies)
     mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
     chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
     config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
                          relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
-    both = wants_both(data.num_users, data.num_movies) if args.sides == "auto" else args.sides == "both"
-    model = TwoSided(config, both)
-    model.user_side.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
+    model = Blend(config, args.blend == "both" or (args.blend == "auto"
+                                                   and item_based_helps(data.num_users, data.num_movies)))
+    model.user_based.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
     if model.relevance is not None:
-        model.relevance.set_statistics(model.user_side.movie_tower.mean, count.float())
-    if both:
-        count, total = count_and_total(data.train.user_idx(), data.num_users)
-        model.movie_side.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
+        model.relevance.set_statistics(model.user_based.movie_tower.mean, count.float())
+    if model.item_based is not None:
+        count, total = count_and_sum(data.train.user_idx(), data.num_users)
+        model.item_based.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
     return model
 
 

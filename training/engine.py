@@ -1,12 +1,12 @@
 """The steps of an epoch: a step is a batch of users with all of their training ratings.
 
 In a step each user's ratings are divided at random into context, which the user tower sees, and targets, which enter
-the loss, for half of the heads one way round and for half the other (with an odd number of heads, for all the same
-way): no rating is ever predicted from itself. The films' part of a step is computed once, that of the users in pieces
-where they are many. Everything random is a function of (seed, epoch), so that a resumed run continues as if it had
-never stopped, and many processes do what one would.
+the loss: no rating is ever predicted from itself. Half of the ensemble sees them one way round and half the other (with
+an odd number of members, all the same way). The movie tower runs once a step, the user tower in pieces where the users
+have many ratings. All random numbers are functions of (seed, epoch), so that a resumed run continues as if it had never
+stopped, and many processes do what one would.
 
-An engine trains one side of the model. For the movie side, "users" are the movies and "movies" the users.
+An engine trains one pair of towers. For the item-based ones, "users" are the movies and "movies" the users.
 """
 
 import math
@@ -18,18 +18,18 @@ import torch
 from tqdm import tqdm
 
 from models.config import flag
-from models.movie_tower import StepFilms
-from models.ops.ragged import starts
+from models.movie_tower import StepMovies
+from models.ops.rating_pattern import row_starts
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, uniform
 from training.distributed import Ranks
-from training.optimizer import RowAdam, build_optimizers, relevance_optimizer, schedule, set_rate
+from training.optimizer import RowAdam, build_optimizers, lr_factor, relevance_optimizer, set_lr
 from training.relevance import RelevanceLoss
 
 NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
-CONTEXT_SHARE = 0.5  # of a user's ratings in a step
+CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 GPU_PIECE_RATINGS = 2**20  # the same on a GPU
@@ -37,67 +37,69 @@ GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 @dataclass
 class Settings:
-    """How to train."""
+    """How to train; the fields with a help text are flags of main.py."""
 
-    epochs: int = flag(100, "most epochs to train; the rate falls to zero within 20, or 8 with many users")
+    epochs: int = flag(100, "most epochs to train; the learning rate falls to zero within 20, or 8 with many users")
     batch_size: int | None = flag(None, "USERS a step, each with all of their training ratings (default: 128, up to "
                                   "4096 where there are many users)")
     lr: float = flag(0.001, "base learning rate")
     patience: int = flag(10, "epochs without a better validation RMSE before training stops")
-    film_noise: float = flag(0.3, "noise on film vectors in training, as a factor's deviation from 1")
-    penalty: float | None = flag(None, "weight of the vectors' squared lengths in the loss, per rating (default: the "
-                                 "number of movies per rating; movies' side: of users)")
-    drift_prior: float = flag(200.0, "weight of the drifts' squares in the loss, per film and period")
-    film_prior: float = flag(9.0, "weight of the film vectors' squared lengths, per film")
+    movie_noise: float = flag(0.3, "noise on movie vectors in training: standard deviation of a factor around 1",
+                              old_name="film_noise")
+    l2: float | None = flag(None, "weight of the vectors' squared norms in the loss, per rating (default: movies per "
+                            "rating; item-based: users per rating)", old_name="penalty")
+    movie_l2: float = flag(9.0, "weight of the movie vectors' squared norms, per movie", old_name="film_prior")
+    time_l2: float = flag(200.0, "weight of the squares of movies' biases over time, per movie and period",
+                          old_name="drift_prior")
     relevance_weight: float = flag(1.0, "weight of the loss of the order by relevance, which has parameters of its "
                                    "own; 0: leave that order out")
-    seed: int = flag(0, "seed of all chance")
-    user_dropout: float = 0.97  # share of users whose embedding is left out in a step; no flag
+    seed: int = flag(0, "random seed")
+    user_dropout: float = 0.97  # fraction of users whose embedding is left out in a step; no flag
 
 
 class Engine:
-    """What trains one side: the model, its training ratings, its optimizers."""
+    """What trains one pair of towers: the model, its training ratings, its optimizers."""
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
-                 penalty: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
+                 l2: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
                  relevance: RelevanceLoss | None = None) -> None:
         """Make an engine.
 
         Args:
             ratings: training ratings of this rank's users, on the model's device.
             owned: first and one past the last of this rank's users.
-            penalty: per target, on the vectors' squares.
+            l2: per target, on the vectors' squared norms.
             batch_size: users a step, over all ranks.
-            seed: of this side.
+            seed: of these towers.
             stars_step: stars of one unit of `ratings.stars`.
             relevance: is trained in every `relevance_every`-th step, without an effect on the model.
         """
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
-        self.settings, self.penalty, self.batch_size, self.seed = settings, penalty, batch_size, seed
+        self.settings, self.l2, self.batch_size, self.seed = settings, l2, batch_size, seed
         self.stars_step = stars_step
         self.num_ratings = ratings.offset.diff().cpu()  # of each user; on a GPU, known without waiting for it
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
-        self.optimizers = build_optimizers(model, settings.lr, settings.drift_prior / self.num_steps)
+        self.optimizers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr)
         self.relevance = relevance
-        self.groups = 2 if model.config.num_heads % 2 == 0 else 1  # of heads; two see the halves both ways round
+        self.groups = 2 if model.config.ensemble_size % 2 == 0 else 1  # two see the halves both ways round
         self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
         if relevance is not None:
             self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
-        """Take the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
+        """Run the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
         the number of predictions, float64 (3,).
 
         Raises:
-            DataError: the loss is no longer finite; names epoch, step and rate.
+            DataError: the loss is no longer finite; names epoch, step and learning rate.
         """
         sums, shown = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device), -math.inf
         for step, (batch, noise) in enumerate(self._batches(epoch)):
-            factor = schedule((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
+            factor = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
             try:
                 step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor, step)
-            except torch.linalg.LinAlgError:  # a history cannot be solved from film vectors that are not finite
+            except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
                 step_sums = torch.full_like(sums, math.nan)
             sums += step_sums
             if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
@@ -112,39 +114,42 @@ class Engine:
 
     def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
              factor: float, number: int = 0) -> torch.Tensor:
-        """Take the step of a number in its epoch at the base rates times a factor; return its sums as `run_epoch` does,
-        of this rank."""
+        """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
+        rank's sums of loss, squared error and count."""
         with_relevance = self.relevance is not None and number % self.relevance_every == 0
         optimizers = self.optimizers if with_relevance else self.optimizers[:2]  # that of relevance is the last
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        films = self.model.step_films(batch.movie_idx, noise, self.groups)
-        cut = films.cut_off()
-        results = (self._backward(piece, cut, seed, number, with_relevance) for piece in pieces(batch))
+        movies = self.model.step_movies(batch.movie_idx, noise, self.groups)
+        detached = movies.detached()
+        results = (self._backward(piece, detached, seed, number, with_relevance) for piece in pieces(batch))
         sums, num_targets, row_grads = zip(*results, strict=True)
-        size = films.size(torch.stack(num_targets).sum(0), self.penalty, self.settings.film_prior)
-        both_sides_of_cut = zip(films.tables(), cut.tables(), strict=True)
-        reached = [(tensor, leaf.grad) for tensor, leaf in both_sides_of_cut if leaf.grad is not None]
-        torch.autograd.backward(*zip((0.5 * size, None), *reached, strict=True))
+        norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2)
+        grads = [(table.rows, leaf.rows.grad) for table, leaf in ((movies.context, detached.context),
+                                                                  (movies.target, detached.target))]
+        reached = [(rows, grad) for rows, grad in grads if grad is not None]
+        torch.autograd.backward([0.5 * norms, *(rows for rows, _ in reached)], [None, *(grad for _, grad in reached)])
         self.ranks.sum_(*self.shared_gradients(with_relevance))
-        set_rate(optimizers, factor)
+        set_lr(optimizers, factor)
         for optimizer in optimizers:
             optimizer.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
-        sums = torch.stack(sums).sum(0)
-        sums[0] += size.detach()
-        return sums
+        step_sums = torch.stack(sums).sum(0)
+        step_sums[0] += norms.detach()
+        return step_sums
 
     def shared_gradients(self, with_relevance: bool) -> list[torch.Tensor]:
         """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
 
         Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
         """
-        parameters = [*self.model.parameters(), *(self.relevance.relevance.parameters() if with_relevance else ())]
+        parameters = list(self.model.parameters())
+        if with_relevance and self.relevance is not None:
+            parameters += self.relevance.relevance.parameters()
         for parameter in parameters:
             if parameter.grad is None:  # this rank's users did not touch it
                 parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in parameters]
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers."""
@@ -162,51 +167,53 @@ class Engine:
             self.user_rows.state[name].copy_(value)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None]]:
-        """Yield this rank's part of every step's batch, and the step's noise on the film vectors."""
+        """Yield the users of every step that are this rank's, with their ratings, and the step's noise on the movie
+        vectors."""
         config, settings, device = self.model.config, self.settings, self.model.offset.device
         torch.manual_seed(self._epoch_seed(epoch))
         order = torch.randperm(config.num_users)
         shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2)).tolist()
-        # In every step a film meets another row of this table: as good as fresh noise, and far cheaper.
-        noise = 1 + settings.film_noise * torch.randn(config.num_movies + NOISE_SHIFTS, config.embedding_dim)
-        noise = noise.to(device)
+        # In every step a movie gets another row of this table: as good as fresh noise, and far cheaper.
+        table = 1 + settings.movie_noise * torch.randn(config.num_movies + NOISE_SHIFTS, config.embedding_dim)
+        table = table.to(device)
         self.model.train()
         first, last = self.owned
         steps = torch.arange(config.num_users) // self.batch_size
         owned = (order >= first) & (order < last)
         steps, order = steps[owned], order[owned]
-        sizes, totals = (torch.bincount(steps, of_user, self.num_steps).long().tolist()
-                         for of_user in (None, self.num_ratings[order].double()))
+        num_users, num_ratings = (torch.bincount(steps, weights, self.num_steps).long().tolist()
+                                  for weights in (None, self.num_ratings[order].double()))
         order = (steps * config.num_users + order).to(device).sort().values % config.num_users  # ascending in a step
-        for step, (users, total) in enumerate(zip(order.split(sizes), totals, strict=True)):
-            factors = tuple(noise[shift:shift + config.num_movies] for shift in shifts[step])
-            yield batch_of(self.ratings, users, self.stars_step, total), factors if settings.film_noise else None
+        for step, (users, total) in enumerate(zip(order.split(num_users), num_ratings, strict=True)):
+            context, target = (table[shift:shift + config.num_movies] for shift in shifts[step])
+            noise = (context, target) if settings.movie_noise else None
+            yield batch_of(self.ratings, users, self.stars_step, total), noise
 
-    def _backward(self, batch: Batch, films: StepFilms, seed: int, number: int,
+    def _backward(self, batch: Batch, movies: StepMovies, seed: int, number: int,
                   with_relevance: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add the gradients of a piece of a batch, up to the cut at the films (see `StepFilms.cut_off`).
+        """Add the gradients of a piece of a batch, down to the detached movies of the step.
 
         Returns:
-            Its sums, float64 (3,); the number of its targets by film and group of heads, float (N G,); and the gradient
-            of the user rows (B, E).
+            Its sums, float64 (3,); the number of its targets by movie and group, float (N G,); and the gradients of the
+            users' rows, (B, D).
         """
         model, settings = self.model, self.settings
-        in_context = uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_SHARE
+        in_context = uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_FRACTION
         context, target = halves(batch, in_context, both_ways=self.groups == 2)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
         embedding = (rows * keep).repeat(self.groups, 1)
-        score, size, num_targets = model(embedding, context.context(), target.target(), films)
+        score, squared_norms, num_targets = model(embedding, context.context(), target.target(), movies)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
-        loss = 0.5 * squared + 0.5 * self.penalty * size
+        loss = 0.5 * squared + 0.5 * self.l2 * squared_norms
         loss.backward()
-        if with_relevance:
+        if with_relevance and self.relevance is not None:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
             relevance.backward()
             loss = loss + 0 * relevance.detach()  # is not finite where that is not
         count = torch.full((), score.numel(), dtype=torch.float64, device=score.device)
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(), count])
-        return sums, num_targets, rows.grad
+        return sums, num_targets, torch.zeros_like(rows) if rows.grad is None else rows.grad
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.seed * 1_000_003 + epoch
@@ -230,27 +237,26 @@ class Engine:
 
 
 def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Batch, Batch]:
-    """Return the context and the targets of a batch; for two groups of heads both ways round, the users of the second
+    """Return the context and the targets of a batch; for two groups of members both ways round, the users of the second
     after those of the first.
 
     Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
     each other than if they saw the same, and their mean errs less, in the time of one model.
     """
     if not both_ways:
-        return batch.part(in_context), batch.part(~in_context)
-    if in_context.is_cuda:  # where the host need not learn how many are context
-        orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
-    else:
-        context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
-        orders = torch.cat([context, target]), torch.cat([target, context])
+        return batch.subset(in_context), batch.subset(~in_context)
 
-    def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
-        both = batch.part(order)
+    def first_then_second(in_first: torch.Tensor) -> Batch:
+        before, count = in_first.cumsum(0), in_first.sum()  # nothing here makes the host wait for a GPU
+        every = torch.arange(len(in_first), device=in_first.device)
+        position = torch.where(in_first, before - 1, count + every - before)
+        order = torch.empty_like(every).scatter_(0, position, every)
+        both = batch.subset(order)
         both.users = both.users.repeat(2)
-        both.row += len(batch.users) * in_second.index_select(0, order)
+        both.row += len(batch.users) * (every >= count)
         return both
 
-    return one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
+    return first_then_second(in_context), first_then_second(~in_context)
 
 
 def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
@@ -266,7 +272,7 @@ def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
     if len(batch.row) <= most:
         yield batch
         return
-    end = starts(batch.row, len(batch.users))[1:].tolist()  # of each user's ratings
+    end = row_starts(batch.row, len(batch.users))[1:].tolist()  # of each user's ratings
     first = start = 0
     for user in range(1, len(end) + 1):
         if user == len(end) or end[user] - start > most:

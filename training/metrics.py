@@ -44,7 +44,7 @@ def ndcg_and_recall(hits: torch.Tensor, num_relevant: torch.Tensor) -> tuple[tor
     movies (Jarvelin and Kekalainen 2002); Recall@k = hits / number of relevant movies.
 
     Args:
-        hits: bool (B, k), whether the movie at each place of a list is relevant, best place first.
+        hits: bool (B, k), whether the movie at each rank of a list is relevant, best first.
         num_relevant: int64 (B,), relevant movies of each of the B users, listed or not; at least one.
 
     Returns:
@@ -61,14 +61,14 @@ def reciprocal_rank(scores: torch.Tensor, row: torch.Tensor, movie_idx: torch.Te
 
     Args:
         scores: float (B, M), -inf where a movie is no candidate. Of equal scores the lower movie_idx comes first.
-        row, movie_idx: int64 (R,), the relevant movies as pairs of row and movie.
+        row, movie_idx: int64 (R,), the relevant movies as pattern of row and movie.
     """
     num_movies, found = scores.shape[1], scores[row, movie_idx]
     best = scores.new_full((len(scores),), -torch.inf).scatter_reduce(0, row, found, "amax")  # (B,)
-    place = movie_idx.where(found == best[row], num_movies)
-    place = place.new_full((len(scores),), num_movies).scatter_reduce(0, row, place, "amin").unsqueeze(1)  # (B, 1)
+    first = movie_idx.where(found == best[row], num_movies)
+    first = first.new_full((len(scores),), num_movies).scatter_reduce(0, row, first, "amin").unsqueeze(1)  # (B, 1)
     ahead = scores > best.unsqueeze(1)
-    ahead |= (scores == best.unsqueeze(1)) & (torch.arange(num_movies, device=scores.device) < place)
+    ahead |= (scores == best.unsqueeze(1)) & (torch.arange(num_movies, device=scores.device) < first)
     return (1 / (1 + ahead.sum(1, dtype=torch.int32).double())).masked_fill(best == -torch.inf, 0)
 
 
@@ -89,13 +89,13 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
                      test: RatingTensors, recommendable: torch.Tensor, k: int = 10, long_k: int = 50,
                      num_ratings: torch.Tensor | None = None, stars_step: float = 1, max_users: int = 20_000,
                      batch_size: int = 256) -> dict[str, float]:
-    """Rank all movies that a user has not seen and measure the list against his test ratings.
+    """Rank all movies that a user has not seen and measure the list against their test ratings.
 
     Measured are the users who like a test movie; what is averaged counts each of them once.
 
     Args:
         score_users: maps user_idx int64 (B,) to scores float (B, M), which are then overwritten.
-        seen: parts of the data whose movies are left out of the user's list.
+        seen: splits whose movies are left out of the user's list.
         test: the held-out ratings; of them those of RELEVANT_STARS and more are to be found.
         recommendable: bool (M,), the movies that may be in a list.
         long_k: length of the list that the second recall is of, at least k.
@@ -104,9 +104,9 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
 
     Returns:
         "ndcg@k", "recall@k", "recall@long_k"; "mrr", the mean of 1 / rank of the first hit among all candidates;
-        "coverage@k", the share of recommendable movies in any list; with num_ratings also, over all places of all
-        lists of k, "median_popularity@k", their movies' training ratings, and "rare@k", the share of movies with fewer
-        than RARE_RATINGS. Of equal scores the lower movie_idx comes first. All nan without users.
+        "coverage@k", the fraction of recommendable movies in any list; with num_ratings also, over all lines of
+        all lists of k, "median_popularity@k", their movies' training ratings, and "rare@k", the fraction of movies with
+        fewer than RARE_RATINGS. Of equal scores the lower movie_idx comes first. All nan without users.
     """
     measures: dict[str, list[torch.Tensor]] = {name: [] for name in (f"ndcg@{k}", f"recall@{k}", f"recall@{long_k}",
                                                                      "mrr")}
@@ -118,12 +118,12 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     if not len(users):
         return dict.fromkeys((*measures, f"coverage@{k}", *(f"{name}@{k}" for name in popularity)), float("nan"))
     device, counts = recommendable.device, torch.zeros(len(recommendable), dtype=torch.int64)
-    left_out = (~recommendable).nonzero().squeeze(1)
+    excluded = (~recommendable).nonzero().squeeze(1)
     for block in users.split(batch_size):
         scores = score_users(block.to(device))
-        scores[:, left_out] = -torch.inf
-        for part in seen:
-            known = batch_of(part, block.to(part.offset.device))
+        scores[:, excluded] = -torch.inf
+        for split in seen:
+            known = batch_of(split, block.to(split.offset.device))
             scores[known.row.to(device), known.movie_idx.to(device)] = -torch.inf
         held_out = batch_of(test, block.to(test.offset.device), stars_step)
         to_find = held_out.stars >= RELEVANT_STARS
@@ -142,9 +142,9 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     results = {name: float(torch.cat(values).mean()) for name, values in measures.items()}
     results[f"coverage@{k}"] = float((counts > 0).sum() / recommendable.sum())
     if num_ratings is not None:
-        of_places = num_ratings.cpu().repeat_interleave(counts)
-        results[f"median_popularity@{k}"] = median(of_places)
-        results[f"rare@{k}"] = float((of_places < RARE_RATINGS).double().mean())
+        popularity_of_lines = num_ratings.cpu().repeat_interleave(counts)
+        results[f"median_popularity@{k}"] = median(popularity_of_lines)
+        results[f"rare@{k}"] = float((popularity_of_lines < RARE_RATINGS).double().mean())
     return results
 
 

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from models.sides import TwoSided
+from models.blend import Blend
+from preprocessing.dataset import replaced
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.evaluation import predict_errors, scorer
@@ -22,13 +24,11 @@ ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user 
 
 def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
     """Write metrics.csv, a row per epoch, whole or not at all."""
-    partial = _partial(path)
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with replaced(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(EpochMetrics.__dataclass_fields__))
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" if isinstance(value, float) else value
                           for name, value in vars(row).items()} for row in metrics)
-    partial.replace(path)
 
 
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     epochs = [row.epoch for row in metrics]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     axes.plot(epochs, [row.train_rmse for row in metrics], "o-", ms=3, color="tab:gray",
-              label="train (noise on, part of the ratings as context)")
+              label="train (with noise, half of the ratings as context)")
     axes.plot(epochs, [row.val_rmse for row in metrics], "o-", ms=3, color="tab:blue", label="validation")
     for (name, rmse), style in zip(baselines.items(), ("--", ":"), strict=False):
         axes.axhline(rmse, ls=style, color="tab:red", lw=1, label=f"{name}, validation: {rmse:.4f}")
@@ -53,10 +53,9 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = _partial(path)
-    figure.savefig(partial, dpi=120, format="png")
+    with replaced(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
-    partial.replace(path)
 
 
 def validation_baselines(data: DataSet) -> dict[str, float]:
@@ -69,8 +68,8 @@ def validation_baselines(data: DataSet) -> dict[str, float]:
             "user + movie bias": bias_errors(biases, data.validation, data).rmse}
 
 
-def test_results(model: TwoSided, data: DataSet) -> dict[str, dict[str, float | None]]:
-    """Measure the towers and the baselines on the test part: {"two_tower": {"rmse": .., ..}, "bias": .., ..}.
+def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | None]]:
+    """Measure the towers and the baselines on the test split: {"two_tower": {"rmse": .., ..}, "bias": .., ..}.
 
     A value is None where it has no meaning: the global mean ranks nothing, popularity predicts no stars.
     """
@@ -83,7 +82,8 @@ def test_results(model: TwoSided, data: DataSet) -> dict[str, dict[str, float | 
 
     by_relevance = relevance_scorer(model, train, step, data.last_day)
 
-    def ranking(score_users: object, where: torch.device | str = "cpu") -> dict[str, float]:
+    def ranking(score_users: Callable[[torch.Tensor], torch.Tensor],
+                where: torch.device | str = "cpu") -> dict[str, float]:
         return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step)
 
     return {name: {column: values.get(column) for column in COLUMNS} for name, values in {
@@ -113,25 +113,17 @@ def write_test_metrics(path: Path, results: dict) -> None:
             return {key: plain(inner) for key, inner in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    partial = _partial(path)
-    partial.write_text(json.dumps(plain(results), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(plain(results), indent=2) + "\n", encoding="utf-8")
 
 
-def bias_errors(biases: Biases, part: RatingTensors, data: DataSet) -> RatingErrors:
-    """Sum the errors of a bias model over a part, its predictions cut to the scale as any user would."""
+def bias_errors(biases: Biases, asked: RatingTensors, data: DataSet) -> RatingErrors:
+    """Sum the errors of a bias model over ratings, its predictions cut to the scale, as anybody would."""
     errors = RatingErrors()
     low, high = data.meta["stars_range"]
-    predicted = biases.predict(part.user_idx(), part.movie_idx).clamp(low, high)
-    errors.add(predicted, part.stars.float() * data.meta["stars_step"])
+    predicted = biases.predict(asked.user_idx(), asked.movie_idx).clamp(low, high)
+    errors.add(predicted, asked.stars.float() * data.meta["stars_step"])
     return errors
-
-
-def _partial(path: Path) -> Path:
-    """Return where a file is written before it takes its place, after removing what lies there, perhaps a link."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    return partial
 
 
 def _ratings(errors: RatingErrors) -> dict[str, float]:

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from models.checkpoint import model_parts
-from models.sides import TwoSided
+from models.blend import Blend
+from models.checkpoint import model_entries
 from preprocessing.dataset import DataError
 from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
-from training.evaluation import predict_errors, solve
-from training.optimizer import TABLE_RATE, default_batch_size, default_penalty, planned_epochs
+from training.evaluation import fold_in, predict_errors
+from training.optimizer import TABLE_LR, default_batch_size, planned_epochs
 from training.relevance import RelevanceLoss, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
-MOVIE_SIDE_SEED = 500_000  # its chance is not that of the user side
+ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
 
 
 @dataclass
@@ -32,7 +32,7 @@ class EpochMetrics:
     """A row of metrics.csv."""
 
     epoch: int
-    train_loss: float  # mean squared error of the heads in stars, plus penalty
+    train_loss: float  # mean squared error of the ensemble's members in stars, plus the weighted squared norms
     train_rmse: float  # of the targets, with noise, as the step saw them
     val_rmse: float
     val_mae: float
@@ -45,7 +45,7 @@ class EpochMetrics:
 class Trainer:
     """The state of a run: model, engines, epochs done. `epochs` does the work, one epoch per iteration."""
 
-    def __init__(self, model: TwoSided, data: DataSet, settings: Settings, ranks: Ranks = ALONE) -> None:
+    def __init__(self, model: Blend, data: DataSet, settings: Settings, ranks: Ranks = ALONE) -> None:
         device = model.device
         self.model, self.settings, self.ranks = model, settings, ranks
         self.num_ratings = data.meta["split"]["num_train"]
@@ -56,25 +56,22 @@ class Trainer:
         num_with = torch.tensor(float(len(with_validation)), device=device)
         ranks.sum_(num_with)
         self.has_validation = bool(num_with > 0)
-        share = VALIDATION_USERS / max(float(num_with), 1.0)
-        self.val_users = with_validation[uniform(0, with_validation) < share]
-        penalties = [settings.penalty] * 2
-        if settings.penalty is None:
-            num_rated = int((data.movies.num_train_ratings > 0).sum())
-            penalties = [default_penalty(num_rows, self.num_ratings) for num_rows in (num_rated, data.num_users)]
+        measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
+        self.val_users = with_validation[uniform(0, with_validation) < measured]
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
         batch_size = settings.batch_size or default_batch_size(data.num_users)
         relevance = None
         if model.relevance is not None:
-            relevance = RelevanceLoss(model.relevance, model.user_side.movie_tower.num_ratings,
+            relevance = RelevanceLoss(model.relevance, model.user_based.movie_tower.num_ratings,
                                       data.meta["split"]["method"] in ("latest", "probe"))
-        self.engines = [Engine(model.user_side, self.train, ranks.user_range(data.users.offset), settings,
-                               penalties[0], batch_size, settings.seed, self.stars_step, ranks, relevance)]
-        if model.movie_side is not None:
+        num_rated = int((data.movies.num_train_ratings > 0).sum())
+        self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
+                               self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance)]
+        if model.item_based is not None:
             ratings, owned = by_movie(data, ranks)
-            self.engines.append(Engine(model.movie_side, ratings.to(device), owned, settings, penalties[1],
-                                       math.ceil(batch_size / 2), settings.seed + MOVIE_SIDE_SEED,
-                                       self.stars_step, ranks))
+            self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
+                                       math.ceil(batch_size / 2), settings.seed + ITEM_BASED_SEED, self.stars_step,
+                                       ranks))
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf
 
@@ -91,7 +88,7 @@ class Trainer:
                 return
             try:
                 metrics = self._run_epoch(epoch)
-            except torch.linalg.LinAlgError:  # in evaluation, after a last step that has spoilt the vectors
+            except torch.linalg.LinAlgError:  # in evaluation, where the last step has spoilt the vectors
                 raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "
                                 f"again with a smaller --lr than {self.settings.lr:g}") from None
             self.metrics.append(metrics)
@@ -103,7 +100,7 @@ class Trainer:
     @torch.no_grad()
     def checkpoint(self, fingerprint: str) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
-        return {"fingerprint": fingerprint, **model_parts(self.model.eval()), "settings": vars(self.settings),
+        return {"fingerprint": fingerprint, **model_entries(self.model.eval()), "settings": vars(self.settings),
                 "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False}
 
     def state_dict(self) -> dict:
@@ -119,23 +116,27 @@ class Trainer:
         self.metrics = [EpochMetrics(**row) for row in state["metrics"]]
         self.best_epoch, self.best_rmse = state["best_epoch"], state["best_rmse"]
 
+    def _l2(self, num_rows: int) -> float:
+        """Return the weight of the vectors' squared norms: the rows of the table of movies to be learned per rating."""
+        return num_rows / self.num_ratings if self.settings.l2 is None else self.settings.l2
+
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()
         total = sum(len(engine.ratings) for engine in self.engines)
         with tqdm(total=total, desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True, leave=False,
                   mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
-            sums = sum(engine.run_epoch(epoch, self.num_epochs, bar) for engine in self.engines)
-        if self.model.movie_side is not None:
-            movies = self.engines[1]
-            self.model.solved = solve(movies.model, movies.ratings, self.stars_step, movies.owned)
-            self.ranks.sum_(self.model.solved)
+            sums = torch.stack([engine.run_epoch(epoch, self.num_epochs, bar) for engine in self.engines]).sum(0)
+        if self.model.item_based is not None:
+            item_based = self.engines[1]
+            self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step, item_based.owned)
+            self.ranks.sum_(self.model.folded_in)
         if self.model.relevance is not None and self.has_validation:
             fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
                         self.ranks)
         loss, squared, count = sums.tolist()  # a GPU is done then
         elapsed_s = time.perf_counter() - start
         errors = predict_errors(self.model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)
-        lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_RATE
+        lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_LR
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
 

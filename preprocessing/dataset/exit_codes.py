@@ -59,4 +59,5 @@ def _sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is terminate:  # else the work has chosen another, for good
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -8,15 +8,15 @@ import pytest
 from benchmarks import ablations, compare_accuracy
 from models.config import PARTS
 
-SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "1"]
+SMALL = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--epochs", "1"]
 
 
 def test_a_row_is_a_run_of_main_with_its_flags(data_dir, tmp_path, monkeypatch):
     parse = compare_accuracy.train_command.parse_args
     monkeypatch.setattr(compare_accuracy.train_command, "parse_args", lambda flags: parse([*SMALL, *flags]))
-    measured = ablations.train_row(data_dir, ablations.ROWS["solved_history"], 1, 1)
+    measured = ablations.train_row(data_dir, ablations.ROWS["fold_in"], 1, 1)
     monkeypatch.undo()
-    flags = ["--seed", "1", "--num_threads", "1", "--no-refit", *SMALL, "--without", "solved_history"]
+    flags = ["--seed", "1", "--num_threads", "1", "--no-refit", *SMALL, "--without", "fold_in"]
     command = ["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "run"), *flags]
     assert compare_accuracy.train_command.main(command) == 0
     written = json.loads((tmp_path / "run" / "test_metrics.json").read_text())
@@ -25,14 +25,14 @@ def test_a_row_is_a_run_of_main_with_its_flags(data_dir, tmp_path, monkeypatch):
 
 
 def test_changes_are_paired_by_seed(data_dir, capsys, monkeypatch):
-    known = {"default": [0.90, 0.94, 0.92], "year": [0.91, 0.96, 0.92], "heads": [0.89, 0.90, 0.91]}
+    known = {"default": [0.90, 0.94, 0.92], "year": [0.91, 0.96, 0.92], "members": [0.89, 0.90, 0.91]}
     name_of = {tuple(ablations.ROWS.get(name, [])): name for name in known}
 
     def imitate(data_dir, flags, seed, num_threads):
         return {"rmse": known[name_of[tuple(flags)]][seed], "epochs": 7, "ratings_per_s": 1000.0 * (seed + 1)}
 
     monkeypatch.setattr(ablations, "train_row", imitate)
-    assert ablations.main(["--data_dir", str(data_dir), "--rows", "year,heads", "--seeds", "3"]) == 0
+    assert ablations.main(["--data_dir", str(data_dir), "--rows", "year,members", "--seeds", "3"]) == 0
     output = capsys.readouterr().out
     results = json.loads(output.strip().splitlines()[-1])["results"]
     assert list(results) == list(known)
@@ -53,10 +53,10 @@ def test_every_part_of_the_model_has_a_row_of_its_own():
 def test_the_movie_side_is_a_row_only_where_there_is_one(data_dir, capsys):
     square, tall = {"num_users": 90, "num_movies": 90}, {"num_users": 900, "num_movies": 90}
     assert ablations.choose_rows(None, data_dir, square) == ["default", *ablations.ROWS]
-    assert "movie_side" not in ablations.choose_rows(None, data_dir, tall)
-    assert ablations.main(["--data_dir", str(data_dir), "--rows", "movie_side"]) == 1
+    assert "item_based" not in ablations.choose_rows(None, data_dir, tall)
+    assert ablations.main(["--data_dir", str(data_dir), "--rows", "item_based"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "400 users" in error and "movie_side" in error
+    assert error.count("\n") == 1 and "400 users" in error and "item_based" in error
 
 
 def test_a_missing_data_set_is_one_sentence(tmp_path, capsys):

@@ -86,15 +86,15 @@ def test_least_work_of_the_layers_is_what_torch_counts(small):
     engine = make_engine()
     model, config = engine.model, engine.model.config
     batch = batch_of(engine.ratings, torch.arange(30))
-    films = torch.arange(70)
-    with FlopCounterMode(display=False) as film_counter, torch.no_grad():
-        model.movie_tower(films)
+    movies = torch.arange(70)
+    with FlopCounterMode(display=False) as movie_counter, torch.no_grad():
+        model.movie_tower(movies)
     shape = StepShape(30, 0, 0, 0, 70)
-    assert least_work(engine, shape)["film tower"][1] == film_counter.get_total_flops() > 0
-    all_films, none = model.films(), Context(*(column[:0] for column in batch.context()))
+    assert least_work(engine, shape)["movie tower"][1] == movie_counter.get_total_flops() > 0
+    table, none = model.movie_table(), Context(*(column[:0] for column in batch.context()))
     with FlopCounterMode(display=False) as user_counter, torch.no_grad():
-        model.user_tower.regression(torch.zeros(30, config.user_dim), none, all_films, torch.zeros(0))
-    first_layer = 2 * 30 * config.hidden_dim * (config.user_dim + config.pooled_dim + 3)  # once for each group of heads
+        model.user_tower.regression(torch.zeros(30, config.user_dim), none, table, torch.zeros(0))
+    first_layer = 2 * 30 * config.hidden_dim * (config.user_dim + config.pooled_dim + 3)  # once for each group
     assert least_work(engine, shape)["user tower"][1] == user_counter.get_total_flops() + first_layer > 0
 
 
@@ -107,7 +107,7 @@ def test_least_work_of_the_optimizers_counts_relevance_where_it_is_trained(small
 
 
 def test_least_work_of_two_ratings_by_hand(small):
-    """One user, a context and a target rating of two movies; 4 heads of 32, so 33 with the bias; 32 pooled."""
+    """One user, a context and a target rating of two movies; 4 members of 32, so 33 with the bias; 32 pooled."""
     work = least_work(make_engine(), StepShape(1, 2, 1, 1, 2))
     assert work["batch assembly"] == (2 * (5 + 16), 0)
     operations = 4 * (34 * 35 + 33**3 / 3 + 2 * 33**2 + 2 * 33)

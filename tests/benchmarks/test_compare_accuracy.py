@@ -70,7 +70,7 @@ def test_mean_and_deviation_are_over_data_sets(raw_dir, data_dir, tmp_path, caps
 
 def test_towers_equal_a_run_of_main(data_dir, tmp_path, capsys, monkeypatch):
     parse = compare_accuracy.train_command.parse_args
-    small = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "2"]
+    small = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--epochs", "2"]
     monkeypatch.setattr(compare_accuracy.train_command, "parse_args", lambda flags: parse([*flags, *small]))
     assert compare_accuracy.main(["--data_dir", str(data_dir), "--models", "two_tower", "--seeds", "2",
                                   "--num_threads", "1"]) == 0

@@ -14,7 +14,7 @@ from benchmarks.peers import importable
 from preprocessing.dataset import DataError
 from training.batches import load_dataset
 
-SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "2"]
+SMALL = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from matplotlib import image
 
 from benchmarks import compare_accuracy, learning_curve, peers
 
-SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--epochs", "3", "--batch_size", "64"]
+SMALL = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--epochs", "3", "--batch_size", "64"]
 
 
 @pytest.fixture

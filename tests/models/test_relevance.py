@@ -1,23 +1,23 @@
 import pytest
 import torch
 
+from models.blend import Blend
 from models.config import ModelConfig
-from models.relevance import Relevance, multinomial_loss, sampling_chances
-from models.sides import TwoSided
+from models.relevance import Relevance, multinomial_loss, sampling_probabilities
 from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_high=5, stars_mean=3.4,
-                     embedding_dim=6, num_heads=2, hidden_dim=8, user_dim=4, pooled_dim=4, relevance_dim=3)
+                     embedding_dim=6, ensemble_size=2, hidden_dim=8, user_dim=4, pooled_dim=4, relevance_dim=3)
 CONTEXT = Context(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 6]), torch.tensor([5.0, 3.0, 1.0]),
                   torch.tensor([3, 9, 5]))
 TARGETS = (torch.tensor([0, 1, 1]), torch.tensor([2, 0, 5]), torch.tensor([5.0, 4.0, 1.0]))
 
 
 @pytest.fixture
-def model() -> TwoSided:
+def model() -> Blend:
     torch.manual_seed(0)
-    model = TwoSided(CONFIG, both=True).eval()
-    torch.nn.init.normal_(model.solved)
+    model = Blend(CONFIG, with_item_based=True).eval()
+    torch.nn.init.normal_(model.folded_in)
     model.relevance.set_statistics(torch.linspace(-1, 1, 7), torch.arange(7.0))
     return model
 
@@ -41,9 +41,9 @@ def test_loss_and_gradients_equal_plain_autograd():
 
 def test_loss_of_a_tiny_case_worked_out_by_hand():
     """Two unseen movies of scores log 2 and 0: a share of 2/3 for the one that was liked, with weight 1/2."""
-    film, bias = torch.tensor([[1.0], [0.0], [5.0]]), torch.zeros(3)
+    movie, bias = torch.tensor([[1.0], [0.0], [5.0]]), torch.zeros(3)
     zero = torch.tensor([0])
-    loss = multinomial_loss(torch.tensor([[2.0]]).log(), film, bias, zero, torch.tensor([2]), zero, zero,
+    loss = multinomial_loss(torch.tensor([[2.0]]).log(), movie, bias, zero, torch.tensor([2]), zero, zero,
                             torch.tensor([0.5]))
     torch.testing.assert_close(loss, 0.5 * torch.tensor(1.5).log())
 
@@ -59,10 +59,10 @@ def test_users_who_have_seen_every_movie_have_no_gradient():
 @torch.no_grad()
 def test_relevance_is_one_inner_product_of_taste_popularity_and_rating(model):
     model.relevance.weights.copy_(torch.tensor([0.7, 1.2, 0.3]))
-    films, users = model.films(), torch.tensor([3, 1])
-    ratings, movies = model.user_vectors(films, users, CONTEXT, 9), model.movie_vectors(9)
+    movies, users = model.movie_table(), torch.tensor([3, 1])
+    ratings, movies = model.user_vectors(movies, users, CONTEXT, 9), model.movie_vectors(9)
     products = model.relevance.user_vectors(CONTEXT, ratings) @ model.relevance.movie_vectors(movies).T
-    taste = model.relevance.tastes(CONTEXT, 2) @ model.relevance.film.T
+    taste = model.relevance.tastes(CONTEXT, 2) @ model.relevance.vectors.T
     torch.testing.assert_close(products, 0.7 * taste + 1.2 * model.relevance.popularity + 0.3 * ratings @ movies.T)
 
 
@@ -79,7 +79,7 @@ def test_a_taste_equals_its_formula_written_out(model):
 def test_disliked_targets_do_not_count_and_users_count_by_the_root_of_their_targets(model):
     relevance = model.relevance
     loss = relevance.loss(CONTEXT, *TARGETS, num_users=2)
-    score = relevance.tastes(CONTEXT, 2) @ relevance.film.T + relevance.popularity
+    score = relevance.tastes(CONTEXT, 2) @ relevance.vectors.T + relevance.popularity
     log_share = score.index_put((CONTEXT.row, CONTEXT.movie_idx), torch.tensor(-torch.inf)).log_softmax(1)
     torch.testing.assert_close(loss, -(0.75 * log_share[0, 2] + 0.5 * log_share[1, 0] / 2**0.5))
 
@@ -102,7 +102,7 @@ def test_sampled_movies_stand_for_those_left_out():
     relevance = Relevance(CONFIG)
     number = torch.tensor([50.0, 20, 9, 8, 7, 4, 2])
     relevance.set_statistics(torch.zeros(7), number)
-    chance = sampling_chances(number, 4)
+    chance = sampling_probabilities(number, 4)
     total = torch.zeros(())
     for _ in range(4000):
         chosen = torch.rand(7) < chance
@@ -111,5 +111,5 @@ def test_sampled_movies_stand_for_those_left_out():
 
 
 def test_chances_are_in_proportion_and_sum_to_the_size():
-    chance = sampling_chances(torch.tensor([100.0, 30, 4, 2, 0]), 3)
+    chance = sampling_probabilities(torch.tensor([100.0, 30, 4, 2, 0]), 3)
     assert chance.tolist() == pytest.approx([1, 1, 4 / 6, 2 / 6, 0])

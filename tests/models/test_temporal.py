@@ -1,63 +1,56 @@
-
 import pytest
 import torch
 
-from models.ops import ragged as layers
-from models.temporal import WINDOWS, FilmDrift, UserMood
+from models.temporal import WINDOWS, MovieBiasOverTime, RecentUserBias
 
 
-def test_a_film_has_a_bias_in_every_period():
-    drift = FilmDrift(num_movies=3, num_days=320)
-    assert drift.days == 10
+def test_a_movie_has_a_bias_in_every_period():
+    bias = MovieBiasOverTime(num_movies=3, num_days=320)
+    assert bias.days == 10
     with torch.no_grad():
-        drift.table.copy_(torch.arange(96.0).view(3, 32))
+        bias.table.copy_(torch.arange(96.0).view(3, 32))
     movie_idx, day = torch.tensor([0, 0, 2, 2, 1]), torch.tensor([0, 9, 10, 319, 315])
-    assert drift(movie_idx, day).tolist() == [0, 0, 65, 95, 63]
+    assert bias(movie_idx, day).tolist() == [0, 0, 65, 95, 63]
 
 
 @torch.no_grad()
-def mood_of(window: int, days: list[int], residuals: list[float], asked: int, rows: list[int] | None = None) -> float:
-    mood = UserMood()
-    mood.weight.zero_()
-    mood.weight[WINDOWS.index(window)] = 2.0
-    mood.log_shrink.fill_(torch.tensor(3.0).log())
+def recent_bias(days: list[int], residuals: list[float], asked: int, rows: list[int] | None = None) -> float:
+    """Return the recent bias of user 0 on a day, of a window of 8 days alone."""
+    recent = RecentUserBias(num_days=101)
+    recent.weight.zero_()
+    recent.weight[WINDOWS.index(8)] = 2.0
+    recent.log_shrinkage.fill_(torch.tensor(3.0).log())
     row = torch.tensor(rows or [0] * len(days))
-    return float(mood(row, torch.tensor(days), torch.tensor(residuals), torch.tensor([0]), torch.tensor([asked]), 2))
+    return float(recent(row, torch.tensor(days), torch.tensor(residuals), torch.tensor([0]), torch.tensor([asked]), 2))
 
 
-def test_mood_is_the_shrunk_mean_of_the_residuals_in_the_window_of_the_question():
+def test_the_recent_bias_is_the_shrunk_mean_of_the_residuals_in_the_window_of_the_question():
     # the last day is 100, so windows of 8 days are 93..100, 85..92, ...
-    assert mood_of(8, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=95) == pytest.approx(2 * (1 + 2) / (2 + 3))
-    assert mood_of(8, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=90) == pytest.approx(2 * 7 / (1 + 3))
-    assert mood_of(1, [20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=100) == pytest.approx(2 * 2 / (1 + 3))
+    assert recent_bias([20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=95) == pytest.approx(2 * (1 + 2) / (2 + 3))
+    assert recent_bias([20, 92, 93, 100], [5.0, 7.0, 1.0, 2.0], asked=90) == pytest.approx(2 * 7 / (1 + 3))
+    assert recent_bias([20, 92, 93], [5.0, 7.0, 1.0], asked=100) == pytest.approx(2 * 1 / (1 + 3))
 
 
-def test_mood_is_nothing_where_nothing_was_rated_and_of_the_user_alone():
-    assert mood_of(8, [20, 30], [5.0, 7.0], asked=100) == 0
-    assert mood_of(8, [100, 100], [5.0, 7.0], asked=100, rows=[0, 1]) == pytest.approx(2 * 5 / (1 + 3))
+def test_the_recent_bias_is_nothing_where_nothing_was_rated_and_of_the_user_alone():
+    assert recent_bias([20, 30], [5.0, 7.0], asked=100) == 0
+    assert recent_bias([100, 100], [5.0, 7.0], asked=100, rows=[0, 1]) == pytest.approx(2 * 5 / (1 + 3))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("few", [1024, -1])
-def test_moods_of_many_questions_equal_those_counted_one_by_one(few, monkeypatch):
-    """On the way of few ratings, and by the compiled loop."""
-    monkeypatch.setattr(layers, "FEW_RATINGS", few)
+def test_recent_biases_of_many_questions_equal_those_counted_one_by_one():
     torch.manual_seed(0)
-    mood = UserMood().double()
-    mood.weight.copy_(torch.randn(len(WINDOWS)))
+    recent = RecentUserBias(num_days=900).double()
+    recent.weight.copy_(torch.randn(len(WINDOWS)))
     row, target_row = torch.randint(6, (60,)), torch.randint(7, (40,))
     day, target_day = torch.randint(700, (60,)), torch.randint(900, (40,))
     target_row, target_day = torch.cat([target_row, target_row[-3:]]), torch.cat([target_day, target_day[-3:]])  # twice
-    if few < 0:  # the loop needs them in order, the other way does not
-        key, target_key = (row * 1000 + day).sort().values, (target_row * 1000 + target_day).sort().values
-        row, day, target_row, target_day = key // 1000, key % 1000, target_key // 1000, target_key % 1000
     residual = torch.randn(60, dtype=torch.float64)
-    moods = mood(row, day, residual, target_row, target_day, 7)
-    for user, asked, found in zip(target_row.tolist(), target_day.tolist(), moods, strict=True):
-        own = row == user
-        last = max(day[own].tolist() + target_day[target_row == user].tolist())
+    biases = recent(row, day, residual, target_row, target_day, 7)
+    for user, asked, found in zip(target_row.tolist(), target_day.tolist(), biases, strict=True):
+        of_user = row == user
+        last = max(day[of_user].tolist() + target_day[target_row == user].tolist())
         expected = 0
-        for window, weight, shrink in zip(WINDOWS, mood.weight, mood.log_shrink.exp(), strict=True):
-            same = residual[own][(last - day[own]) // window == (last - asked) // window]
-            expected += weight * same.sum() / (len(same) + shrink)
+        for window, weight, shrinkage in zip(WINDOWS, recent.weight, recent.log_shrinkage.exp(), strict=True):
+            same = residual[of_user][(last - day[of_user]) // window == (last - asked) // window]
+            expected += weight * same.sum() / (len(same) + shrinkage)
         torch.testing.assert_close(found, expected)

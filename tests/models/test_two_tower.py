@@ -5,12 +5,12 @@ import torch
 
 from models import two_tower
 from models.config import PARTS, ModelConfig
-from models.movie_tower import StepFilms
+from models.movie_tower import StepMovies
 from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
-                     embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4, without=())
+                     embedding_dim=12, ensemble_size=3, hidden_dim=8, user_dim=4, pooled_dim=4, without=())
 ROW = torch.tensor([0, 0, 0, 1, 1, 2])
 MOVIE = torch.tensor([1, 4, 9, 0, 4, 10])
 STARS = torch.tensor([5.0, 3.0, 1.0, 4.0, 4.0, 2.0])
@@ -26,17 +26,17 @@ def model() -> TwoTower:
                                      torch.linspace(-3, 3, 11))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
-    torch.nn.init.normal_(model.drift.table, std=0.3)
-    torch.nn.init.normal_(model.mood.weight)
+    torch.nn.init.normal_(model.movie_bias_over_time.table, std=0.3)
+    torch.nn.init.normal_(model.recent_user_bias.weight)
     return model.eval()
 
 
 def bare_of_dates(model: TwoTower) -> None:
-    model.mood.weight.data.zero_()
+    model.recent_user_bias.weight.data.zero_()
 
 
-def step_films(model: TwoTower) -> StepFilms:
-    return model.step_films(torch.cat([MOVIE, TARGET.movie_idx]))
+def step_movies(model: TwoTower) -> StepMovies:
+    return model.step_movies(torch.cat([MOVIE, TARGET.movie_idx]))
 
 
 TARGET = Target(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]), torch.full((4,), LAST))
@@ -51,47 +51,48 @@ def test_training_starts_at_the_global_mean():
 
 @torch.no_grad()
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
-    users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST)
+    users = model.user_vectors(model.movie_table(), torch.zeros(3, 4), CONTEXT, LAST)
     exported = (users[TARGET[0]] * model.movie_vectors(LAST)[TARGET[1]]).sum(1)
-    scores, *_ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_films(model))
+    scores, *_ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_movies(model))
     torch.testing.assert_close(scores.mean(1), exported)
 
 
 @torch.no_grad()
-def test_penalty_equals_the_sum_over_targets_written_out(model):
-    bare_of_dates(model)  # the penalty is on what is solved
-    films = step_films(model)
-    _, size, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, films)
-    num_targets = torch.bincount(films.seen.place[TARGET.movie_idx], minlength=len(films.num_ratings)).float()
+def test_squared_norms_equal_the_sum_over_targets_written_out(model):
+    bare_of_dates(model)  # the norms are those of the fold-in
+    movies = step_movies(model)
+    _, user_norms, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, movies)
+    num_targets = torch.bincount(movies.context.position[TARGET.movie_idx], minlength=len(movies.num_ratings)).float()
     assert torch.equal(counted, num_targets)
-    size = 0.1 * size + films.size(num_targets, penalty=0.1, film_prior=3.0)
-    users = model.user_vectors(model.films(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
-    vectors = model.films().vectors
+    norms = 0.1 * user_norms + movies.squared_norms(num_targets, l2=0.1, movie_l2=3.0)
+    users = model.user_vectors(model.movie_table(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
+    vectors = model.movie_table().vectors
     expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
-                   for row, movie in zip(*(part.tolist() for part in TARGET[:2]), strict=True))  # movie m has m ratings
-    torch.testing.assert_close(size, expected)
+                   for row, movie in zip(TARGET.row.tolist(), TARGET.movie_idx.tolist(), strict=True))
+    torch.testing.assert_close(norms, expected)
 
 
 @torch.no_grad()
-def test_a_user_in_a_batch_gets_the_vector_he_gets_alone(model):
-    films = model.films()
-    together = model.user_vectors(films, torch.zeros(3, 4), CONTEXT, LAST)
+def test_a_user_in_a_batch_gets_the_vector_that_they_get_alone(model):
+    movies = model.movie_table()
+    together = model.user_vectors(movies, torch.zeros(3, 4), CONTEXT, LAST)
     for user in range(3):
-        own = user == ROW
-        context = Context(*(column[own] for column in CONTEXT))._replace(row=torch.zeros_like(ROW[own]))
-        alone = model.user_vectors(films, torch.zeros(1, 4), context, LAST)
+        of_user = user == ROW
+        context = Context(*(column[of_user] for column in CONTEXT))._replace(row=torch.zeros_like(ROW[of_user]))
+        alone = model.user_vectors(movies, torch.zeros(1, 4), context, LAST)
         torch.testing.assert_close(together[user], alone[0])
 
 
 @torch.no_grad()
-def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(model):
-    films, embedding = model.films(), torch.zeros(1, 4)
+def test_contributions_of_the_ratings_sum_to_the_score_of_the_fold_in(model):
+    movies, embedding = model.movie_table(), torch.zeros(1, 4)
     targets = torch.tensor([3, 7])
     context = Context(*(column[:3] for column in CONTEXT))
-    effects = model.contributions(films, embedding, context, targets)
-    bare_of_dates(model)  # not a part of the solved history
-    whole = model.user_vectors(films, embedding, context, LAST)
-    prior = model.user_tower.regression(embedding, context, films, model.drift(context.movie_idx, context.day))[0]
+    effects = model.contributions(movies, embedding, context, targets)
+    bare_of_dates(model)  # not of the fold-in
+    whole = model.user_vectors(movies, embedding, context, LAST)
+    movie_bias = model.movie_bias_over_time(context.movie_idx, context.day)
+    prior = model.user_tower.regression(embedding, context, movies, movie_bias)[0]
     without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
     torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])
 
@@ -100,15 +101,15 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_solved_history(mod
 def test_a_user_without_any_rating_gets_a_finite_vector(model):
     nothing = torch.zeros(0, dtype=torch.int64)
     context = Context(nothing, nothing, torch.zeros(0), nothing)
-    vector = model.user_vectors(model.films(), torch.zeros(1, 4), context, LAST)
+    vector = model.user_vectors(model.movie_table(), torch.zeros(1, 4), context, LAST)
     assert torch.isfinite(vector).all()
 
 
 @torch.no_grad()
 def test_the_catalogue_is_the_same_in_blocks(model, monkeypatch):
-    whole = model.films().table
-    monkeypatch.setattr(two_tower, "FILMS_PER_BLOCK", 4)
-    torch.testing.assert_close(model.films().table, whole)
+    whole = model.movie_table().rows
+    monkeypatch.setattr(two_tower, "MOVIES_PER_BLOCK", 4)
+    torch.testing.assert_close(model.movie_table().rows, whole)
 
 
 def test_a_movie_without_training_ratings_has_no_embedding(model):
@@ -122,19 +123,19 @@ def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days
     if part is not None:
         whole, model = model, TwoTower(replace(CONFIG, without=(part,))).eval()
         model.load_state_dict(whole.state_dict(), strict=False)
-    films, embedding = model.films(), torch.zeros(3, 4)
+    movies, embedding = model.movie_table(), torch.zeros(3, 4)
     for day in (0, 41, 90, 99):
         target = Target(torch.arange(3).repeat_interleave(11), torch.arange(11).repeat(3), torch.full((33,), day))
-        # a day before a user's last rating is within the reach of what he rated after it
-        products = model.user_vectors(films, embedding, CONTEXT, day) @ model.movie_vectors(day).T
-        torch.testing.assert_close(model.predict(films, embedding, CONTEXT, target), products.flatten())
+        # a day before a user's last rating is within the reach of what they rated after it
+        products = model.user_vectors(movies, embedding, CONTEXT, day) @ model.movie_vectors(day).T
+        torch.testing.assert_close(model.predict(movies, embedding, CONTEXT, target), products.flatten())
 
 
 @pytest.mark.parametrize("part", PARTS)
 @torch.no_grad()
 def test_every_part_changes_the_score_and_can_be_left_out(part, model):
     embedding = torch.ones(3, 4)
-    scores = model(embedding, CONTEXT, TARGET, step_films(model))[0]
+    scores = model(embedding, CONTEXT, TARGET, step_movies(model))[0]
     without = TwoTower(replace(CONFIG, without=(part,))).eval()
     without.load_state_dict(model.state_dict(), strict=False)
-    assert (without(embedding, CONTEXT, TARGET, step_films(without))[0] - scores).abs().max() > 1e-5
+    assert (without(embedding, CONTEXT, TARGET, step_movies(without))[0] - scores).abs().max() > 1e-5

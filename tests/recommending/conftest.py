@@ -1,4 +1,4 @@
-"""A recommender whose film vectors are planted, so that its answers can be worked out by hand."""
+"""A recommender whose movie vectors are planted, so that its answers can be worked out by hand."""
 
 from types import SimpleNamespace
 
@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from models.blend import Blend
 from models.config import ModelConfig
-from models.sides import TwoSided
 from preprocessing.dataset import Movies
 from recommending.recommender import Recommender
 
 
 @pytest.fixture
 def planted() -> Recommender:
-    """Six movies, no users; without history the user vector is zero, so that a film's bias, less two standard
+    """Six movies, no users; without history the user vector is zero, so that a movie's bias, less two standard
     errors, is its score in a list."""
-    model = TwoSided(ModelConfig(num_users=0, num_movies=6, num_days=1, stars_low=1, stars_high=5, stars_mean=3,
-                                 embedding_dim=2, num_heads=1), both=False).eval()
-    tower = model.user_side.movie_tower
+    model = Blend(ModelConfig(num_users=0, num_movies=6, num_days=1, stars_low=1, stars_high=5, stars_mean=3,
+                                 embedding_dim=2, ensemble_size=1), with_item_based=False).eval()
+    tower = model.user_based.movie_tower
     with torch.no_grad():
         vectors = [[1, 0], [3, 1], [0, 2], [-1, 0], [1, 0.1], [1, 1]]
         tower.embedding.copy_(torch.tensor(vectors).unsqueeze(1))

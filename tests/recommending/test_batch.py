@@ -48,7 +48,7 @@ def small_parts(monkeypatch):
 
 
 def hide_every_seventh(recommender: Recommender) -> None:
-    """Take films' training ratings away, so that no list may hold them."""
+    """Take movies' training ratings away, so that no list may hold them."""
     num_ratings = recommender.movies.num_train_ratings.copy()
     num_ratings[::7] = 0
     recommender.movies = recommender.movies._replace(num_train_ratings=num_ratings)
@@ -112,14 +112,14 @@ def test_a_killed_run_goes_on_after_its_last_part(capsys, many_groups, run_dir, 
     killed = subprocess.run([sys.executable, "-c", KILLED, *flags, str(out)], cwd=ROOT, env=environment,
                             capture_output=True)
     assert killed.returncode == -signal.SIGKILL and not out.exists()
-    kept = sorted((tmp_path / ".recs.parquet.partial").glob("*.parquet"))
+    kept = sorted((tmp_path / ".recs.parquet.parts").glob("*.parquet"))
     assert 1 <= len(kept) <= 3
     made, lists_of = [], batch.lists_of
     monkeypatch.setattr(batch, "lists_of", lambda *args: made.append(1) or lists_of(*args))
     assert rec.main([*flags, str(out)]) == 0
     assert len(made) == len(RatingsFile(many_groups).group_starts) - 1 - 2 * len(kept)
     assert lists_in(out) == lists_in(tmp_path / "whole.parquet")
-    assert not (tmp_path / ".recs.parquet.partial").exists()
+    assert not (tmp_path / ".recs.parquet.parts").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(capsys, many_groups, run_dir, small_parts, tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, many_groups, run_dir, smal
 
 
 def test_parts_of_something_else_are_not_mixed_in(recommender, run_dir, tmp_path):
-    out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.partial"
+    out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.parts"
     partial.mkdir()
     plan = {"data_set": recommender.meta["fingerprint"], "run": "0" * 64, "top_n": 6, "groups_per_part": 16}
     (partial / "plan.json").write_text(json.dumps(plan))
@@ -153,7 +153,7 @@ def test_parts_of_something_else_are_not_mixed_in(recommender, run_dir, tmp_path
 
 
 def test_two_at_once_and_an_output_that_exists_are_refused(recommender, run_dir, tmp_path):
-    out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.partial"
+    out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.parts"
     partial.mkdir()
     lock = os.open(partial, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)

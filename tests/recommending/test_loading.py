@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_list_imports_nothing_heavy_beyond_torch(data_dir, run_dir):
     """Nor does torch import pandas or matplotlib."""
     program = ("import sys, torch; before = set(sys.modules) - {'pandas', 'matplotlib'}; "
-               "import rec; from models.ops import ragged; "
-               "ragged.FEW_RATINGS = -1; "  # as if the user had rated much
+               "import rec; from models.ops import backend; "
+               "backend.FEW_RATINGS = -1; "  # as if the user had rated much
                f"code = rec.main(['--data_dir', {str(data_dir)!r}, '--run_dir', {str(run_dir)!r}, '--explain']); "
                "loaded = {name.split('.')[0] for name in set(sys.modules) - before}; "
                "sys.exit(code or str(sorted(loaded & {'pandas', 'matplotlib', 'numba', 'sympy', 'scipy', 'sklearn'})))")

@@ -11,10 +11,10 @@ def test_the_axes_are_those_along_which_the_films_differ_most(planted):
     """A cross, 6 long and 2 high, turned by 30 degrees: the axes find it upright, 18 and 2 of the variance's 20."""
     cross = np.array([[-3, 0], [3, 0], [0, -1], [0, 1]])
     turn = np.array([[0.75**0.5, 0.5], [-0.5, 0.75**0.5]])
-    planted._films.vectors[[0, 1, 2, 3], 0] = torch.tensor(cross @ turn + 7).float()
+    planted._movie_table.vectors[[0, 1, 2, 3], 0] = torch.tensor(cross @ turn + 7).float()
     result = map_movies(planted, Filters(min_ratings=2))
     assert result.movie_idx.tolist() == [0, 1, 2, 3]
-    assert result.place.numpy() == pytest.approx(cross, abs=1e-5)
+    assert result.position.numpy() == pytest.approx(cross, abs=1e-5)
     assert result.variance == pytest.approx((0.9, 0.1))
 
 
@@ -35,8 +35,8 @@ def test_the_most_rated_films_are_labelled_whatever_their_titles(planted, tmp_pa
 
 
 def test_labels_of_films_in_one_place_do_not_cover_each_other(planted, tmp_path):
-    planted._films.vectors[:3] = 0.0
-    planted._films.vectors[3, 0] = torch.tensor([1.0, -1.0])
-    planted._films.vectors[5] = 1.0
+    planted._movie_table.vectors[:3] = 0.0
+    planted._movie_table.vectors[3, 0] = torch.tensor([1.0, -1.0])
+    planted._movie_table.vectors[5] = 1.0
     labelled = draw_map(tmp_path / "map.png", planted, map_movies(planted))
     assert labelled == [0, 3, 5]

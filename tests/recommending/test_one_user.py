@@ -4,13 +4,13 @@ import torch
 from models.config import PARTS, ModelConfig
 from models.two_tower import TwoTower
 from models.user_tower import Context
-from recommending.one_user import OneUser
+from recommending.one_user import OneUserTower
 
 
 def random_model(*without: str) -> TwoTower:
     torch.manual_seed(0)
     model = TwoTower(ModelConfig(num_users=7, num_movies=300, num_days=2000, stars_low=1, stars_high=5, stars_mean=3.4,
-                                 embedding_dim=12, num_heads=3, hidden_dim=8, user_dim=4, pooled_dim=4,
+                                 embedding_dim=12, ensemble_size=3, hidden_dim=8, user_dim=4, pooled_dim=4,
                                  without=without)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -23,7 +23,8 @@ def random_model(*without: str) -> TwoTower:
 def test_stars_are_those_of_the_towers():
     model = random_model()
     score = torch.tensor([-1e9, -100, -1, 0, 0.3, 2, 100, 1e9])
-    torch.testing.assert_close(torch.from_numpy(OneUser(model, model.films()).stars(score.numpy())), model.stars(score))
+    tower = OneUserTower(model, model.movie_table())
+    torch.testing.assert_close(torch.from_numpy(tower.stars(score.numpy())), model.stars(score))
 
 
 @pytest.mark.parametrize("num_ratings", [0, 1, 2, 200])
@@ -31,12 +32,12 @@ def test_stars_are_those_of_the_towers():
 @torch.no_grad()
 def test_the_vector_is_that_of_the_towers(without, num_ratings):
     model = random_model(*without)
-    films = model.films()
+    movies = model.movie_table()
     row, movie_idx = torch.zeros(num_ratings, dtype=torch.int64), torch.randperm(300)[:num_ratings]
     stars, day = torch.randint(1, 6, (num_ratings,)).float(), torch.randint(500, 1500, (num_ratings,)).sort().values
-    one = OneUser(model, films)
+    one = OneUserTower(model, movies)
     for asked, user_idx in ((0, 3), (1000, None), (1510, 5), *((asked, 6) for asked in day.tolist()[-2:]), (1999, 0)):
         embedding = torch.zeros(1, 4) if user_idx is None else model.user_embedding[user_idx:user_idx + 1]
-        expected = model.user_vectors(films, embedding, Context(row, movie_idx, stars, day), asked)[0]
+        expected = model.user_vectors(movies, embedding, Context(row, movie_idx, stars, day), asked)[0]
         vector = one.vector(user_idx, movie_idx.numpy(), stars.numpy(), day.numpy(), asked)
         torch.testing.assert_close(torch.from_numpy(vector), expected, rtol=2e-4, atol=2e-5)

@@ -21,12 +21,12 @@ def test_without_history_the_biases_order_the_list(planted):
 
 
 def test_one_rating_gives_the_ridge_regression_worked_out_by_hand(planted):
-    """Context c = (v, 1/2): w = P^-1 c r / (1 + c' P^-1 c) with the penalties P (Sherman and Morrison)."""
+    """Context c = (v, 1/2): w = P^-1 c r / (1 + c' P^-1 c) with the l2s P (Sherman and Morrison)."""
     history = planted.history_from({10: 5})
     residual = (5 - 3) / 1 - 0.4  # one star above the mean is a score of one: slope (3 - 1)(5 - 3) / 4
-    penalty, bias_penalty = 0.7 + 0.02, 4 + 0.001
-    scale = residual / (1 + 1 / penalty + 0.25 / bias_penalty)
-    w = (scale / penalty, 0, 0.5 * scale / bias_penalty)
+    l2, bias_penalty = 0.7 + 0.02, 4 + 0.001
+    scale = residual / (1 + 1 / l2 + 0.25 / bias_penalty)
+    w = (scale / l2, 0, 0.5 * scale / bias_penalty)
     effects = {20: 3 * w[0] + w[2] / 2, 30: w[2] / 2, 40: -w[0] + w[2] / 2, 60: w[0] + w[2] / 2}
     scores = {20: 0.3 - 2 * 11**-0.5, 30: 0.2 - 2 * 51**-0.5, 40: 0.1 - 2 * 8**-0.5, 60: 0 - 2 * 2**-0.5}
     expected = sorted(((scores[key] + effects[key], key) for key in effects), reverse=True)
@@ -68,7 +68,7 @@ def test_seen_movies_are_listed_only_when_asked_and_bear_the_stars_given(planted
 
 
 def test_popular_movies_stand_in_order_of_their_ratings(planted):
-    planted._films.mean.copy_(torch.tensor([1, 0.5, 0, -1, 0, 0]))
+    planted._movie_table.mean.copy_(torch.tensor([1, 0.5, 0, -1, 0, 0]))
     rows = planted.popular(3)
     assert [(row.movie_id, row.num_ratings, row.stars) for row in rows] == [(10, 100, 4), (30, 50, 3), (20, 10, 3.5)]
 

@@ -243,7 +243,7 @@ def test_a_picture_has_a_dot_for_every_movie_larger_and_on_top_where_ratings_are
     assert dots.get_array().filled(0).tolist() == [1984, 0, 1986, 1966, 1995]
     assert [text.get_text() for text in axes.texts] == [
         "Heat", "Good, the Bad and the Ugly,...", "HEAT", "Élan", "1984"]
-    assert axes.get_title() == "5 film vectors; a larger dot has more ratings"
+    assert axes.get_title() == "5 movie vectors; a larger dot has more ratings"
     assert axes.get_xlabel() == f"first principal axis ({answer['variance'][0]:.0%} of the variance)"
     assert axes.get_ylabel() == f"second principal axis ({answer['variance'][1]:.0%} of the variance)"
     assert colours.get_ylabel() == "release year"

@@ -57,7 +57,7 @@ def test_products_that_few_coordinates_bound_are_mostly_left_out_and_the_best_ar
     listed = torch.rand(3000) < 0.9
     start, seen = ratings_of(50, 3000)
     ours = BestProducts(movies, listed, users[:20], 10)
-    assert ours.num_multiplied < 40
+    assert ours.head < 40
     best, movie_idx = ours.find(users, start, seen)
     expected, expected_idx = sorted_out(users, movies, listed, start, seen, 10)
     torch.testing.assert_close(best, expected)
@@ -70,7 +70,7 @@ def test_equal_products_keep_their_order_where_most_are_left_out():
     users, movies = decaying(50, turn), decaying(1500, turn).repeat(2, 1)[torch.randperm(3000)]  # every movie twice
     listed, start, seen = torch.ones(3000, dtype=torch.bool), *ratings_of(50, 3000)
     ours = BestProducts(movies, listed, users[:20], 10)
-    assert ours.num_multiplied < 40
+    assert ours.head < 40
     best, movie_idx = ours.find(users, start, seen)
     expected = sorted_out(users.double(), movies.double(), listed, start, seen, 10)
     found = expected[0] > -torch.inf
@@ -106,7 +106,7 @@ def test_loops_that_know_no_bounds_are_not_given_what_does_not_belong_together(c
 def test_users_unlike_the_sample_get_their_best_too():
     users, movies = decaying(50, torch.eye(40)), decaying(3000, torch.eye(40))
     ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users[:20], 10)
-    assert ours.num_multiplied < 40
+    assert ours.head < 40
     strangers, nothing = 100 * users[20:].flip(1), torch.zeros(0, dtype=torch.int64)
     start = torch.zeros(31, dtype=torch.int64)
     expected = sorted_out(strangers, movies, torch.ones(3000, dtype=torch.bool), start, nothing, 10)
@@ -118,7 +118,7 @@ def test_users_unlike_the_sample_get_their_best_too():
 def test_where_no_coordinate_says_more_than_another_all_are_multiplied_out():
     users, movies = torch.randn(50, 40), torch.randn(3000, 40)
     ours = BestProducts(movies, torch.ones(3000, dtype=torch.bool), users, 10)
-    assert ours.num_multiplied == 40
+    assert ours.head == 40
     start, seen = ratings_of(50, 3000)
     expected = sorted_out(users, movies, torch.ones(3000, dtype=torch.bool), start, seen, 10)[0]
     torch.testing.assert_close(ours.find(users, start, seen)[0], expected)
@@ -147,7 +147,7 @@ def test_coordinates_have_the_same_mean_square_on_either_side_and_keep_products(
     turn = torch.linalg.qr(torch.randn(40, 40)).Q
     users, movies = decaying(500, turn).double(), decaying(600, turn).double()
     users, movies = users @ torch.randn(40, 40).double(), movies * torch.rand(40)
-    of_users, of_movies = top_k._coordinates(users, movies)
+    of_users, of_movies = top_k._rotations(users, movies)
     torch.testing.assert_close(of_users @ of_movies.T, torch.eye(40, dtype=torch.float64), rtol=0, atol=1e-6)
     squares = [(vectors @ turns).square().mean(0) for vectors, turns in ((users, of_users), (movies, of_movies))]
     torch.testing.assert_close(squares[0][:20], squares[1][:20], rtol=1e-2, atol=0)

@@ -8,7 +8,7 @@ from training.distributed import Ranks
 
 
 def test_shuffling_test_stars_changes_no_feature(data_dir):
-    args = main.parse_args(["--embedding_dim", "16", "--num_heads", "2"])
+    args = main.parse_args(["--embedding_dim", "16", "--ensemble_size", "2"])
     models = []
     for shuffled in (False, True):
         data = load_dataset(data_dir)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120  # of every wait
 # Ranks are forks of this process, which has imported what they need; threads of a GPU or of macOS would not survive it.
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
-FLAGS = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
+FLAGS = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
          "--no-refit"]
 
 
@@ -108,7 +108,7 @@ def whole(data_dir, tmp_path_factory) -> dict:
 @pytest.mark.parametrize(("sides", "more"), [
     ("user", []), ("both", ["--refit", "--lr", "0.0003"])])
 def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
-    flags = ["--data_dir", str(data_dir), "--sides", sides, *more]
+    flags = ["--data_dir", str(data_dir), "--blend", sides, *more]
     assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
     speaker, other = processes(2, *flags, "--run_dir", str(tmp_path / "two"))
     assert speaker.returncode == other.returncode == 0, speaker.stderr + other.stderr

@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from models.config import ModelConfig
-from models.ops import ragged as layers
+from models.ops import backend
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
 from training.engine import Engine, Settings, halves, pieces
-from training.optimizer import TABLE_RATE, schedule
+from training.optimizer import TABLE_LR, lr_factor
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
 COUNTS = [1, MOST, 0, 40, 7, 300, 2]  # ratings of each user
@@ -36,12 +36,12 @@ def planted_ratings(counts: list[int] = COUNTS) -> RatingTensors:
                          days.short())
 
 
-def engine_of(ratings: RatingTensors, batch_size: int = 128, num_heads: int = 2, **changes: object) -> Engine:
+def engine_of(ratings: RatingTensors, batch_size: int = 128, ensemble_size: int = 2, **changes: object) -> Engine:
     """Return an engine of a small model for these ratings."""
     torch.manual_seed(0)
     num_users = len(ratings.offset) - 1
     stars, movie_idx = ratings.stars.double(), ratings.movie_idx.long()
-    config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, num_heads, 8, user_dim=4,
+    config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, ensemble_size, 8, user_dim=4,
                          pooled_dim=4, without=())
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
@@ -66,7 +66,7 @@ def test_any_batch_size_takes_every_rating_once_an_epoch(batch_size):
     loss, squared, count = engine.run_epoch(1, 2, steps).tolist()
     assert len(steps.sizes) == math.ceil(len(COUNTS) / batch_size)
     assert sorted(steps.sizes) == sorted(COUNTS) if batch_size == 1 else sum(steps.sizes) == sum(COUNTS)
-    # What is context and what is target depends on who rated what, and not on who shares his step.
+    # What is context and what is target depends on who rated what, and not on who shares their step.
     assert count == engine_of(planted_ratings()).run_epoch(1, 2, Steps())[2]
     assert 0 < squared < loss < math.inf
     assert all(torch.isfinite(value).all() for value in engine.model.state_dict().values())
@@ -79,7 +79,7 @@ def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vecto
         engine.run_epoch(epoch, 2, Steps())
     rated = model.movie_tower.num_ratings > 0
     assert torch.equal((model.movie_tower.embedding != 0).any(2).any(1), rated)
-    assert torch.equal((model.drift.table != 0).any(1), rated)
+    assert torch.equal((model.movie_bias_over_time.table != 0).any(1), rated)
     moved = (model.user_embedding != before).any(1)
     assert moved[HEAVY] and not moved[COUNTS.index(0)]
     vectors = model.eval().movie_vectors(0, (~rated).nonzero().squeeze(1))
@@ -94,9 +94,9 @@ def test_the_vectors_of_the_lightest_and_the_heaviest_user_are_made_of_their_rat
     users = torch.tensor([LIGHT, HEAVY, COUNTS.index(0)])
     known = batch_of(ratings, users).context()
     with torch.no_grad():
-        films, nobody = model.films(), torch.zeros(3, 4)
-        vectors = model.user_vectors(films, nobody, known, 1999)
-        changed = model.user_vectors(films, nobody, known._replace(stars=6 - known.stars), 1999)
+        movies, nobody = model.movie_table(), torch.zeros(3, 4)
+        vectors = model.user_vectors(movies, nobody, known, 1999)
+        changed = model.user_vectors(movies, nobody, known._replace(stars=6 - known.stars), 1999)
     assert torch.isfinite(vectors).all()
     assert ((vectors != changed).any(1) | (known.stars[0] == 3)).tolist() == [True, True, bool(known.stars[0] == 3)]
 
@@ -118,7 +118,7 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float
     for engine in (whole, split):  # so that every parameter has a gradient
         engine.model.user_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
         engine.model.movie_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
-        engine.model.mood.weight.data.fill_(0.1)
+        engine.model.recent_user_bias.weight.data.fill_(0.1)
     sums = whole.step(batch, 5, noise, 1.0)
     assert len(list(pieces(batch, most))) > 1
     monkeypatch.setattr(engine_module, "pieces", functools.partial(pieces, most=most))
@@ -144,13 +144,13 @@ def test_groups_of_heads_see_the_halves_both_ways_round():
 
 
 def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
-    """The heads of a group score as they do where all heads see what this group sees."""
-    monkeypatch.setattr(layers, "FEW_RATINGS", -1)  # as if they were many
+    """The members of a group score as they do where all members see what this group sees."""
+    monkeypatch.setattr(backend, "FEW_RATINGS", -1)  # as if they were many
     ratings = planted_ratings([5, 40, 9])
-    engine, batch = engine_of(ratings, num_heads=4), batch_of(ratings, torch.arange(3))
+    engine, batch = engine_of(ratings, ensemble_size=4), batch_of(ratings, torch.arange(3))
     batch.stars = batch.stars.double()
     model = engine.model
-    model.mood = None  # it takes the mean over the heads that see the same
+    model.recent_user_bias = None  # it takes the mean over the members that see the same
     for layer in (model.user_tower.out, model.movie_tower.out):
         layer.weight.data.normal_(std=0.3)
     in_context = torch.rand(len(batch.row), generator=torch.Generator().manual_seed(0)) < 0.5
@@ -158,10 +158,10 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
     with torch.no_grad():
         context, target = halves(batch, in_context, both_ways=True)
         scores, *_ = model(embedding.repeat(2, 1), context.context(), target.target(),
-                          model.step_films(batch.movie_idx, groups=2))
-        one, other, films = batch.part(in_context), batch.part(~in_context), model.step_films(batch.movie_idx)
-        first, *_ = model(embedding, one.context(), other.target(), films)
-        second, *_ = model(embedding, other.context(), one.target(), films)
+                          model.step_movies(batch.movie_idx, groups=2))
+        one, other, movies = batch.subset(in_context), batch.subset(~in_context), model.step_movies(batch.movie_idx)
+        first, *_ = model(embedding, one.context(), other.target(), movies)
+        second, *_ = model(embedding, other.context(), one.target(), movies)
     torch.testing.assert_close(scores, torch.cat([first[:, :2], second[:, 2:]]))
 
 
@@ -193,7 +193,7 @@ def test_a_spoilt_row_stops_the_step_that_meets_it(value):
                                         str(error.value)).groups()
     assert len(steps.sizes) == step_of[late] > 0
     assert (int(epoch), int(number), float(base)) == (3, step_of[late] + 1, 0.004)
-    assert float(rate) == pytest.approx(0.004 * schedule(2 * 7 + step_of[late], 9 * 7), rel=1e-2)
+    assert float(rate) == pytest.approx(0.004 * lr_factor(2 * 7 + step_of[late], 9 * 7), rel=1e-2)
 
 
 def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
@@ -206,7 +206,7 @@ def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
 
 def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
     ratings = planted_ratings([3, 5, 2])
-    before, after = engine_of(ratings), engine_of(ratings, lr=0.0005, drift_prior=7.0)
+    before, after = engine_of(ratings), engine_of(ratings, lr=0.0005, time_l2=7.0)
     before.step(batch_of(ratings, torch.arange(3)), 1, None, 1.0)
     rates = [[(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups]
              for optimizer in after.optimizers]
@@ -215,7 +215,7 @@ def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
         assert [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups] == expected
         for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
             assert all(torch.equal(old[name], new[name]) for name in old)
-    assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_RATE)
+    assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_LR)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -224,14 +224,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def on_gpu(engine: Engine) -> Engine:
     """Return an engine whose model and ratings are on the GPU."""
     return Engine(engine.model.cuda(), engine.ratings.to(torch.device("cuda")), engine.owned, engine.settings,
-                  engine.penalty, engine.batch_size, engine.seed, engine.stars_step, engine.ranks)
+                  engine.l2, engine.batch_size, engine.seed, engine.stars_step, engine.ranks)
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("num_heads", [1, 2])
-def test_epochs_on_a_gpu_move_the_parameters_as_on_a_cpu(num_heads):
-    ours, reference = (engine_of(planted_ratings([1, 3000, 0, 40, 7, 300, 2, 500]), 3, num_heads, user_dropout=0.0)
+@pytest.mark.parametrize("ensemble_size", [1, 2])
+def test_epochs_on_a_gpu_move_the_parameters_as_on_a_cpu(ensemble_size):
+    ours, reference = (engine_of(planted_ratings([1, 3000, 0, 40, 7, 300, 2, 500]), 3, ensemble_size, user_dropout=0.0)
                        for _ in range(2))
     ours = on_gpu(ours)
     for epoch in (1, 2):

@@ -21,7 +21,7 @@ import main
 import rec
 from models.checkpoint import load_model, save_checkpoint
 from models.config import ModelConfig
-from models.ops import ragged as layers
+from models.ops import backend
 from models.two_tower import TwoTower
 from preprocessing import dataset
 from preprocessing.dataset import writer
@@ -47,7 +47,7 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, num_heads: int = 2, batch_size: int = 3,
+def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble_size: int = 2, batch_size: int = 3,
               seed: int = 0, **changes: object) -> Engine:
     """Return an engine for users with so many ratings each; no parameter of its model is zero."""
     chance = torch.Generator().manual_seed(0)
@@ -58,14 +58,14 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, num_head
                             day.short())
     torch.manual_seed(1)
     mean = float(stars.double().mean())
-    model = TwoTower(ModelConfig(len(counts), num_movies, NUM_DAYS, 1, 5, mean, 4 * num_heads, num_heads, 24,
+    model = TwoTower(ModelConfig(len(counts), num_movies, NUM_DAYS, 1, 5, mean, 4 * ensemble_size, ensemble_size, 24,
                                  user_dim=3, pooled_dim=2, without=()))
     year = torch.arange(num_movies) % 4 * 20 + 1930 * (torch.arange(num_movies) % 4 > 0)
     count, total = (torch.bincount(movie_idx, weight, num_movies).double() for weight in (None, stars - mean))
     model.movie_tower.set_statistics(year, count, total)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    engine = Engine(model, ratings, (0, len(counts)), Settings(film_prior=FILM_PRIOR, **changes), PENALTY, batch_size,
+    engine = Engine(model, ratings, (0, len(counts)), Settings(movie_l2=FILM_PRIOR, **changes), PENALTY, batch_size,
                     seed, 1, ALONE)
     engine.known = year, count, total  # of the movies
     return engine
@@ -86,9 +86,9 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
 
     def look(_, inputs):
         one = steps[-1]
-        one.embedding, one.context, one.target, one.films = inputs
+        one.embedding, one.context, one.target, one.movies = inputs
         own, seen = (row * num_movies + movie for row, movie in ((one.batch.row, one.batch.movie_idx), inputs[1][:2]))
-        one.in_context = torch.isin(own, seen)  # of the first group of heads: the second's rows are other numbers
+        one.in_context = torch.isin(own, seen)  # of the first group of members: the second's rows are other numbers
 
     engine.step, num_movies = step, engine.model.config.num_movies
     handle = engine.model.register_forward_pre_hook(look)
@@ -105,7 +105,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
 
 
 def plain_films(state: dict, year: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return vectors (M, H, D) and biases (M, H) of all films."""
+    """Return vectors (M, H, D) and biases (M, H) of all movies."""
     weight, constant, out, of_out = (state[f"movie_tower.{layer}.{name}"] for layer in ("hidden", "out")
                                      for name in ("weight", "bias"))
     own, age = state["movie_tower.embedding"], (year - 1985) / 15 * (year > 0)
@@ -115,11 +115,11 @@ def plain_films(state: dict, year: torch.Tensor, count: torch.Tensor) -> tuple[t
     return own + learned[..., :-1], state["movie_tower.bias"] + learned[..., -1]
 
 
-def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, heads: slice, known: torch.Tensor,
-               films: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what a user adds to squared error and to the sum of |p|^2, and the numbers of the targets by film (M,), as
-    some heads see them; `known` tells which of the batch's ratings are the context of these."""
-    batch, config, (vectors, bias), (_, count, total) = one.batch, engine.model.config, films, engine.known
+def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, members: slice, known: torch.Tensor,
+               movies: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what a user adds to squared error and to the sum of |p|^2, and the numbers of the targets by movie (M,),
+    as some members see them; `known` tells which of the batch's ratings are the context of these."""
+    batch, config, (vectors, bias), (_, count, total) = one.batch, engine.model.config, movies, engine.known
     c, t = ((batch.row == place) & which for which in (known, ~known))
     movie, day, size, above = batch.movie_idx, batch.day, c.sum(), batch.stars - config.stars_mean
     surprise = above - (total / (count + 5))[movie]
@@ -129,21 +129,22 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, he
     features = torch.stack([(size + 1).log() / 2 - 2, 2 * mean, spread - 1])
     x = torch.cat([one.rows[place] * one.keep[place], pooled, features])
     hidden = torch.relu(state["user_tower.hidden.weight"] @ x + state["user_tower.hidden.bias"])
-    prior = (state["user_tower.out.weight"] @ hidden + state["user_tower.out.bias"]).view(config.num_heads, -1)[heads]
-    shrink = (state["user_tower.log_base"].exp() + state["user_tower.log_per_rating"].exp() * size)[heads]
-    drift = state["drift.table"][movie, day // 32]  # 1000 days in 32 periods
-    seen, asked = (pad(vectors * noise.view_as(vectors), (0, 1), value=0.5)[:, heads].transpose(0, 1)
+    prior = state["user_tower.out.weight"] @ hidden + state["user_tower.out.bias"]
+    prior = prior.view(config.ensemble_size, -1)[members]
+    shrink = (state["user_tower.log_base"].exp() + state["user_tower.log_per_rating"].exp() * size)[members]
+    drift = state["movie_bias_over_time.table"][movie, day // 32]  # 1000 days in 32 periods
+    seen, asked = (pad(vectors * noise.view_as(vectors), (0, 1), value=0.5)[:, members].transpose(0, 1)
                    for noise in one.noise)  # (H, M, D + 1)
-    residual, v = above / config.slope - drift - bias[movie, heads].T, seen[:, movie[c]]  # (H, R), (H, R, D + 1)
+    residual, v = above / config.slope - drift - bias[movie, members].T, seen[:, movie[c]]  # (H, R), (H, R, D + 1)
     right = (v.mT @ residual[:, c].unsqueeze(-1)).squeeze(-1) + shrink * prior
     w = torch.linalg.solve(v.mT @ v + torch.diag_embed(shrink), right).unsqueeze(-1)
     left = (residual[:, c] - (v @ w).squeeze(-1)).mean(0).detach()
-    score = (asked[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], heads].T + drift[t]
+    score = (asked[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], members].T + drift[t]
     last = day[batch.row == place].max() if (batch.row == place).any() else 0
     for number, window in enumerate((1, 8, 64, 512)):
         same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
-        mood = same @ left / (same.sum(1) + state["mood.log_shrink"][number].exp())
-        score = score + state["mood.weight"][number] * mood
+        mood = same @ left / (same.sum(1) + state["recent_user_bias.log_shrinkage"][number].exp())
+        score = score + state["recent_user_bias.weight"][number] * mood
     share = (config.stars_mean - 1) / 4
     stars = 1 + 4 * torch.sigmoid(score + math.log(share / (1 - share)))
     return (stars - batch.stars[t]).square().sum(), w.square().sum() * t.sum(), movie[t].bincount(minlength=len(count))
@@ -152,18 +153,18 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, he
 def plain_step(engine: Engine, one: SimpleNamespace) -> tuple[torch.Tensor, dict, torch.Tensor]:
     """Return the sums of a step, and the gradients of its loss: by name, and of the users' rows (B, E)."""
     state = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in one.before.items()}
-    (year, count, _), heads = engine.known, engine.model.config.num_heads
-    films = plain_films(state, year, count)
+    (year, count, _), members = engine.known, engine.model.config.ensemble_size
+    movies = plain_films(state, year, count)
     one.rows = state["user_embedding"][one.batch.users]
     one.keep = (one.embedding[:len(one.rows)] != 0).any(1)
-    both_ways = [(slice(0, heads // 2), one.in_context), (slice(heads // 2, heads), ~one.in_context)]
+    both_ways = [(slice(0, members // 2), one.in_context), (slice(members // 2, members), ~one.in_context)]
     squared = size = number = 0
-    for of_group, known in [(slice(0, heads), one.in_context)] if heads % 2 else both_ways:
+    for of_group, known in [(slice(0, members), one.in_context)] if members % 2 else both_ways:
         for place in range(len(one.rows)):
-            error, square, asked = plain_user(state, engine, one, place, of_group, known, films)
-            of_films = (PENALTY + FILM_PRIOR / count.clamp(min=1)) * asked @ films[0][:, of_group].square().sum((1, 2))
+            error, square, asked = plain_user(state, engine, one, place, of_group, known, movies)
+            of_films = (PENALTY + FILM_PRIOR / count.clamp(min=1)) * asked @ movies[0][:, of_group].square().sum((1, 2))
             squared, size = squared + error, size + PENALTY * square + of_films
-            number += int(asked.sum()) * len(range(heads)[of_group])
+            number += int(asked.sum()) * len(range(members)[of_group])
     leaves = [*(state[name] for name in one.gradients), one.rows]
     *gradients, of_rows = torch.autograd.grad(0.5 * squared + 0.5 * size, leaves)
     sums = torch.stack([squared + size, squared, torch.tensor(float(number))])
@@ -171,10 +172,10 @@ def plain_step(engine: Engine, one: SimpleNamespace) -> tuple[torch.Tensor, dict
 
 
 @pytest.mark.parametrize("few", [1024, -1], ids=["array operations", "compiled loops"])
-@pytest.mark.parametrize("num_heads", [1, 2, 3, 4])
-def test_every_step_has_the_loss_and_the_gradients_of_the_formulas(num_heads, few, float64, monkeypatch):
-    monkeypatch.setattr(layers, "FEW_RATINGS", few)
-    engine = engine_of(num_heads=num_heads, user_dropout=0.5)
+@pytest.mark.parametrize("ensemble_size", [1, 2, 3, 4])
+def test_every_step_has_the_loss_and_the_gradients_of_the_formulas(ensemble_size, few, float64, monkeypatch):
+    monkeypatch.setattr(backend, "FEW_RATINGS", few)
+    engine = engine_of(ensemble_size=ensemble_size, user_dropout=0.5)
     steps, kept = recorded(engine, 1), 0
     assert len(steps) == 3
     for one in steps:
@@ -192,7 +193,7 @@ def test_every_step_has_the_loss_and_the_gradients_of_the_formulas(num_heads, fe
 
 
 def division(steps: list[SimpleNamespace]) -> np.ndarray:
-    """Return which ratings of an epoch were context of the first heads, bool (U, M), of users who rated all movies."""
+    """Return which ratings of an epoch were context of the first members, bool (U, M); users rated all movies."""
     matrix = np.zeros((100, 40), bool)
     for one in steps:
         matrix[one.batch.users[one.batch.row], one.batch.movie_idx] = one.in_context
@@ -215,15 +216,15 @@ def test_half_of_the_ratings_are_context_and_every_epoch_and_seed_divides_them_a
         assert abs(one.mean(axis) - 0.5).max() < 5 * 0.5 / number**0.5
 
 
-@pytest.mark.parametrize("num_heads", [2, 3])
-def test_heads_predict_what_they_do_not_see_and_two_groups_predict_every_rating_once(num_heads):
-    for one in recorded(engine_of(num_heads=num_heads), 1):
+@pytest.mark.parametrize("ensemble_size", [2, 3])
+def test_heads_predict_what_they_do_not_see_and_two_groups_predict_every_rating_once(ensemble_size):
+    for one in recorded(engine_of(ensemble_size=ensemble_size), 1):
         users, rated = len(one.batch.users), set(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist(), strict=True))
         context, target = ([{(row - group * users, movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
                              if row // users == group} for group in (0, 1)] for part in (one.context, one.target))
-        assert target[0] == rated - context[0] and context[1] == (target[0] if num_heads == 2 else set())
-        assert target[1] == (context[0] if num_heads == 2 else set())
-        assert int(one.sums[2]) == (len(rated) if num_heads == 2 else 3 * len(target[0]))
+        assert target[0] == rated - context[0] and context[1] == (target[0] if ensemble_size == 2 else set())
+        assert target[1] == (context[0] if ensemble_size == 2 else set())
+        assert int(one.sums[2]) == (len(rated) if ensemble_size == 2 else 3 * len(target[0]))
 
 
 def test_every_epoch_has_steps_of_other_users_and_each_user_once(many):
@@ -236,17 +237,17 @@ def test_every_epoch_has_steps_of_other_users_and_each_user_once(many):
 def test_context_and_targets_steps_and_epochs_see_noise_of_their_own(many):
     """Factors with mean 1 and the deviation asked for, on the coordinates of the vectors and on nothing else."""
     for one in many:
-        for noise, films in zip(one.noise, (one.films.seen, one.films.predicted), strict=True):
-            factors = noise[:40].reshape(one.films.vectors.shape)
-            torch.testing.assert_close(films.vectors, one.films.vectors * factors)
-            assert torch.equal(films.table[..., -2:], one.films.seen.table[..., -2:])
+        for noise, movies in zip(one.noise, (one.movies.context, one.movies.target), strict=True):
+            factors = noise[:40].reshape(one.movies.vectors.shape)
+            torch.testing.assert_close(movies.vectors, one.movies.vectors * factors)
+            assert torch.equal(movies.rows[..., -2:], one.movies.context.rows[..., -2:])
     noises = torch.stack([noise.flatten() for one in many for noise in one.noise])
     number = noises.shape[1]
     assert (noises.mean(1) - 1).abs().max() < 5 * 0.3 / number**0.5
     assert (noises.std(1) - 0.3).abs().max() < 5 * 0.3 / (2 * number)**0.5
     assert (torch.corrcoef(noises) - torch.eye(len(noises))).abs().max() < 5 / number**0.5
-    for one in recorded(engine_of(film_noise=0.0), 1):
-        assert all(torch.equal(films.vectors, one.films.vectors) for films in (one.films.seen, one.films.predicted))
+    for one in recorded(engine_of(movie_noise=0.0), 1):
+        assert all(torch.equal(table.vectors, one.movies.vectors) for table in (one.movies.context, one.movies.target))
 
 
 def test_the_embedding_is_left_out_for_97_percent_of_users_and_only_other_rows_move():
@@ -274,10 +275,10 @@ def test_the_embedding_is_left_out_for_97_percent_of_users_and_only_other_rows_m
 def test_parameters_move_as_torch_s_optimizers_move_them():
     """Film tables by SGD with Nesterov momentum, drifts too and with decay, all others by Adam, at rates that warm up
     for 2 % of all steps and then fall along half a cosine."""
-    steps = recorded(engine_of(lr=0.004, drift_prior=60.0), 1, 2, num_epochs=2)  # 3 an epoch
+    steps = recorded(engine_of(lr=0.004, time_l2=60.0), 1, 2, num_epochs=2)  # 3 an epoch
     leaves = {name: torch.nn.Parameter(steps[0].before[name].clone()) for name in steps[0].gradients}
-    tables = "movie_tower.embedding", "movie_tower.bias", "user_tower.pooled", "drift.table"
-    groups = [{"params": [leaves[name]], "weight_decay": 60 / 3 * (name == "drift.table")} for name in tables]
+    tables = "movie_tower.embedding", "movie_tower.bias", "user_tower.pooled", "movie_bias_over_time.table"
+    groups = [{"params": [leaves[name]], "weight_decay": 60 / 3 * (name == tables[-1])} for name in tables]
     sgd = torch.optim.SGD(groups, 1, momentum=0.9, nesterov=True)
     adam = torch.optim.Adam([leaf for name, leaf in leaves.items() if name not in tables], 1, (0.9, 0.99), 1e-8)
     for number, one in enumerate(steps):
@@ -322,25 +323,25 @@ def test_the_bar_shows_the_mean_loss_so_far(monkeypatch):
 # --- a run -------------------------------------------------------------------------------------------------------
 
 
-SMALL = ("--embedding_dim", "8", "--num_heads", "2", "--hidden_dim", "8", "--num_threads", "1", "--sides", "both")
+SMALL = ("--embedding_dim", "8", "--ensemble_size", "2", "--hidden_dim", "8", "--num_threads", "1", "--blend", "both")
 
 
 def trainer_of(data_dir: Path, *flags: str) -> Trainer:
     return build.build_trainer(main.parse_args([*SMALL, *flags]), load_dataset(data_dir), torch.device("cpu"), ALONE)
 
 
-@pytest.mark.parametrize("flags", [(), ("--penalty", "0.25", "--batch_size", "33")])
+@pytest.mark.parametrize("flags", [(), ("--l2", "0.25", "--batch_size", "33")])
 def test_sides_have_their_penalties_steps_and_chance(data_dir, flags):
     ratings = pq.read_table(data_dir / "ratings.parquet", columns=["user_idx", "movie_idx", "split"]).to_pandas()
     train = ratings[ratings["split"] == "train"]
     engines, (movies, users) = trainer_of(data_dir, *flags).engines, (train["movie_idx"].nunique(), 400)
     expected = [0.25, 0.25] if flags else [movies / len(train), users / len(train)]
-    assert [engine.penalty for engine in engines] == pytest.approx(expected)
+    assert [engine.l2 for engine in engines] == pytest.approx(expected)
     assert [engine.batch_size for engine in engines] == ([33, 17] if flags else [128, 64])
     assert engines[0].seed != engines[1].seed
 
 
-@pytest.mark.parametrize("flags", [(), ("--sides", "user", "--relevance_weight", "0")])
+@pytest.mark.parametrize("flags", [(), ("--blend", "user", "--relevance_weight", "0")])
 def test_hidden_units_are_left_out_in_steps_and_never_in_evaluation(data_dir, tmp_path, flags):
     trainer, shares, inside = trainer_of(data_dir, "--dropout", "0.4", *flags), {True: [], False: []}, [False]
 
@@ -368,10 +369,10 @@ def test_hidden_units_are_left_out_in_steps_and_never_in_evaluation(data_dir, tm
     save_checkpoint(tmp_path / "best.pt", trainer.checkpoint("0" * 64))
     model, checkpoint = load_model(tmp_path / "best.pt", "0" * 64)
     movies = pq.read_table(data_dir / "movies.parquet").to_pandas().fillna(0)
-    state = {name.removeprefix("user_side."): value.double() for name, value in checkpoint["model"].items()}
-    films = plain_films(state, *(torch.tensor(movies[name].to_numpy(float)) for name in ("year", "num_train_ratings")))
-    table = model.films().table
-    for part, expected in zip((table[..., :-2], table[..., -1]), films, strict=True):
+    state = {name.removeprefix("user_based."): value.double() for name, value in checkpoint["model"].items()}
+    movies = plain_films(state, *(torch.tensor(movies[name].to_numpy(float)) for name in ("year", "num_train_ratings")))
+    table = model.movie_table().rows
+    for part, expected in zip((table[..., :-2], table[..., -1]), movies, strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-4, atol=1e-5)
     assert not any(module.training for module in model.modules())
 

@@ -19,7 +19,7 @@ from preprocessing.dataset import read_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--epochs", "3", "--batch_size", "32"]  # 13 steps an epoch
-SMALL = ["--embedding_dim", "16", "--num_heads", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit"]
+SMALL = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--no-refit"]
 QUALITY = ("epoch", "train_loss", "train_rmse", "val_rmse", "val_mae", "lr")  # columns without time and memory
 LIMIT_S = 120  # of every wait
 # Sends itself a signal in the middle of a step: the moment is the same on any machine.
@@ -134,10 +134,10 @@ def test_resume_with_more_patience_goes_on_where_less_had_stopped(train, data_di
 
 @pytest.mark.parametrize(("flags", "was", "asked"), [
     (("--embedding_dim", "32"), "--embedding_dim 16", "not 32"),
-    (("--num_heads", "4"), "--num_heads 2", "not 4"),
+    (("--ensemble_size", "4"), "--ensemble_size 2", "not 4"),
     (("--hidden_dim", "24"), "--hidden_dim 16", "not 24"),
-    (("--without", "mood,year"), "--without nothing", "not year,mood"),
-    (("--sides", "both"), "--sides user", "not both"),
+    (("--without", "mood,year"), "--without nothing", "not year,recent_user_bias"),
+    (("--blend", "both"), "--blend user", "not both"),
 ])
 def test_resume_with_other_dimensions_is_refused_naming_both(flags, was, asked, train, data_dir, whole, capsys):
     before = (whole / "last.pt").read_bytes()

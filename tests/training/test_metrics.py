@@ -98,7 +98,7 @@ def planted(request) -> Planted:
     if request.param == "ties":
         scores = scores // 12
     kind = generator.choice(["none", "seen", "liked", "disliked"], (num_users, num_movies), p=[0.6, 0.2, 0.1, 0.1])
-    kind[3][kind[3] == "liked"] = "disliked"  # a user without relevant films
+    kind[3][kind[3] == "liked"] = "disliked"  # a user without relevant movies
     recommendable = generator.random(num_movies) < 0.9
     test = ratings_of([(u, m, 5 if kind[u, m] == "liked" else 2) for u, m in np.ndindex(*kind.shape)
                        if kind[u, m] in ("liked", "disliked")], num_users)

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from training.optimizer import BETAS, EPSILON, USER_RATE, WARM_UP, RowAdam, default_batch_size, planned_epochs, schedule
+from training.optimizer import BETAS, EPSILON, USER_LR, WARM_UP, RowAdam, default_batch_size, lr_factor, planned_epochs
 
 
 def test_row_adam_equals_adam_when_every_row_is_touched_every_step():
     torch.manual_seed(0)
     table = torch.randn(5, 3)
     reference = torch.nn.Parameter(table.clone())
-    adam = torch.optim.Adam([reference], lr=0.01 * USER_RATE, betas=BETAS, eps=EPSILON)
+    adam = torch.optim.Adam([reference], lr=0.01 * USER_LR, betas=BETAS, eps=EPSILON)
     rows = RowAdam(table, lr=0.01)
     for _ in range(20):
         reference.grad = torch.randn(5, 3)
@@ -24,11 +24,11 @@ def test_row_adam_leaves_other_rows_alone():
     rows = RowAdam(table, lr=0.01)
     rows.step(torch.tensor([1, 3]), torch.ones(2, 2), factor=0.5)
     assert (table[[0, 2]] == 1).all() and (rows.state["steps"][[0, 2]] == 0).all()
-    torch.testing.assert_close(table[[1, 3]], torch.full((2, 2), 1 - 0.01 * USER_RATE * 0.5))
+    torch.testing.assert_close(table[[1, 3]], torch.full((2, 2), 1 - 0.01 * USER_LR * 0.5))
 
 
 def test_rate_warms_up_and_falls_to_nearly_zero():
-    factors = [schedule(step, 100) for step in range(100)]
+    factors = [lr_factor(step, 100) for step in range(100)]
     assert factors[0] < factors[1] < factors[2] == max(factors)
     assert factors[-1] < 1e-3
 
@@ -55,12 +55,12 @@ def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
     (0, 1, 1 / 1.02),  # a run of a single step learns
 ])
 def test_rate_follows_a_line_and_then_half_a_cosine(step, num_steps, expected):
-    assert schedule(step, num_steps) == pytest.approx(expected)
+    assert lr_factor(step, num_steps) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 20, 1000])
 def test_rate_is_positive_at_every_step_and_falls_after_the_warm_up(num_steps):
-    factors = [schedule(step, num_steps) for step in range(num_steps)]
+    factors = [lr_factor(step, num_steps) for step in range(num_steps)]
     peak = factors.index(max(factors))
     assert min(factors) > 0 and max(factors) <= 1
     assert peak <= WARM_UP * num_steps + 1

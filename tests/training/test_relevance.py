@@ -21,10 +21,10 @@ def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir, tmp_path):
     for weight in ("0", "1"):
-        assert train(data_dir, tmp_path / weight, "--epochs", "2", "--sides", "both", "--relevance_weight", weight) == 0
+        assert train(data_dir, tmp_path / weight, "--epochs", "2", "--blend", "both", "--relevance_weight", weight) == 0
     without, with_it = weights_of(tmp_path / "0"), weights_of(tmp_path / "1")
     assert {name for name in with_it if name not in without} == {
-        f"relevance.{name}" for name in ("history", "film", "popularity", "film_mean", "weights")}
+        f"relevance.{name}" for name in ("history", "vectors", "popularity", "movie_mean", "weights")}
     assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
     assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
 
@@ -70,7 +70,7 @@ def test_weights_maximise_the_likelihood_of_what_validation_users_liked(data_dir
     for _ in range(5):
         fit_weights(model, data.train, data.validation, users, 1, data.last_day)
     known, asked = batch_of(data.train, users), batch_of(data.validation, users)
-    asked = asked.part(asked.stars >= 4)
+    asked = asked.subset(asked.stars >= 4)
 
     def objective(weights: list[float]) -> float:
         model.relevance.weights.copy_(torch.tensor(weights))
@@ -108,7 +108,7 @@ def test_context_lies_before_the_targets_in_time():
 def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, monkeypatch):
     """More movies than a sample holds, as on all of Netflix."""
     monkeypatch.setattr(training_relevance, "SAMPLE", 40)
-    args = parse_args(["--data_dir", str(data_dir), "--embedding_dim", "8", "--num_heads", "2"])
+    args = parse_args(["--data_dir", str(data_dir), "--embedding_dim", "8", "--ensemble_size", "2"])
     data = load_dataset(data_dir)
     loss = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance
     parameters, users = list(loss.relevance.parameters()), torch.arange(30)

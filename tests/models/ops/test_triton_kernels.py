@@ -6,10 +6,9 @@ Without a GPU these tests run in Triton's interpreter (tests/conftest.py sees to
 import pytest
 import torch
 
-from models.ops import numba_kernels as kernels
-from models.ops.ragged import Pairs, ridge_solve, starts
-from models.temporal import WINDOWS
-from training import batches
+from models.ops import array_ops, backend, numba_kernels
+from models.ops.ragged import paired_dot, pool, ridge_solve
+from models.ops.rating_pattern import RatingPattern
 from training.optimizer import BETAS, EPSILON, RowAdam
 
 pytest.importorskip("triton", minversion="3.7", reason="Triton is missing, or too old for its interpreter to run here")
@@ -20,14 +19,19 @@ from models.ops import triton_kernels as gpu_kernels  # noqa: E402
 pytestmark = pytest.mark.gpu
 # Ratings of the users: none, tiles that are full and that are not, chunks. The interpreter is slow.
 COUNTS = [3, 0, 1, 64, 200, 900, 0, 65, 0] if DEVICE == "cuda" else [3, 0, 1, 32, 100, 330, 0, 33, 0]
-NUM_FILMS = 90
+NUM_MOVIES = 90
 SHAPES = [(2, 33), (1, 5), (2, 1), (3, 16), (1, 65), (1, 127)] if DEVICE == "cuda" else [(2, 17), (3, 5), (2, 1)]
 
 
-def ratings(counts: list[int] = COUNTS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the rows and films of ratings of users with so many each, and where each user's begin."""
-    row = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    return row, torch.randint(NUM_FILMS, row.shape), starts(row, len(counts))
+def ratings(counts: list[int] = COUNTS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and movies of ratings of users with so many each."""
+    row = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    return row, torch.randint(NUM_MOVIES, row.shape)
+
+
+def pattern_of(row: torch.Tensor, indices: torch.Tensor, num_users: int, members: int,
+               device: str = DEVICE) -> RatingPattern:
+    return RatingPattern(row.to(device), indices.to(device), num_users, NUM_MOVIES, members)
 
 
 def on_device(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -38,97 +42,104 @@ def close(mine: torch.Tensor, reference: torch.Tensor, tolerance: float = 1e-4) 
     torch.testing.assert_close(mine.cpu(), reference, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("heads", "size"), SHAPES)
-def test_products_and_sums_are_those_of_plain_indexing(heads, size):
+@pytest.mark.parametrize(("members", "dim"), SHAPES)
+def test_products_and_sums_are_those_of_plain_indexing(members, dim):
     torch.manual_seed(0)
-    row, column, start = ratings()
-    users, films = torch.randn(len(COUNTS), heads, size), torch.randn(NUM_FILMS, heads, size)
-    weight = torch.randn(len(row), heads)
-    there = dict(zip(("users", "films", "weight", "column", "start"), on_device(users, films, weight, column, start),
-                     strict=True))
-    close(gpu_kernels.dots(there["users"], there["films"], there["column"], there["start"]),
-          (users[row] * films[column]).sum(-1))
-    close(gpu_kernels.sum_films(there["films"], there["weight"], there["column"], there["start"]),
-          torch.zeros_like(users).index_add_(0, row, films[column] * weight.unsqueeze(-1)))
-    close(gpu_kernels.sum_users(there["users"], there["weight"], there["column"], there["start"], NUM_FILMS),
-          torch.zeros_like(films).index_add_(0, column, users[row] * weight.unsqueeze(-1)))
+    row, indices = ratings()
+    users, movies = torch.randn(len(COUNTS), members, dim), torch.randn(NUM_MOVIES, members, dim)
+    weight, pattern = torch.randn(len(row), members), pattern_of(row, indices, len(COUNTS), members)
+    there = dict(zip(("users", "movies", "weight"), on_device(users, movies, weight), strict=True))
+    close(gpu_kernels.dots(there["users"], there["movies"], pattern), (users[row] * movies[indices]).sum(-1))
+    close(gpu_kernels.sum_by_user(there["movies"], there["weight"], pattern),
+          torch.zeros_like(users).index_add_(0, row, movies[indices] * weight.unsqueeze(-1)))
+    close(gpu_kernels.sum_by_movie(there["users"], there["weight"], pattern),
+          torch.zeros_like(movies).index_add_(0, indices, users[row] * weight.unsqueeze(-1)))
 
 
-@pytest.mark.parametrize(("heads", "size"), SHAPES)
-def test_ridge_regressions_are_those_of_the_cpu(heads, size):
+@pytest.mark.parametrize(("members", "dim"), SHAPES)
+def test_ridge_regressions_are_those_of_the_cpu(members, dim):
     torch.manual_seed(0)
-    row, column, start = ratings()
-    films, wanted = torch.randn(NUM_FILMS, heads, size + 1), torch.randn(len(row))
-    prior, penalty = torch.randn(len(COUNTS), heads, size), torch.rand(len(COUNTS), heads, size) + 0.5
-    right = torch.randn_like(prior)
-    inputs = films, wanted, column, start, prior, penalty
-    solution, left, kept = gpu_kernels.ridge(*on_device(*inputs), keep=True)
-    expected, expected_left, factor = kernels.ridge(*inputs, keep=True)
-    # Films that span less than all coordinates are badly conditioned.
-    tolerance, between_calls = (1e-4, 1e-5) if size < NUM_FILMS else (2e-3, 1e-3)
+    row, indices = ratings()
+    inputs = (torch.randn(NUM_MOVIES, members, dim + 1), torch.randn(len(row)),
+              torch.randn(len(COUNTS), members, dim), torch.rand(len(COUNTS), members, dim) + 0.5)
+    right = torch.randn(len(COUNTS), members, dim)
+    here, there = (pattern_of(row, indices, len(COUNTS), members, device) for device in ("cpu", DEVICE))
+    solution, residual, inverse = gpu_kernels.ridge(*on_device(*inputs), there, keep=True)
+    expected, expected_residual, factor = numba_kernels.ridge(*inputs, here, keep=True)
+    # Movies that span less than all coordinates are badly conditioned.
+    tolerance, between_calls = (1e-4, 1e-5) if dim < NUM_MOVIES else (2e-3, 1e-3)
     close(solution, expected, tolerance)
-    close(left, expected_left, tolerance)
-    close(gpu_kernels.ridge_again(kept, right.to(DEVICE)), kernels.ridge_again(factor, right), 5 * tolerance)
-    close(gpu_kernels.ridge(*on_device(*inputs), keep=False)[0], solution.cpu(), between_calls)
+    close(residual, expected_residual, tolerance)
+    close(gpu_kernels.ridge_again(inverse, right.to(DEVICE)), numba_kernels.ridge_again(factor, right), 5 * tolerance)
+    close(gpu_kernels.ridge(*on_device(*inputs), there, keep=False)[0], solution.cpu(), between_calls)
 
 
 def test_a_regression_of_what_is_not_finite_is_not_finite():
-    _, column, start = ratings([20, 20])
-    films = torch.ones(NUM_FILMS, 2, 4)
-    films[column[3], 1, 0] = torch.nan
-    films, wanted, column, start, prior = on_device(films, torch.ones(40), column, start, torch.zeros(2, 2, 3))
-    solution, left, _ = gpu_kernels.ridge(films, wanted, column, start, prior, torch.ones_like(prior), keep=False)
+    row, indices = ratings([20, 20])
+    movies = torch.ones(NUM_MOVIES, 2, 4)
+    movies[indices[3], 1, 0] = torch.nan
+    movies, target, prior = on_device(movies, torch.ones(40), torch.zeros(2, 2, 3))
+    solution, residual, _ = gpu_kernels.ridge(movies, target, prior, torch.ones_like(prior),
+                                              pattern_of(row, indices, 2, 2), keep=False)
     assert solution[:, 0].isfinite().all() and not solution[0, 1].isfinite().any()
-    assert left[:, 0].isfinite().all() and not left[:20, 1].isfinite().any()
+    assert residual[:, 0].isfinite().all() and not residual[:20, 1].isfinite().any()
 
 
-def test_moods_are_those_of_the_cpu():
-    torch.manual_seed(0)
-    asked_counts = [5, 2, 0, 70, 1, 130, 1, 0, 3]
-    days, asked = (torch.cat([torch.randint(most, (count,)).sort().values for count in counts])
-                   for most, counts in ((900, COUNTS), (1000, asked_counts)))
-    inputs = days, torch.randn(len(days)), ratings()[2], asked, ratings(asked_counts)[2]
-    close(gpu_kernels.mood_sums(*on_device(*inputs), WINDOWS), kernels.mood_sums(*inputs, WINDOWS))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 16, 77, 5_000_000_123])
-def test_chance_is_that_of_the_cpu_to_the_bit(seed):
+@pytest.mark.parametrize("seed", [0, 1, -16, 77, 5_000_000_123])
+def test_random_numbers_are_those_of_the_cpu_to_the_bit(seed):
     users, movies = torch.randint(2**40, (3000,)), torch.randint(2**20, (3000,))
     for columns in ((users,), (users, movies)):
-        assert torch.equal(gpu_kernels.uniform(seed, *on_device(*columns)).cpu(), batches.uniform(seed, *columns))
+        assert torch.equal(gpu_kernels.uniform(seed, *on_device(*columns)).cpu(), array_ops.uniform(seed, *columns))
 
 
 def test_there_is_nothing_of_nobody():
-    nothing, start = on_device(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    films = torch.randn(5, 2, 4, device=DEVICE)
-    users, weight = films[:0], torch.zeros(0, 2, device=DEVICE)
-    assert gpu_kernels.dots(users, films, nothing, start).shape == (0, 2)
-    assert gpu_kernels.sum_films(films, weight, nothing, start).shape == (0, 2, 4)
-    assert not gpu_kernels.sum_users(users, weight, nothing, start, 5).any()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    nobody, without_ratings = pattern_of(nothing, nothing, 0, 2), pattern_of(nothing, nothing, 3, 2)
+    movies = torch.randn(NUM_MOVIES, 2, 4, device=DEVICE)
+    users, weight, target = movies[:0], torch.zeros(0, 2, device=DEVICE), torch.zeros(0, device=DEVICE)
+    assert gpu_kernels.dots(users, movies, nobody).shape == (0, 2)
+    assert gpu_kernels.sum_by_user(movies, weight, nobody).shape == (0, 2, 4)
+    assert not gpu_kernels.sum_by_movie(users, weight, nobody).any()
     prior = users[..., 1:]
-    assert gpu_kernels.ridge(films, films[:0, 0, 0], nothing, start, prior, prior, True)[0].shape == (0, 2, 3)
-    assert gpu_kernels.mood_sums(nothing, films[:0, 0, 0], start, nothing, start, WINDOWS).shape == (2, 0, len(WINDOWS))
-    assert gpu_kernels.uniform(0, nothing).numel() == 0
-    nobodys = torch.zeros(4, dtype=torch.int64, device=DEVICE)  # users without ratings
+    assert gpu_kernels.ridge(movies, target, prior, prior, nobody)[0].shape == (0, 2, 3)
+    assert gpu_kernels.uniform(0, *on_device(nothing)).numel() == 0
     prior = torch.randn(3, 2, 3, device=DEVICE)
-    solution = gpu_kernels.ridge(films, films[:0, 0, 0], nothing, nobodys, prior, torch.ones_like(prior), True)[0]
-    close(solution, prior.cpu())
-    assert not gpu_kernels.sum_films(films, weight, nothing, nobodys).any()
+    close(gpu_kernels.ridge(movies, target, prior, torch.ones_like(prior), without_ratings)[0], prior.cpu())
+    assert not gpu_kernels.sum_by_user(movies, weight, without_ratings).any()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 def test_gradients_on_a_gpu_are_those_of_the_cpu():
     torch.manual_seed(0)
-    row, column, _ = ratings([*COUNTS, 1500])
-    inputs = [torch.randn(NUM_FILMS, 2, 34), torch.randn(len(row)), torch.randn(len(COUNTS) + 1, 2, 33),
+    row, indices = ratings([*COUNTS, 1500])
+    inputs = [torch.randn(NUM_MOVIES, 2, 34), torch.randn(len(row)), torch.randn(len(COUNTS) + 1, 2, 33),
               torch.rand(len(COUNTS) + 1, 2, 33) + 1]
     grad, results = torch.randn_like(inputs[2]), []
     for device in ("cpu", DEVICE):
         leaves = [tensor.to(device).requires_grad_() for tensor in inputs]
-        solution, left = ridge_solve(*leaves, Pairs(row.to(device), column.to(device), len(grad), NUM_FILMS, 2))
-        results.append([solution, left, *torch.autograd.grad(solution, leaves, grad.to(device))])
+        solution, residual = ridge_solve(*leaves, pattern_of(row, indices, len(grad), 2, device))
+        results.append([solution, residual, *torch.autograd.grad(solution, leaves, grad.to(device))])
     for mine, reference in zip(*results[::-1], strict=True):
         close(mine.detach(), reference.detach(), 5e-3)
+
+
+def test_the_operations_differentiate_through_the_kernels():
+    """All of them together, in the interpreter too: each finds its ratings and its sums."""
+    torch.manual_seed(0)
+    row, indices = ratings([5, 0, 40])
+    movies, prior = torch.randn(NUM_MOVIES, 2, 5), torch.randn(3, 2, 4)
+    table, weight, target = torch.randn(NUM_MOVIES, 6), torch.randn(len(row)), torch.randn(len(row))
+    results = []
+    for ops, device in ((gpu_kernels, DEVICE), (array_ops, "cpu")):
+        leaves = [tensor.to(device).requires_grad_() for tensor in (movies, target, prior, table)]
+        pattern = pattern_of(row, indices, 3, 2, device)
+        with backend.forced(ops):
+            users, _ = ridge_solve(*leaves[:3], torch.ones_like(leaves[2]), pattern)
+            score = paired_dot(users, leaves[0][..., 1:], pattern)
+            pooled = pool(leaves[3], weight.to(device), row.to(device), indices.to(device), 3)
+            results.append(torch.autograd.grad(score.square().sum() + pooled.square().sum(), leaves))
+    for mine, reference in zip(*results, strict=True):
+        close(mine, reference, 2e-3)
 
 
 def test_rows_move_as_adam_moves_them():

@@ -1,0 +1,133 @@
+"""The model that is trained: user-based towers, blended with item-based ones where these help, and relevance.
+
+A TwoTower treats its two kinds unlike: a user's vector is folded in from their ratings, a movie's is an embedding
+(user-based). Where movies are few beside users that is the better half by far. Where they are not, a second TwoTower
+with the roles swapped, movies folded in from their ratings and users embedded (item-based), errs elsewhere. The mean of
+the two is then better than either (compare U-AutoRec and I-AutoRec, Sedhain et al. 2015):
+
+    score(u, m) = (p_u . q_m + p'_u . q'_m) / 2 = [p_u / 2, p'_u / 2] . [q_m, q'_m]
+
+The item-based towers know nothing of dates. Their movies are folded in after every epoch from the training ratings, and
+in the end from all that is known before the test; the buffer `folded_in` keeps them. A person without a row in their
+table of users is scored by the user-based towers alone.
+
+Letters: B users, T targets, M movies, U users of the data set, K coordinates of one pair of towers.
+"""
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import nn
+
+from models.config import DATE_PARTS, ModelConfig
+from models.movie_tower import CONSTANT, MovieTable
+from models.relevance import Relevance
+from models.two_tower import Target, TwoTower
+from models.user_tower import Context
+
+USERS_PER_MOVIE = 4  # the item-based towers help where there are no more
+STANDARD_ERRORS = 2  # of a movie, by which its score is lower in a list
+
+
+class Blend(nn.Module):
+    """User-based towers, item-based ones where `with_item_based`, and relevance where the config has it."""
+
+    folded_in: torch.Tensor  # float (M, K), vectors of the item-based towers
+
+    def __init__(self, config: ModelConfig, with_item_based: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.user_based = TwoTower(config)
+        self.item_based = None
+        if with_item_based:
+            self.item_based = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
+                                               without=(*config.without, *DATE_PARTS, "year")))
+            self.register_buffer("folded_in", torch.zeros(config.num_movies,
+                                                          config.ensemble_size * (config.member_dim + 2)))
+        # Last, so that the towers begin the same with it and without.
+        self.relevance = Relevance(config) if config.relevance_dim else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.user_based.offset.device
+
+    def movie_table(self) -> MovieTable:
+        """Return the movies of the user-based towers."""
+        return self.user_based.movie_table()
+
+    def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
+        """Return scores, float (T,), of ratings on their own days.
+
+        Args:
+            movies: `movie_table()`.
+            user_idx: int64 (B,), users of the data set.
+            context: what is known of them.
+            target: what is asked for.
+        """
+        score = self.user_based.predict(movies, self.user_based.user_embedding[user_idx], context, target)
+        if self.item_based is None:
+            return score
+        users = self.item_based.movie_vectors(0, user_idx)
+        return (score + (users[target.row] * self.folded_in[target.movie_idx]).sum(1)) / 2
+
+    def user_vectors(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context,
+                     day: int) -> torch.Tensor:
+        """Return users' vectors as of a day, float (B, K or 2 K), such that their product with `movie_vectors` is the
+        score; arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
+        return self.join(self.user_based.user_vectors(movies, self._embedding(user_idx), context, day), user_idx)
+
+    def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None) -> torch.Tensor:
+        """Return `user_vectors` of users' vectors from the user-based towers, float (B, K)."""
+        if self.item_based is None:
+            return vectors
+        if user_idx is None:
+            return torch.cat([vectors, vectors.new_zeros(1, self.folded_in.shape[1])], 1)
+        return torch.cat([vectors, self.item_based.movie_vectors(0, user_idx)], 1) / 2
+
+    def movie_vectors(self, day: int, movies: MovieTable | None = None) -> torch.Tensor:
+        """Return all movies' vectors as of a day, float (M, K or 2 K); `movie_table()` where it is at hand."""
+        vectors = self.user_based.movie_vectors(day, movies=movies)
+        return vectors if self.item_based is None else torch.cat([vectors, self.folded_in], 1)
+
+    @torch.no_grad()
+    def list_vectors(self, day: int, movies: MovieTable | None = None) -> torch.Tensor:
+        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's uncertainty.
+
+        A rating differs from its prediction by about 1 in units of score, so what n training ratings say of a movie has
+        a standard error of about 1 / sqrt(n + 1), the prior counting as a rating. In the order of the scores themselves
+        those movies lead that chance has raised most, and it raises those with few ratings most; two standard errors
+        below, a score is nearly sure (a lower confidence bound; Auer 2002, "Using confidence bounds for
+        exploitation-exploration trade-offs", has the upper one).
+        """
+        vectors, members = self.movie_vectors(day, movies), self.config.ensemble_size
+        by_member = vectors.view(len(vectors), -1, self.config.member_dim + 2)
+        errors = STANDARD_ERRORS * (self.user_based.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
+        by_member[:, :members, -1] -= errors  # user-based: users have 1 / E there
+        by_member[:, members:, -2] -= errors / (CONSTANT * members)  # item-based, if any: users have CONSTANT there
+        return vectors
+
+    def contributions(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context,
+                      target_idx: torch.Tensor) -> torch.Tensor:
+        """Return what each context rating adds to the scores of movies, int64 (T,), through the user's fold-in,
+        float (T, R); see `TwoTower.contributions`."""
+        effects = self.user_based.contributions(movies, self._embedding(user_idx), context, target_idx)
+        return effects if user_idx is None or self.item_based is None else effects / 2
+
+    def stars(self, score: torch.Tensor) -> torch.Tensor:
+        """Turn scores into stars."""
+        return self.user_based.stars(score)
+
+    def description(self) -> dict:
+        """Return what the constructor needs, as plain values, for a checkpoint."""
+        return {"config": asdict(self.config), "item_based": self.item_based is not None}
+
+    def _embedding(self, user_idx: torch.Tensor | None) -> torch.Tensor:
+        """Return rows of the user table, float (B, user_dim), zero for somebody whom the data set does not know."""
+        table = self.user_based.user_embedding
+        return table.new_zeros(1, self.config.user_dim) if user_idx is None else table[user_idx]
+
+
+def item_based_helps(num_users: int, num_movies: int) -> bool:
+    """Tell whether the item-based towers help on a data set of this shape."""
+    return num_users <= USERS_PER_MOVIE * num_movies

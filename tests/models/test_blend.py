@@ -1,0 +1,61 @@
+
+import pytest
+import torch
+
+from models.blend import Blend, item_based_helps
+from models.config import ModelConfig
+from models.two_tower import Target
+from models.user_tower import Context
+
+CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_high=5, stars_mean=3.4,
+                     embedding_dim=6, ensemble_size=2, hidden_dim=8, user_dim=4, pooled_dim=4)
+CONTEXT = Context(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 6]), torch.tensor([5.0, 3.0, 1.0]),
+                  torch.tensor([3, 9, 5]))
+
+
+@pytest.fixture
+def model() -> Blend:
+    torch.manual_seed(0)
+    model = Blend(CONFIG, with_item_based=True).eval()
+    torch.nn.init.normal_(model.folded_in)
+    return model
+
+
+@torch.no_grad()
+def test_the_score_is_the_mean_of_both_and_one_dot_product(model):
+    user_idx = torch.tensor([3, 1])
+    movies = model.movie_table()
+    products = model.user_vectors(movies, user_idx, CONTEXT, 9) @ model.movie_vectors(9).T  # (2, 7)
+    one = model.user_based.user_vectors(movies, model.user_based.user_embedding[user_idx], CONTEXT, 9)
+    first = one @ model.user_based.movie_vectors(9).T
+    second = model.item_based.movie_vectors(0)[user_idx] @ model.folded_in.T
+    torch.testing.assert_close(products, (first + second) / 2)
+    target = Target(torch.arange(2).repeat_interleave(7), torch.arange(7).repeat(2), torch.full((14,), 9))
+    torch.testing.assert_close(model.predict(movies, user_idx, CONTEXT, target), products.flatten())
+
+
+@torch.no_grad()
+def test_somebody_new_is_scored_by_the_user_based_towers_alone(model):
+    context = Context(*(column[:2] for column in CONTEXT))
+    vector = model.user_vectors(model.movie_table(), None, context, 9)
+    alone = model.user_based.user_vectors(model.movie_table(), torch.zeros(1, 4), context, 9)
+    torch.testing.assert_close(vector @ model.movie_vectors(9).T, alone @ model.user_based.movie_vectors(9).T)
+
+
+def test_item_based_towers_only_where_movies_are_not_few():
+    assert item_based_helps(6040, 3883) and item_based_helps(943, 1682)
+    assert not item_based_helps(480_189, 17_770)
+
+
+@pytest.mark.parametrize("with_item_based", [False, True])
+@torch.no_grad()
+def test_in_a_list_a_score_is_lower_by_two_standard_errors_of_its_movie(with_item_based):
+    model = Blend(CONFIG, with_item_based).eval()
+    num_ratings = torch.tensor([0, 1, 3, 8, 15, 99, 9999.0])
+    model.user_based.movie_tower.num_ratings.copy_(num_ratings)
+    lower = 2 * torch.tensor([1, 0.5**0.5, 0.5, 1 / 3, 0.25, 0.1, 0.01])
+    known = model.user_vectors(model.movie_table(), torch.tensor([3, 1]), CONTEXT, 9)
+    new = model.user_vectors(model.movie_table(), None, Context(*(column[:2] for column in CONTEXT)), 9)
+    for users in (known, new):
+        difference = users @ model.movie_vectors(9).T - users @ model.list_vectors(9).T
+        torch.testing.assert_close(difference, lower.expand_as(difference))
