@@ -14,12 +14,14 @@ demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, reco
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
 	@echo "the training curve lies in demo/run/training.png"
 
-test: .venv/dev ## lint, then run the tests, a process per core
+test: .venv/dev ## check style and types, then run the tests, a process per core
 	$(PY) -m ruff check
+	$(PY) -m mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 
-lint: .venv/dev ## run the linter alone
+lint: .venv/dev ## check style and types, without the tests
 	$(PY) -m ruff check
+	$(PY) -m mypy
 
 golden: .venv/dev ## write the figures anew that tests/test_golden.py holds runs to; a commit of them says why
 	RENEW_GOLDEN=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_golden.py
