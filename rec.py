@@ -175,7 +175,7 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
     if args.user_id is None and given:
         return recommender.history_from(given)
     history = recommender.history_of(recommender.any_user_id() if args.user_id is None else args.user_id)
-    return recommender.add_ratings(history, given)
+    return recommender.add_ratings(history, given) if given else history
 
 
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,

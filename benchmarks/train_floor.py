@@ -58,10 +58,10 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
                          B E D'^3 / 3, two triangles 2 B E D'^2, and the residuals 2 C E D'
         gather-dot       reads a movie's row with its bias, writes a score: 4 T E (D' + 2) bytes; 2 T E D'
                          operations
-        backward         reads a movie's and a user's row for a target, a movie's and two of a user for a
-                         context rating: 2 (4 T E D') + 3 (4 C E D') bytes; a user's row of P for the pooled tables: 4 G C P bytes;
-                         4 T E D' for the dot, 6 C E D' + 2 B E D'^2 for the solve, 3 G C P, and twice the layers of
-                         the towers
+        backward         reads a movie's and a user's row for a target, a movie's and two of a user for a context
+                         rating: 2 (4 T E D') + 3 (4 C E D') bytes; a user's row of P for the pooled tables: 4 G C P
+                         bytes; 4 T E D' for the dot, 6 C E D' + 2 B E D'^2 for the solve, 3 G C P, and twice the layers
+                         of the towers
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
                          parameter; Adam 28 bytes per parameter of the shared layers, of B user rows, and of
                          relevance in the steps that train it

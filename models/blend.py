@@ -103,16 +103,9 @@ class Blend(nn.Module):
         vectors, members = self.movie_vectors(day, movies), self.config.ensemble_size
         by_member = vectors.view(len(vectors), -1, self.config.member_dim + 2)
         errors = STANDARD_ERRORS * (self.user_based.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
-        by_member[:, :members, -1] -= errors  # user-based: users have 1 / E there
-        by_member[:, members:, -2] -= errors / (CONSTANT * members)  # item-based, if any: users have CONSTANT there
+        by_member[:, :members, -1] -= errors  # user-based: meets 1 / E (`TwoTower.user_vectors`)
+        by_member[:, members:, -2] -= errors / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
         return vectors
-
-    def contributions(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context,
-                      target_idx: torch.Tensor) -> torch.Tensor:
-        """Return what each context rating adds to the scores of movies, int64 (T,), through the user's fold-in,
-        float (T, R); see `TwoTower.contributions`."""
-        effects = self.user_based.contributions(movies, self._embedding(user_idx), context, target_idx)
-        return effects if user_idx is None or self.item_based is None else effects / 2
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""

@@ -20,8 +20,11 @@ MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so ma
 class MovieTable(NamedTuple):
     """The vectors of all movies (N = M), or of those of a training step.
 
-    In training the E members are in G groups, each of which sees another context of every user. There a user has G
-    rows, g B + b being user b as group g sees them, and a movie has G rows, n G + g being its vectors in group g.
+    In training the E members are in G groups, each of which sees another context of every user. There users and movies
+    have G rows each: row g B + b is user b as group g sees them, and row n G + g has movie n's vectors in group g.
+
+        users   [group 0: user 0 .. user B - 1][group 1: user 0 .. user B - 1]
+        movies  [movie 0: group 0, group 1][movie 1: group 0, group 1] ..
     """
 
     rows: torch.Tensor  # float (N G, E / G, D + 2): a movie's vector, what the user's bias multiplies, its bias

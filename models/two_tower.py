@@ -29,7 +29,7 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.movie_tower import CONSTANT, MovieTable, MovieTower, StepMovies, rows_of
-from models.ops.array_ops import normal_equations, residuals, with_one
+from models.ops.array_ops import with_one
 from models.ops.ragged import paired_dot
 from models.temporal import MovieBiasOverTime, RecentUserBias
 from models.user_tower import Context, UserTower
@@ -80,8 +80,8 @@ class TwoTower(nn.Module):
         users, residual = self._users(movies.context, embedding, context)
         pattern = movies.target.pattern(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), movies.target.rows, pattern)
-        of_day = self._movie_bias(target.movie_idx, target.day)
-        of_day = of_day + self._user_bias(context, residual, target.row, target.day, len(users))
+        of_day = self._movie_bias_over_time(target.movie_idx, target.day)
+        of_day = of_day + self._recent_user_bias(context, residual, target.row, target.day, len(users))
         squared_norms = users.square().sum((1, 2)) @ pattern.count.to(users.dtype)
         return score + of_day.unsqueeze(1) + self.offset, squared_norms, pattern.movie_count.to(users.dtype)
 
@@ -122,8 +122,8 @@ class TwoTower(nn.Module):
         users, residual = self._users(movies, embedding, context)
         pattern = movies.pattern(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), movies.rows, pattern).mean(1) + self.offset
-        score = score + self._movie_bias(target.movie_idx, target.day)
-        return score + self._user_bias(context, residual, target.row, target.day, len(users))
+        score = score + self._movie_bias_over_time(target.movie_idx, target.day)
+        return score + self._recent_user_bias(context, residual, target.row, target.day, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       movies: MovieTable | None = None) -> torch.Tensor:
@@ -143,7 +143,8 @@ class TwoTower(nn.Module):
         else:
             rows = movies.rows.clone()
             rows[..., -2] = CONSTANT
-        rows[..., -1] += (self.offset + self._movie_bias(movie_idx, torch.full_like(movie_idx, day))).unsqueeze(1)
+        of_day = self._movie_bias_over_time(movie_idx, torch.full_like(movie_idx, day))
+        rows[..., -1] += (self.offset + of_day).unsqueeze(1)
         return rows.flatten(1)
 
     def user_vectors(self, movies: MovieTable, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
@@ -157,34 +158,9 @@ class TwoTower(nn.Module):
         """
         users, residual = self._users(movies, embedding, context)
         row = torch.arange(len(embedding), device=embedding.device)
-        of_day = self._user_bias(context, residual, row, torch.full_like(row, day), len(embedding))
+        of_day = self._recent_user_bias(context, residual, row, torch.full_like(row, day), len(embedding))
         bias = users[..., -1:] + of_day.view(-1, 1, 1) / CONSTANT
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.ensemble_size
-
-    @torch.no_grad()
-    def contributions(self, movies: MovieTable, embedding: torch.Tensor, context: Context,
-                      target_idx: torch.Tensor) -> torch.Tensor:
-        """Return what each context rating of one user adds to the scores of some movies, float (T, R).
-
-        The fold-in is linear in the residuals that the prior leaves, w - prior = sum over j of A^-1 v_j residual_j, so
-        these are its exact terms: their sum over R, and the score without a fold-in, is the score.
-
-        Args:
-            movies: `movie_table()`.
-            embedding: float (1, user_dim).
-            context: what the user has rated (R).
-            target_idx: int64 (T,), movies to explain.
-        """
-        if not self.config.has("fold_in"):
-            return self.offset.new_zeros(len(target_idx), len(context.row))
-        movie_bias = self._movie_bias(context.movie_idx, context.day)
-        prior, l2, target = self.user_tower.regression(embedding, context, movies, movie_bias)
-        pattern, rows = movies.pattern(context.row, context.movie_idx, 1), movies.rows[context.movie_idx]
-        residual = residuals(target, prior, movies.rows, pattern)  # (R, E)
-        system = normal_equations(movies.rows, target, pattern)[0][0] + torch.diag_embed(l2[0])
-        asked = movies.rows[target_idx, :, :-1].permute(1, 2, 0)  # (E, D + 1, T)
-        weight = torch.einsum("red,edt->tre", rows[..., :-1], torch.linalg.solve(system, asked))
-        return (weight * residual).mean(-1)
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""
@@ -197,15 +173,15 @@ class TwoTower(nn.Module):
 
     def _users(self, movies: MovieTable, embedding: torch.Tensor,
                context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, movies, self._movie_bias(context.movie_idx, context.day))
+        return self.user_tower(embedding, context, movies, self._movie_bias_over_time(context.movie_idx, context.day))
 
-    def _movie_bias(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+    def _movie_bias_over_time(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         """Return movies' biases over time, float (R,)."""
         if self.movie_bias_over_time is None:
             return self.offset.new_zeros(len(day))
         return self.movie_bias_over_time(movie_idx, day)
 
-    def _user_bias(self, context: Context, residual: torch.Tensor, row: torch.Tensor, day: torch.Tensor,
+    def _recent_user_bias(self, context: Context, residual: torch.Tensor, row: torch.Tensor, day: torch.Tensor,
                    num_users: int) -> torch.Tensor:
         """Return the recent biases of users, float (T,), of each question's user and day, int64 (T,)."""
         if self.recent_user_bias is None:

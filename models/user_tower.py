@@ -94,7 +94,7 @@ class UserTower(nn.Module):
         return prior, self._of_group(l2, movies.groups), above_mean / config.slope - movie_bias
 
     def _of_group(self, values: torch.Tensor, groups: int) -> torch.Tensor:
-        """Return of each row, which has all members, the members of its group."""
+        """Return of each row, which has all members, the members of its group (see `MovieTable`)."""
         if groups == 1:
             return values
         members = self.config.ensemble_size // groups

@@ -40,23 +40,51 @@ class OneUserTower:
             movie_idx, stars, day: int64, float32 and int64 (R,), what they have rated.
             asked: the day.
         """
-        above_mean = stars - np.float32(self.config.stars_mean)
-        target = above_mean / np.float32(self.config.slope)  # (R,), in units of score
-        if self.over_time is not None:
-            table, days = self.over_time
-            target -= table.ravel()[movie_idx * PERIODS + day // days]
-        embedding = np.zeros(self.config.user_dim) if user_idx is None else self.embedding[user_idx]
-        prior = self._prior(embedding, movie_idx, above_mean - self.movie_mean[movie_idx])
-        solution, residual = self._fold_in(movie_idx, target, prior)
-        vector = np.ones((len(solution), solution.shape[1] + 1), np.float32)
+        prior, target = self._regression(user_idx, movie_idx, stars, day)
+        vectors, target = self._of_movies(movie_idx, target)
+        solution = prior
+        if self.config.has("fold_in"):
+            system, l2 = self._system(vectors)
+            right = (target[:, None] @ vectors)[:, 0] + l2 * prior
+            solution = np.linalg.solve(system, right[..., None])[..., 0]
+        residual = (target - (vectors @ solution[..., None])[..., 0]).sum(0) / self.config.ensemble_size
+        vector = np.ones((len(solution), solution.shape[1] + 1), np.float32)  # the last meets the movies' biases
         vector[:, :-1] = solution
-        vector[:, -2] += self._recent_bias(day, residual, asked) / np.float32(CONSTANT)
+        vector[:, -2] += self._recent_bias(day, residual, asked) / np.float32(CONSTANT)  # the user's bias
         return vector.ravel() / np.float32(self.config.ensemble_size)
+
+    def contributions(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
+                      target_idx: np.ndarray) -> np.ndarray:
+        """Return what each rating adds to the scores of some movies, int64 (T,), through the fold-in, float32 (T, R).
+
+        The fold-in is linear in the residuals that the prior leaves, w - prior = sum over j of A^-1 v_j residual_j, so
+        these are its exact terms: their sum over R, and the score without a fold-in, is the score.
+        """
+        if not self.config.has("fold_in"):
+            return np.zeros((len(target_idx), len(movie_idx)), np.float32)
+        prior, target = self._regression(user_idx, movie_idx, stars, day)
+        vectors, target = self._of_movies(movie_idx, target)
+        residual = target - (vectors @ prior[..., None])[..., 0]  # (E, R)
+        asked = self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)  # (E, D + 1, T)
+        weight = vectors @ np.linalg.solve(self._system(vectors)[0], asked)  # (E, R, T)
+        return (weight * residual[..., None]).mean(0).T
 
     def stars(self, score: np.ndarray) -> np.ndarray:
         """Turn scores into stars, float32, as `TwoTower.stars` does."""
         low, high = self.config.stars_low, self.config.stars_high
         return low + (high - low) / 2 * (1 + np.tanh(score / 2))  # a sigmoid, which no score makes overflow
+
+    def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
+                    day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prior, (E, D + 1), and the regression targets, (R,), in units of score; see
+        `UserTower.regression`."""
+        above_mean = stars - np.float32(self.config.stars_mean)
+        target = above_mean / np.float32(self.config.slope)
+        if self.over_time is not None:
+            table, days = self.over_time
+            target -= table.ravel()[movie_idx * PERIODS + day // days]
+        embedding = np.zeros(self.config.user_dim) if user_idx is None else self.embedding[user_idx]
+        return self._prior(embedding, movie_idx, above_mean - self.movie_mean[movie_idx]), target
 
     def _prior(self, embedding: np.ndarray, movie_idx: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """Return what the MLP says before the fold-in, (E, D + 1); see `UserTower.regression`."""
@@ -76,19 +104,18 @@ class OneUserTower:
             prior[:, -1] = 0
         return prior
 
-    def _fold_in(self, movie_idx: np.ndarray, target: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ridge regression's solution, (E, D + 1), and its residuals, the members' mean, (R,); see
-        `ridge_solve`."""
+    def _of_movies(self, movie_idx: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rated movies' vectors, (E, R, D + 1), and the targets less their biases, (E, R)."""
         rows = self.rows.take(movie_idx, 0).transpose(1, 0, 2)  # (E, R, D + 2)
-        vectors, target = rows[..., :-1], target - rows[..., -1]
-        solution = prior
-        if self.config.has("fold_in"):
-            l2 = self.l2_base + self.l2_per_rating * np.float32(len(movie_idx))
-            system = vectors.transpose(0, 2, 1) @ vectors
-            system.reshape(len(system), -1)[:, ::system.shape[1] + 1] += l2  # their diagonals
-            right = (target[:, None] @ vectors)[:, 0] + l2 * prior
-            solution = np.linalg.solve(system, right[..., None])[..., 0]
-        return solution, (target - (vectors @ solution[..., None])[..., 0]).sum(0) / self.config.ensemble_size
+        return rows[..., :-1], target - rows[..., -1]
+
+    def _system(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return A = V'V + diag(l2) of the ridge regression, (E, D + 1, D + 1), and l2, (E, D + 1); see
+        `ridge_solve`."""
+        l2 = self.l2_base + self.l2_per_rating * np.float32(vectors.shape[1])
+        system = vectors.transpose(0, 2, 1) @ vectors
+        system.reshape(len(system), -1)[:, ::system.shape[1] + 1] += l2  # the diagonals
+        return system, l2
 
     def _recent_bias(self, day: np.ndarray, residual: np.ndarray, asked: int) -> np.float32:
         """Return what the day adds to all scores; see `RecentUserBias`."""

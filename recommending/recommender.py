@@ -270,8 +270,11 @@ class Recommender:
         """Fill `because` of each recommendation with the rated movies that raised its score most."""
         if not len(history.movie_idx) or not recommendations:
             return
-        targets = torch.from_numpy(np.searchsorted(self.movies.movie_id, [r.movie_id for r in recommendations]))
-        effects = self.model.contributions(self._movie_table, _user_idx(history), _context(history), targets)
+        listed = np.searchsorted(self.movies.movie_id, [line.movie_id for line in recommendations])
+        effects = torch.from_numpy(self._user_tower.contributions(
+            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), listed))
+        if history.user_idx is not None and self.model.item_based is not None:
+            effects = effects / 2  # of the mean of both towers' scores
         for recommendation, effect in zip(recommendations, effects, strict=True):
             best = effect.argsort(descending=True, stable=True)[:num_reasons]
             recommendation.because = [

@@ -1,7 +1,7 @@
 """Flags of main.py do what its help says, seen from outside: in what a run prints and writes.
 
-Runs are on some 400 made-up half stars in MovieLens' layout, with a model of eight coordinates, both pairs of towers unless
-a test says otherwise. What the flags of training do to the tensors is in training/test_training_flags.py.
+Runs are on some 400 made-up half stars in MovieLens' layout, with a model of eight coordinates, both pairs of towers
+unless a test says otherwise. What the flags of training do to the tensors is in training/test_training_flags.py.
 """
 
 import contextlib

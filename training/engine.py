@@ -238,7 +238,7 @@ class Engine:
 
 def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Batch, Batch]:
     """Return the context and the targets of a batch; for two groups of members both ways round, the users of the second
-    after those of the first.
+    after those of the first (see `MovieTable`).
 
     Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
     each other than if they saw the same, and their mean errs less, in the time of one model.

@@ -281,7 +281,7 @@ def _ridge_again_threaded(factor, right, solution, bounds):
 
 @compiled
 def _factorize(system, lanes):
-    """Turn the upper triangles of matrices A (S, S, lanes) into Cholesky's factors U, A = U'U, with the reciprocals of
+    """Turn the upper triangles of matrices A (D, D, lanes) into Cholesky's factors U, A = U'U, with the reciprocals of
     their diagonals."""
     dim = len(system)
     for i in range(dim):
@@ -299,7 +299,7 @@ def _factorize(system, lanes):
 
 @compiled
 def _substitute(factor, values, solution, begin, end):
-    """Solve U'U x = values (S, lanes), U as `_factorize` leaves it, and write x to the solution of users begin:end."""
+    """Solve U'U x = values (D, lanes), U as `_factorize` leaves it, and write x to the solution of users begin:end."""
     num_vectors, dim = solution.shape[1], len(factor)
     lanes = (end - begin) * num_vectors
     for i in range(dim):

@@ -4,7 +4,8 @@ Each is a product with the sparse matrix of users and movies (see rating_pattern
 its rows. No gradient makes a row of coordinates for every rating. How they are computed, backend.py chooses; the tests
 hold every backend to plain autograd in float64.
 
-Letters: R ratings, B users, N movies, V vectors of each user and movie, D coordinates.
+Letters: R ratings, B users, N movies, V vectors of each user and movie (in models/: the members of the ensemble), D
+coordinates (the user's bias is one of them here; in models/ it is counted apart).
 """
 
 import torch

@@ -84,20 +84,6 @@ def test_a_user_in_a_batch_gets_the_vector_that_they_get_alone(model):
 
 
 @torch.no_grad()
-def test_contributions_of_the_ratings_sum_to_the_score_of_the_fold_in(model):
-    movies, embedding = model.movie_table(), torch.zeros(1, 4)
-    targets = torch.tensor([3, 7])
-    context = Context(*(column[:3] for column in CONTEXT))
-    effects = model.contributions(movies, embedding, context, targets)
-    bare_of_dates(model)  # not of the fold-in
-    whole = model.user_vectors(movies, embedding, context, LAST)
-    movie_bias = model.movie_bias_over_time(context.movie_idx, context.day)
-    prior = model.user_tower.regression(embedding, context, movies, movie_bias)[0]
-    without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
-    torch.testing.assert_close(effects.sum(1), ((whole - without) @ model.movie_vectors(LAST)[targets].T)[0])
-
-
-@torch.no_grad()
 def test_a_user_without_any_rating_gets_a_finite_vector(model):
     nothing = torch.zeros(0, dtype=torch.int64)
     context = Context(nothing, nothing, torch.zeros(0), nothing)

@@ -41,3 +41,23 @@ def test_the_vector_is_that_of_the_towers(without, num_ratings):
         expected = model.user_vectors(movies, embedding, Context(row, movie_idx, stars, day), asked)[0]
         vector = one.vector(user_idx, movie_idx.numpy(), stars.numpy(), day.numpy(), asked)
         torch.testing.assert_close(torch.from_numpy(vector), expected, rtol=2e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_contributions_of_the_ratings_sum_to_the_score_of_the_fold_in():
+    model = random_model("recent_user_bias")  # which is not of the fold-in
+    movies, tower = model.movie_table(), OneUserTower(model, model.movie_table())
+    movie_idx, stars = torch.randperm(300)[:20], torch.randint(1, 6, (20,)).float()
+    row, day, listed = torch.zeros(20, dtype=torch.int64), torch.arange(500, 520), torch.tensor([3, 7, 3])
+    for user_idx in (None, 5):
+        embedding = torch.zeros(1, 4) if user_idx is None else model.user_embedding[user_idx:user_idx + 1]
+        context = Context(row, movie_idx, stars, day)
+        effects = tower.contributions(user_idx, movie_idx.numpy(), stars.numpy(), day.numpy(), listed.numpy())
+        whole = model.user_vectors(movies, embedding, context, 600)
+        movie_bias = model.movie_bias_over_time(movie_idx, day)
+        prior = model.user_tower.regression(embedding, context, movies, movie_bias)[0]
+        without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
+        expected = ((whole - without) @ model.movie_vectors(600)[listed].T)[0]
+        torch.testing.assert_close(torch.from_numpy(effects.sum(1)), expected, rtol=1e-3, atol=1e-4)
+    assert not OneUserTower(random_model("fold_in"), movies).contributions(
+        None, movie_idx.numpy(), stars.numpy(), day.numpy(), listed.numpy()).any()

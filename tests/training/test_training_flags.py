@@ -1,7 +1,8 @@
 """What main.py's flags of training do, read from a run's files: rates, steps, weights of the loss, parts of the model.
 
-Runs are on 1,400 synthetic ratings of 41 movies by 50 users, with both pairs of towers and a model of eight coordinates. A run at
-a rate of nearly zero tells where the tensors begin; one with all users in a step takes a single step an epoch.
+Runs are on 1,400 synthetic ratings of 41 movies by 50 users, with both pairs of towers and eight coordinates. At a
+learning rate of nearly zero a run tells where the tensors begin; one with all users in a step takes a single step an
+epoch.
 """
 
 import functools
@@ -238,7 +239,7 @@ def test_the_weight_of_relevance_scales_its_gradient_and_touches_nothing_else(tr
 
 
 def moved(begin: dict, run: dict, kind: str) -> set[str]:
-    """Return the parts of one pair of towers whose tensors have all moved in training; one that is not there has not."""
+    """Return the parts of one pair of towers whose tensors have all moved; one that is not there has not."""
     found = set()
     for part, places in PARTS.items():
         changed = [f"{kind}_based.{name}" in run["model"] and differs(*(
