@@ -32,7 +32,8 @@ def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
 
 
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
-    """Draw train and validation RMSE by epoch, the chosen epoch, and the baselines' validation RMSE as lines."""
+    """Draw train and validation RMSE by epoch, the chosen epoch, and the baselines' validation RMSE as lines; of those
+    that lie far above, the legend alone tells."""
     import matplotlib  # costs half a second, so only where a picture is drawn
 
     matplotlib.use("Agg")
@@ -49,6 +50,9 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     if math.isfinite(best.val_rmse):
         axes.plot(best.epoch, best.val_rmse, "*", ms=13, color="tab:orange",
                   label=f"chosen: epoch {best.epoch}, validation {best.val_rmse:.4f}")
+    drawn = [value for row in metrics for value in (row.train_rmse, row.val_rmse) if math.isfinite(value)]
+    drawn += sorted(baselines.values())[:1]
+    axes.set_ylim(top=max(drawn) + 0.05 * (max(drawn) - min(drawn)) + 1e-3)
     axes.set(xlabel="epoch", ylabel="RMSE (stars)", title="Two towers: RMSE by epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
