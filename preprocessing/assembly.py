@@ -47,11 +47,11 @@ class Statistics:
     seconds: dict[str, float] = field(default_factory=dict)
     split_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1 << STARS_BITS, np.int64))
-    num_train_ratings: np.ndarray | None = None  # int32 (M,)
+    num_train_ratings: np.ndarray = field(init=False)  # int32 (M,), once the movies are known
 
     def count(self, ratings: Ratings) -> None:
         """Count the ratings of a row group; only training ratings are counted per movie."""
-        self.split_counts += np.bincount(ratings.split, minlength=len(SPLITS))
+        self.split_counts += np.bincount(ratings.known_split(), minlength=len(SPLITS))
         self.histogram += np.bincount(ratings.stars, minlength=1 << STARS_BITS)
         trained = ratings.movie_idx[ratings.split == TRAIN]
         self.num_train_ratings += np.bincount(trained, minlength=len(self.num_train_ratings)).astype(np.int32)
@@ -112,7 +112,7 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
             bar.update(len(ratings.stars))
             content = _content(index.layout, ratings)
             for hasher, column in zip(content_hashers, content, strict=True):
-                hasher.update(column)
+                hasher.update(column.data)
             return _digest(content)
 
         for partition in partitions:
@@ -194,14 +194,14 @@ def _check_pairs(index: Index, pairs: np.ndarray, first_user: int, test_pairs: n
 def _content(layout: KeyLayout, ratings: Ratings) -> tuple[np.ndarray, np.ndarray]:
     """Return what a row group says, whatever its types and encoding: keys int64 (R,) and splits uint8 (R,)."""
     columns = (getattr(ratings, name).astype(np.int64) for name in ("user_idx", "day", "movie_idx", "stars"))
-    return layout.pack(*columns), ratings.split
+    return layout.pack(*columns), ratings.known_split()
 
 
 def _digest(content: tuple[np.ndarray, np.ndarray]) -> bytes:
     """Return the SHA-256 of a row group's content."""
     digest = hashlib.sha256()
     for column in content:
-        digest.update(column)
+        digest.update(column.data)
     return digest.digest()
 
 
@@ -231,8 +231,10 @@ def _fingerprint(index: Index, catalogue: Catalogue, content_hashers: tuple["has
     """Return the SHA-256 of all that the data set says, whichever raw files say it."""
     fingerprint = hashlib.sha256(repr((FINGERPRINT_VERSION, index.layout, index.day_epoch, catalogue.stars_step,
                                        catalogue.stars_range)).encode())
-    for content in (*(hasher.digest() for hasher in content_hashers), index.user_id, index.movie_id, catalogue.year):
-        fingerprint.update(content)
+    for hasher in content_hashers:
+        fingerprint.update(hasher.digest())
+    for column in (index.user_id, index.movie_id, catalogue.year):
+        fingerprint.update(column.data)
     fingerprint.update("\n".join(catalogue.title).encode())
     return fingerprint.hexdigest()
 

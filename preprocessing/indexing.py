@@ -96,15 +96,17 @@ class Partition:
 
     first_user: int
     last_user: int  # exclusive
-    keys: np.ndarray | Path
+    keys: np.ndarray | Path | None  # None once they were loaded
 
     def load(self) -> np.ndarray:
         """Return the keys, int64, and forget them; a file is removed."""
         keys, self.keys = self.keys, None
-        if isinstance(keys, Path):
-            path, keys = keys, np.fromfile(keys, np.int64)
-            path.unlink()
-        return keys
+        assert keys is not None, "the keys were loaded before"
+        if isinstance(keys, np.ndarray):
+            return keys
+        loaded = np.fromfile(keys, np.int64)
+        keys.unlink()
+        return loaded
 
 
 def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> Index:
@@ -142,7 +144,8 @@ def index_runs(runs: MovieRuns, title_ids: np.ndarray) -> Index:
 
 
 def pack_keys(runs: MovieRuns, index: Index) -> np.ndarray:
-    """Turn the cells into keys, in place where they are in memory; return the keys of all ratings, int64 (R,)."""
+    """Turn the cells, which are in memory, into keys in place; return the keys of all ratings, int64 (R,)."""
+    assert isinstance(runs.cells, np.ndarray), "cells in a file become keys by pack_partitions"
     for cells, keys in _packed_blocks(runs, index):
         cells[:] = keys
     return runs.cells
@@ -155,15 +158,15 @@ def pack_partitions(runs: MovieRuns, index: Index, bounds: list[int], folder: Pa
         bounds: user_idx at which the ranges begin, and U.
         folder: gets the files.
     """
-    partitions = [Partition(first, last, folder / f"keys_{first}.bin") for first, last in itertools.pairwise(bounds)]
+    paths = [folder / f"keys_{first}.bin" for first in bounds[:-1]]
     lowest_keys = np.array(bounds[1:-1], np.int64) << index.layout.shifts[0]  # of all files but the first
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open(partition.keys, "wb")) for partition in partitions]
+        files = [stack.enter_context(open(path, "wb")) for path in paths]
         for _, keys in _packed_blocks(runs, index):
             keys.sort()
             for file, keys_of_file in zip(files, np.split(keys, np.searchsorted(keys, lowest_keys)), strict=True):
                 keys_of_file.tofile(file)
-    return partitions
+    return [Partition(*users, path) for users, path in zip(itertools.pairwise(bounds), paths, strict=True)]
 
 
 def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
@@ -173,7 +176,7 @@ def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
         PairError: a pair names an unknown user or movie, or is listed twice.
     """
     user_id, movie_id = index.user_id, index.movie_id
-    keys = [np.zeros(0, np.int64)]
+    blocks = [np.zeros(0, np.int64)]
     for cells, movie_ids in runs.blocks():
         user_ids = user_ids_of(cells)
         user_idx, movie_idx = np.searchsorted(user_id, user_ids), np.searchsorted(movie_id, movie_ids)
@@ -182,8 +185,8 @@ def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
         if not known.all():
             row = np.argmin(known)
             raise PairError.never_rated(user_ids[row], movie_ids[row])
-        keys.append(user_idx * len(movie_id) + movie_idx)
-    keys = np.sort(np.concatenate(keys))
+        blocks.append(user_idx * len(movie_id) + movie_idx)
+    keys = np.sort(np.concatenate(blocks))
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
         user_idx, movie_idx = divmod(keys[twice[0]], len(movie_id))

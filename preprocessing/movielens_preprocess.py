@@ -165,7 +165,7 @@ def read_titles(path: Path) -> Titles:
         line = line.removesuffix("\r")
         if path.suffix == ".csv":
             match = re.match(r'(\d+),(?:"((?:[^"]|"")*)"|([^,]*)),', line)
-            fields = (match[1], (match[2] or match[3] or "").replace('""', '"')) if match else ()
+            fields = [match[1], (match[2] or match[3] or "").replace('""', '"')] if match else []
         else:
             fields = line.split("::" if path.suffix == ".dat" else "|")[:2]
         if not line.strip() or (number == 1 and path.suffix == ".csv"):

@@ -61,14 +61,16 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
     """Make the data set and print its summary; return what was counted and timed."""
     start = time.perf_counter()
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
-    sources = [*rating_files, titles_file, *([probe_file] if probe_file else [])]
+    probe_files = [probe_file] if probe_file else []
+    sources = [*rating_files, titles_file, *probe_files]
     statistics = assembly.Statistics()
     with ThreadPoolExecutor(1) as background, folders.replace_dataset(args.out_dir) as folder:
         digests = background.submit(lambda: [command.describe_file(path) for path in sources])
         titles = read_titles(titles_file)
         partition_rows = memory_for_ratings(rating_files, args.max_memory)
+        spill = folder / "cells.bin"  # for what is parsed, where memory will not hold it
         with statistics.timed("parse"):
-            runs = parsing.parse_files(rating_files, spill=folder / "cells.bin" if partition_rows else None)
+            runs = parsing.parse_files(rating_files, spill=spill if partition_rows else None)
             if not len(runs):
                 raise DataError(f"{rating_files[0].parent} holds combined_data files without a single rating")
         with statistics.timed("index"):
@@ -76,13 +78,13 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
             if partition_rows:
                 bounds = partition_bounds(index.offset, partition_rows)
                 partitions = indexing.pack_partitions(runs, index, bounds, folder)
-                runs.cells.unlink()
+                spill.unlink()
             else:
                 partitions = [indexing.Partition(0, len(index.user_id), indexing.pack_keys(runs, index))]
-                runs.cells = None
         plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
                          args.latest_n, args.val_fraction, args.seed)
         rated_ids = np.unique(runs.movie_ids[runs.lengths > 0])
+        del runs  # the partitions hold its memory
         try:
             if probe_file:
                 with statistics.timed("probe"):
@@ -92,7 +94,7 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
             catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id))
             meta = assembly.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
         except indexing.PairError as error:
-            raise _locate(error, rating_files, probe_file) from None
+            raise _locate(error, rating_files if error.in_ratings else probe_files) from None
     command.print_summary(args, meta, titles, rated_ids, statistics, time.perf_counter() - start, known_totals(meta))
     return statistics
 
@@ -159,9 +161,8 @@ def known_totals(meta: dict) -> str | None:
     return "the counts are those of the Netflix Prize data, the histogram is not"
 
 
-def _locate(error: indexing.PairError, rating_files: list[Path], probe_file: Path | None) -> DataError:
-    """Say in which file and line a wrong pair stands."""
-    files = rating_files if error.in_ratings else [probe_file]
+def _locate(error: indexing.PairError, files: list[Path]) -> DataError:
+    """Say in which of the files, and in which line, a wrong pair stands."""
     lines = (line for path in files for line in parsing.find_lines(path, error.movie_id, error.user_id))
     path, offset = next(itertools.islice(lines, error.occurrence - 1, None))
     return parsing.bad_line(path, offset, f"is wrong: {error}")

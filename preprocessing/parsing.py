@@ -75,8 +75,9 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
           tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar):
         shortest_line = len(b"1,5,2005-09-06\n") if with_stars else len(b"1\n")
         # Room for the most ratings that the bytes can hold; pages never written to are never real memory.
-        cells = spill or np.empty(num_bytes // shortest_line + len(paths), np.int64)
-        num_cells, runs, current_path = 0, [], None
+        cells = np.empty(0 if spill else num_bytes // shortest_line + len(paths), np.int64)
+        runs: list[list[int]] = []  # of [movie_id, number of cells]
+        num_cells, current_path = 0, None
         for (path, start, stop, _), parsed in zip(tasks, _parse_ranges(tasks, num_bytes), strict=True):
             if path != current_path:
                 current_path, in_movie = path, False
@@ -100,7 +101,7 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
             num_cells += len(parsed.cells)
             bar.update(stop - start)
     movie_ids, lengths = np.array(runs, np.int64).reshape(-1, 2).T
-    return MovieRuns(cells if spill else cells[:num_cells], movie_ids.copy(), lengths.copy())
+    return MovieRuns(spill or cells[:num_cells], movie_ids.copy(), lengths.copy())
 
 
 def parse_range(path: Path, start: int, stop: int, with_stars: bool = True) -> Parsed:

@@ -22,8 +22,9 @@ from preprocessing.dataset.schema import CODEC, PREPROCESS
 MOST_META_BYTES = 1 << 24  # a reader takes memory for no more than these
 MOST_GROUP_ROWS = 1 << 24
 MOST_ROWS_PER_BYTE = 1000  # of a parquet file; real ones have less than one
-META_TYPES = {"num_ratings": int, "num_users": int, "num_movies": int, "seed": int, "stars_step": (int, float),
-              "stars_range": list, "split": dict, "footers": dict, "day_epoch": str, "fingerprint": str}
+META_TYPES: dict[str, type | tuple[type, ...]] = {
+    "num_ratings": int, "num_users": int, "num_movies": int, "seed": int, "stars_step": (int, float),
+    "stars_range": list, "split": dict, "footers": dict, "day_epoch": str, "fingerprint": str}
 
 
 @contextlib.contextmanager

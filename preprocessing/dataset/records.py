@@ -77,7 +77,13 @@ class Ratings(NamedTuple):
 
     def subset(self, rows: slice) -> "Ratings":
         """Return some of the rows."""
-        return Ratings(*(column if column is None else column[rows] for column in self))
+        split = None if self.split is None else self.split[rows]
+        return Ratings(self.user_idx[rows], self.movie_idx[rows], self.stars[rows], self.day[rows], split)
+
+    def known_split(self) -> np.ndarray:
+        """Return the split of ratings that have one."""
+        assert self.split is not None, "these ratings were read without their split"
+        return self.split
 
 
 def position_of(ids: np.ndarray, target_id: int) -> int | None:

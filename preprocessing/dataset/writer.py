@@ -20,7 +20,7 @@ def ratings_writer(folder: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 def write_ratings(writer: pq.ParquetWriter, ratings: Ratings) -> None:
     """Write the ratings of some users, whole, as one row group."""
-    split = pa.DictionaryArray.from_arrays(pa.array(ratings.split.view(np.int8)), pa.array(SPLITS))
+    split = pa.DictionaryArray.from_arrays(pa.array(ratings.known_split().view(np.int8)), pa.array(SPLITS))
     columns = [ratings.user_idx, ratings.movie_idx, ratings.stars, ratings.day]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, writer.schema, strict=False)]
     table = pa.Table.from_arrays([*arrays, split], schema=writer.schema)
