@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.assembly import Statistics
+from preprocessing.building import Statistics
 from preprocessing.titles import Titles
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from preprocessing import assembly, command, indexing
+from preprocessing import building, command, indexing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.lines import DAY_ZERO
@@ -64,11 +64,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def preprocess(args: argparse.Namespace) -> assembly.Statistics:
+def preprocess(args: argparse.Namespace) -> building.Statistics:
     """Make the data set and print its summary; return what was counted and timed."""
     start = time.perf_counter()
     rating_files, titles_file = find_files(args.raw_dir, args.split)
-    statistics = assembly.Statistics()
+    statistics = building.Statistics()
     with folders.replace_dataset(args.out_dir) as folder:
         with statistics.timed("parse"):
             titles = read_titles(titles_file)
@@ -96,10 +96,10 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
             rated_ids = np.unique(raw.movie_id)
             meta = {"name": "movielens", "num_rated_movies": len(rated_ids),
                     "sources": [command.describe_file(path) for path in (*rating_files, titles_file)]}
-            catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id), step,
+            catalogue = building.Catalogue(*command.align_titles(titles, index.movie_id), step,
                                            (0.5, 5) if step == 0.5 else (1, 5))
             partition = indexing.Partition(0, len(index.user_id), keys)
-            meta = assembly.write_dataset(folder, index, [partition], catalogue, plan, meta, statistics)
+            meta = building.write_dataset(folder, index, [partition], catalogue, plan, meta, statistics)
         except indexing.PairError as error:
             raise _locate(error, rating_files) from None
     command.print_summary(args, meta, titles, rated_ids, statistics, time.perf_counter() - start)

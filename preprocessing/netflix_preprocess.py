@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from preprocessing import assembly, command, indexing, parsing
+from preprocessing import building, command, indexing, parsing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.splitting import SplitPlan
@@ -57,13 +57,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def preprocess(args: argparse.Namespace) -> assembly.Statistics:
+def preprocess(args: argparse.Namespace) -> building.Statistics:
     """Make the data set and print its summary; return what was counted and timed."""
     start = time.perf_counter()
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
     probe_files = [probe_file] if probe_file else []
     sources = [*rating_files, titles_file, *probe_files]
-    statistics = assembly.Statistics()
+    statistics = building.Statistics()
     with ThreadPoolExecutor(1) as background, folders.replace_dataset(args.out_dir) as folder:
         digests = background.submit(lambda: [command.describe_file(path) for path in sources])
         titles = read_titles(titles_file)
@@ -91,8 +91,8 @@ def preprocess(args: argparse.Namespace) -> assembly.Statistics:
                     probe = parsing.parse_files([probe_file], with_stars=False, description="probe")
                     plan.test_pairs = indexing.pair_keys(probe, index)
             meta = {"name": "netflix", "num_rated_movies": len(rated_ids), "sources": digests.result()}
-            catalogue = assembly.Catalogue(*command.align_titles(titles, index.movie_id))
-            meta = assembly.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
+            catalogue = building.Catalogue(*command.align_titles(titles, index.movie_id))
+            meta = building.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
         except indexing.PairError as error:
             raise _locate(error, rating_files if error.in_ratings else probe_files) from None
     command.print_summary(args, meta, titles, rated_ids, statistics, time.perf_counter() - start, known_totals(meta))
@@ -109,7 +109,7 @@ def memory_for_ratings(rating_files: list[Path], max_memory_mib: int | None) -> 
 
 def partition_bounds(offset: np.ndarray, max_rows: int) -> list[int]:
     """Group row groups into ranges of users with at most `max_rows` ratings, or a single row group."""
-    bounds, groups = [0], assembly.row_groups(offset)
+    bounds, groups = [0], building.row_groups(offset)
     for user, next_user in itertools.pairwise(groups):
         if user > bounds[-1] and offset[next_user] - offset[bounds[-1]] > max_rows:
             bounds.append(user)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import main
-from preprocessing import assembly, netflix_preprocess, parsing
+from preprocessing import building, netflix_preprocess, parsing
 from preprocessing.dataset import FILES
 
 EXACT = ("epoch", "train_loss", "train_rmse", "val_rmse", "val_mae", "lr")  # of a row of metrics; the rest is clock
@@ -37,7 +37,7 @@ def test_preprocessing_gives_the_same_bytes_for_any_number_of_processes_and_piec
     written = []
     for number, (cores, range_bytes) in enumerate([(1, 8 << 20), (1, 8 << 20), (2, 20_000), (5, 7_001)]):
         monkeypatch.setattr(parsing, "num_cores", lambda cores=cores: cores)
-        monkeypatch.setattr(assembly, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(building, "num_cores", lambda cores=cores: cores)
         monkeypatch.setattr(parsing, "RANGE_BYTES", range_bytes)
         out_dir = tmp_path / str(number)
         assert netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(out_dir)]) == 0

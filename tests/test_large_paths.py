@@ -25,7 +25,7 @@ from models.config import ModelConfig
 from models.ops import backend
 from models.ops import numba_kernels as kernels
 from models.ops.ragged import RatingPattern, ridge_solve
-from preprocessing import assembly, dataset, indexing, netflix_preprocess, parsing
+from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
@@ -81,7 +81,7 @@ BLOCKS = (parsing.MovieRuns.blocks, "__defaults__", (50,))  # of test pattern
     ([(indexing, "_CACHED_ROWS", 101), (indexing, "_TABLED_ROWS", 997), BLOCKS], ()),
     ([(indexing, "_CACHED_ROWS", 101), (indexing, "_TABLED_ROWS", 997), (indexing, "_TABLE_LIMIT", 0)], ()),
     ([(indexing, "_TABLE_LIMIT", 0)], ("--max_memory", "1")),
-    ([(assembly, "num_cores", lambda: 3), (parsing, "RANGE_BYTES", 30_000), BLOCKS], ("--max_memory", "1")),
+    ([(building, "num_cores", lambda: 3), (parsing, "RANGE_BYTES", 30_000), BLOCKS], ("--max_memory", "1")),
 ], ids=["processes", "slack", "blocks", "table", "search", "search on disk", "cores on disk"])
 def test_preprocessing_in_small_pieces_gives_the_same_bytes(raw, whole, tmp_path, monkeypatch, patches, flags):
     set_low(monkeypatch, patches)
@@ -99,9 +99,9 @@ def test_users_are_numbered_alike_on_either_side_of_the_limit(raw, whole, tmp_pa
 
 def test_what_memory_does_not_hold_is_sorted_in_parts(raw, tmp_path, monkeypatch):
     """One MiB less what the processes take leaves a tenth of it, which is 10,485 ratings of 10 bytes."""
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 700)
-    whole, sizes, sort = preprocess(raw, tmp_path / "whole", "--max_memory", "4000"), [], assembly.sort_in_threads
-    monkeypatch.setattr(assembly, "sort_in_threads", lambda keys: sizes.append(len(keys)) or sort(keys))
+    monkeypatch.setattr(building, "GROUP_ROWS", 700)
+    whole, sizes, sort = preprocess(raw, tmp_path / "whole", "--max_memory", "4000"), [], building.sort_in_threads
+    monkeypatch.setattr(building, "sort_in_threads", lambda keys: sizes.append(len(keys)) or sort(keys))
     parts = preprocess(raw, tmp_path / "parts", "--max_memory", "1")
     assert [(parts / name).read_bytes() for name in FILES] == [(whole / name).read_bytes() for name in FILES]
     assert len(sizes) == 2 and max(sizes) <= 10_485 and sum(sizes) == 14_000
@@ -134,7 +134,7 @@ def test_pyarrow_takes_memory_of_the_system_unless_another_allocator_is_named(mo
 
 
 def test_partitions_are_whole_row_groups_and_hold_no_more_than_allowed(monkeypatch):
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 250)
+    monkeypatch.setattr(building, "GROUP_ROWS", 250)
     offset = np.cumsum([0, 300, 300, 300, 300, 1000, 100, 100])  # the fifth user alone is more than allowed
     assert netflix_preprocess.partition_bounds(offset, 650) == [0, 2, 4, 5, 7]
     assert netflix_preprocess.partition_bounds(offset, 2400) == [0, 7]
@@ -142,10 +142,10 @@ def test_partitions_are_whole_row_groups_and_hold_no_more_than_allowed(monkeypat
 
 @pytest.mark.parametrize(("size", "cores"), [(2**20 - 1, 2), (2**20 + 3, 1), (2**20 + 3, 2), (2**20 + 3, 7)])
 def test_many_keys_are_sorted_on_any_number_of_cores(monkeypatch, size, cores):
-    monkeypatch.setattr(assembly, "num_cores", lambda: cores)
+    monkeypatch.setattr(building, "num_cores", lambda: cores)
     keys = np.random.default_rng(0).integers(-2**40, 2**40, size) // 2**25  # many are equal
     expected = np.sort(keys)
-    assembly.sort_in_threads(keys)
+    building.sort_in_threads(keys)
     assert (keys == expected).all()
 
 
@@ -178,7 +178,7 @@ def test_a_worker_leaves_ctrl_c_to_its_parent_and_ends_with_it():
 def cut(raw_dir, tmp_path_factory) -> Path:
     """The data set of `data_dir` in many row groups; it is the same to a run that was trained on that."""
     with pytest.MonkeyPatch.context() as patch:
-        set_low(patch, [(assembly, "GROUP_ROWS", 700), (writer, "USERS_PER_GROUP", 64)])
+        set_low(patch, [(building, "GROUP_ROWS", 700), (writer, "USERS_PER_GROUP", 64)])
         folder = preprocess(raw_dir, tmp_path_factory.mktemp("large") / "cut")
     assert pq.ParquetFile(folder / "ratings.parquet").num_row_groups > 10
     assert pq.ParquetFile(folder / "users.parquet").num_row_groups == 7

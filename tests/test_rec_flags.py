@@ -15,7 +15,7 @@ import torch
 import main
 import rec
 from models.checkpoint import load_model, model_entries, save_checkpoint
-from preprocessing import assembly, movielens_preprocess
+from preprocessing import building, movielens_preprocess
 from recommending import batch
 from recommending.recommender import Recommender
 from training.batches import load_dataset
@@ -84,7 +84,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flags")
     write_raw(folder / "raw")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "GROUP_ROWS", 64)  # several row groups
+        patch.setattr(building, "GROUP_ROWS", 64)  # several row groups
         assert movielens_preprocess.main(["--raw_dir", str(folder / "raw"), "--out_dir", str(folder / "data"),
                                           "--latest_n", "3", "--val_fraction", "0.2"]) == 0
     for run, *flags in (("user", "--blend", "user"), ("both", "--blend", "both", "--no-refit")):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import assembly
+from preprocessing import building
 from preprocessing.dataset import (
     SPLITS,
     DataError,
@@ -29,7 +29,7 @@ PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
 @pytest.fixture(params=[1, 40, 1 << 18], ids=lambda num_rows: f"groups of {num_rows}")
 def data_dir(request, kit, preprocess, monkeypatch):
     """A data set with row groups of one user, of some users, of all users; titles hold traps."""
-    monkeypatch.setattr(assembly, "GROUP_ROWS", request.param)
+    monkeypatch.setattr(building, "GROUP_ROWS", request.param)
     ratings = kit.draw_ratings(40, num_users=50, num_movies=20)
     titles = "".join(f"{movie_id},{'NULL' if k % 5 == 0 else 1950 + k},Caf\u00e9, no. {k}\n"
                      for k, movie_id in enumerate(sorted({r.movie_id for r in ratings} | {1000, 1001})))
@@ -96,7 +96,7 @@ def test_a_row_group_never_cuts_a_user(data_dir):
 
 def test_row_groups_are_as_large_as_asked_or_one_user(kit, preprocess, monkeypatch):
     for num_rows in (1, 40, 100):
-        monkeypatch.setattr(assembly, "GROUP_ROWS", num_rows)
+        monkeypatch.setattr(building, "GROUP_ROWS", num_rows)
         out_dir = preprocess(ratings=kit.draw_ratings(40, num_users=50, num_movies=20))
         file = pq.ParquetFile(out_dir / "ratings.parquet")
         largest_user = max(pq.read_table(out_dir / "users.parquet")["num_ratings"].to_pylist())
@@ -108,7 +108,7 @@ def test_row_groups_are_as_large_as_asked_or_one_user(kit, preprocess, monkeypat
 def test_the_size_of_row_groups_changes_no_rating(kit, preprocess, monkeypatch):
     results = []
     for num_rows in (1, 7, 1 << 18):
-        monkeypatch.setattr(assembly, "GROUP_ROWS", num_rows)
+        monkeypatch.setattr(building, "GROUP_ROWS", num_rows)
         out_dir = preprocess(ratings=kit.draw_ratings(40, num_users=50, num_movies=20))
         results.append((kit.read_rows(out_dir), (out_dir / "users.parquet").read_bytes(),
                         (out_dir / "movies.parquet").read_bytes()))

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from preprocessing import assembly, dataset, netflix_preprocess, parsing
+from preprocessing import building, dataset, netflix_preprocess, parsing
 from preprocessing.dataset import schema, writer
 
 FILES = {"ratings.parquet", "users.parquet", "movies.parquet", "meta.json"}
@@ -176,7 +176,7 @@ def test_one_user_or_one_movie_is_a_data_set(kit, preprocess, one):
 @pytest.mark.parametrize("split", ["latest", "random", "probe"])
 def test_sorting_on_disk_gives_the_same_data_set(kit, preprocess, monkeypatch, split):
     ratings = kit.draw_ratings(5, num_users=400, num_movies=150, density=0.9)
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 500)
+    monkeypatch.setattr(building, "GROUP_ROWS", 500)
     raw = {"ratings": ratings, "probe": [(r.movie_id, r.user_id) for r in ratings[::9]]}
     whole = preprocess(None, "--split", split, "--max_memory", 4000, **raw)
     assert len(ratings) > 40_000

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preprocessing import assembly, movielens_preprocess, netflix_preprocess, parsing
+from preprocessing import building, movielens_preprocess, netflix_preprocess, parsing
 
 MANY = settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 WORDS = 2**64
@@ -228,7 +228,7 @@ def right_splits(case, method):
 
 @pytest.mark.parametrize(("command", "method"), METHODS)
 def test_cutting_the_ratings_into_blocks_changes_no_split(written, monkeypatch, command, method):
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 100)
+    monkeypatch.setattr(building, "GROUP_ROWS", 100)
     splits = run_split(command, written.folders[command], method, written.case.flags)
     assert splits == right_splits(written.case, method)
     assert 5 < pq.ParquetFile(written.folders[command] / "out" / "ratings.parquet").num_row_groups < 15
@@ -244,7 +244,7 @@ def test_the_order_of_the_lines_and_the_number_of_files_change_no_split(written,
 @pytest.mark.parametrize("method", ["probe", "latest", "random"])
 def test_partitions_on_disk_change_no_split(written, monkeypatch, method):
     """With ratings that take 1,000 bytes each, --max_memory 1 has room for the ratings of three or four users."""
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 40)
+    monkeypatch.setattr(building, "GROUP_ROWS", 40)
     monkeypatch.setattr(netflix_preprocess, "BYTES_PER_RATING", 1000)
     bounds, cut = [], netflix_preprocess.partition_bounds
     monkeypatch.setattr(netflix_preprocess, "partition_bounds", lambda *args: bounds.extend(cut(*args)) or bounds)
