@@ -52,7 +52,9 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble
     """Return an engine for users with so many ratings each; no parameter of its model is zero."""
     chance = torch.Generator().manual_seed(0)
     movie_idx = torch.cat([torch.randperm(num_movies - 1, generator=chance)[:count] for count in counts])
-    day = torch.cat([torch.randint(NUM_DAYS, (count,), generator=chance).sort().values for count in counts])
+    first = torch.randint(NUM_DAYS - 100, (len(counts),), generator=chance)  # of each user's hundred days
+    day = torch.cat([(begin + torch.randint(100, (count,), generator=chance)).sort().values
+                     for begin, count in zip(first, counts)])
     stars = torch.randint(1, 6, movie_idx.shape, generator=chance)
     ratings = RatingTensors(torch.tensor([0, *itertools.accumulate(counts)]), movie_idx.short(), stars.byte(),
                             day.short())
@@ -141,10 +143,10 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, me
     left = (residual[:, c] - (v @ w).squeeze(-1)).mean(0).detach()
     score = (asked[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], members].T + drift[t]
     last = day[batch.row == place].max() if (batch.row == place).any() else 0
-    for number, window in enumerate((1, 8, 64, 512)):
+    for number, window in enumerate((8, 64)):
         same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
-        mood = same @ left / (same.sum(1) + state["recent_user_bias.log_shrinkage"][number].exp())
-        score = score + state["recent_user_bias.weight"][number] * mood
+        recent = same @ left / (same.sum(1) + state["recent_user_bias.log_shrinkage"][number].exp())
+        score = score + state["recent_user_bias.weight"][number] * recent
     share = (config.stars_mean - 1) / 4
     stars = 1 + 4 * torch.sigmoid(score + math.log(share / (1 - share)))
     return (stars - batch.stars[t]).square().sum(), w.square().sum() * t.sum(), movie[t].bincount(minlength=len(count))
