@@ -19,11 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from preprocessing import building, command, indexing  # before pyarrow, whose allocator it chooses
+
+# isort: split
+
 import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from preprocessing import building, command, indexing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.lines import DAY_ZERO
