@@ -1,5 +1,6 @@
 """The four files: their schema, their readers, and what the readers say of damage."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -19,8 +20,11 @@ from preprocessing.dataset import (
     read_meta,
     read_movies,
     read_users,
+    reader,
     writer,
 )
+from preprocessing.dataset.integrity import footer_digest
+from preprocessing.dataset.schema import CODEC, ratings_schema
 
 COLUMNS = ("user_idx", "movie_idx", "stars", "day", "split")
 PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
@@ -67,6 +71,12 @@ def test_columns_have_the_types_of_the_schema(data_dir):
         ("movie_id", pa.int32()), ("year", pa.int16()), ("title", pa.string()), ("num_train_ratings", pa.int32())]
     for schema in (ratings, users, movies):
         assert all(schema.field(name).nullable for name in schema.names if name == "year")
+
+
+def test_indices_and_days_are_int16_as_far_as_it_goes():
+    for number, kind in ((32_768, pa.int16()), (32_769, pa.int32())):  # from 0: up to 32,767 and 32,768
+        assert ratings_schema(number, 1, "2000-01-01").field("movie_idx").type == kind
+        assert ratings_schema(1, number, "2000-01-01").field("day").type == kind
 
 
 def test_nothing_but_years_is_null(data_dir):
@@ -336,6 +346,56 @@ def test_meta_of_another_format_version_is_refused(sound_dir):
     (sound_dir / "meta.json").write_text(json.dumps({**meta, "format_version": meta["format_version"] + 1}))
     with pytest.raises(DataError, match=r"meta\.json.*version"):
         read_meta(sound_dir)
+
+
+def test_meta_of_more_than_16_mib_is_refused(sound_dir):
+    path, meta = sound_dir / "meta.json", read_meta(sound_dir)
+    text = path.read_bytes().strip()
+    path.write_bytes(text.rjust(16 * 1024 * 1024))
+    assert read_meta(sound_dir) == meta
+    path.write_bytes(text.rjust(16 * 1024 * 1024 + 1))
+    with pytest.raises(DataError, match=r"meta\.json is damaged"):
+        read_meta(sound_dir)
+
+
+def test_a_row_group_that_would_take_much_memory_is_refused_before_it_is_read(sound_dir, monkeypatch):
+    monkeypatch.setattr(reader, "_group_starts", lambda file: np.array([0, 5, 16_777_221]))
+    assert len(RatingsFile(sound_dir)) == 16_777_221
+    monkeypatch.setattr(reader, "_group_starts", lambda file: np.array([0, 5, 16_777_222]))
+    with pytest.raises(DataError, match=r"ratings\.parquet is damaged \(a row group of 16,777,217 rows\)"):
+        RatingsFile(sound_dir)
+
+
+def test_a_footer_that_says_to_be_longer_than_its_file_is_all_of_the_file(tmp_path):
+    content = b"PAR1" + (100).to_bytes(4, "little") + b"PAR1"
+    (tmp_path / "file").write_bytes(content)
+    assert footer_digest(tmp_path / "file") == hashlib.sha256((12).to_bytes(8, "little") + content).hexdigest()
+
+
+def rewrite_movies(data_dir, table, dictionaries=False):
+    """Write a table as movies.parquet of a data set, as a stranger could, who makes the digests right too."""
+    pq.write_table(table, data_dir / "movies.parquet", compression=CODEC, write_page_checksum=True,
+                   use_dictionary=dictionaries)
+    writer.write_meta(data_dir, read_meta(data_dir))
+
+
+@pytest.mark.parametrize("column", ["movie_id", "title"])
+def test_one_column_in_a_dictionary_is_enough_to_refuse_a_list_of_movies(sound_dir, column):
+    table = pq.read_table(sound_dir / "movies.parquet")
+    rewrite_movies(sound_dir, table)
+    read_movies(sound_dir)
+    rewrite_movies(sound_dir, table, dictionaries=[column])
+    with pytest.raises(DataError, match=r"movies\.parquet is damaged \(packed in a dictionary\)"):
+        read_movies(sound_dir)
+
+
+@pytest.mark.parametrize(("column", "kind"), [("year", pa.int32()), ("title", pa.large_string())])
+def test_a_list_of_movies_with_another_type_of_year_or_title_is_refused(sound_dir, column, kind):
+    table = pq.read_table(sound_dir / "movies.parquet")
+    position = table.column_names.index(column)
+    rewrite_movies(sound_dir, table.set_column(position, column, table[column].cast(kind)))
+    with pytest.raises(DataError, match=r"movies\.parquet is damaged \(its columns have other types\)"):
+        read_movies(sound_dir)
 
 
 def test_a_moved_data_set_reads_the_same(sound_dir, tmp_path):
