@@ -1,5 +1,7 @@
 import datetime
 import os
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +158,50 @@ def test_processes_name_the_first_bad_line_of_several(kit, tmp_path, monkeypatch
     monkeypatch.setattr(parsing, "RANGE_BYTES", 500)
     with pytest.raises(DataError, match=r"a\.txt, line 301: '5,7,2005-01-01'"):
         parsing.parse_files([tmp_path / "a.txt"])
+
+
+def test_little_text_is_parsed_without_other_processes(tmp_path, monkeypatch):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_bytes(b"1:\n7,3,2005-01-01\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(parsing, "ProcessPoolExecutor", lambda *_: pytest.fail("starting them takes longer"))
+    assert rows_of(parsing.parse_files(paths)) == [(1, 7, 3, datetime.date(2005, 1, 1))] * 2
+
+
+def test_a_process_that_parses_rests_and_ends_when_its_parent_is_gone(monkeypatch):
+    parents, rests_s, exit_codes, handlers, daemons = [7, 7, 1], [], [], {}, []
+
+    def run_at_once(target, daemon):
+        daemons.append(daemon)
+        return SimpleNamespace(start=target)
+
+    monkeypatch.setattr(parsing, "os", SimpleNamespace(name="posix", getppid=lambda: parents.pop(0),
+                                                       _exit=exit_codes.append))
+    monkeypatch.setattr(parsing, "time", SimpleNamespace(sleep=rests_s.append))
+    monkeypatch.setattr(parsing, "threading", SimpleNamespace(Thread=run_at_once))
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    parsing._start_worker(parent_pid=7)
+    assert (rests_s, exit_codes, daemons) == ([0.5, 0.5], [1], [True])
+    assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+
+
+@pytest.mark.parametrize(("line", "problem"), [
+    (b"7,6,2005-01-01", "has stars outside 1 to 5"), (b"7,3.5,2005-01-01", "has stars outside 1 to 5"),
+    (b"7,10,2005-01-01", "has stars outside 1 to 5"), (b"7,3,2005-02-29", "has an impossible date"),
+    (b"7,3", "is no rating line (user_id,stars,YYYY-MM-DD) and no movie header (movie_id:)"),
+    (b"x:", "is no movie header (a number below 2147483648 and a colon)")])
+def test_the_sentence_says_what_is_wrong_with_a_line(one_core, tmp_path, line, problem):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"1:\n" + line + b"\n")
+    with pytest.raises(DataError) as error:
+        parsing.parse_files([path])
+    assert str(error.value) == f"{path}, line 2: {line.decode()!r} {problem}"
+
+
+@pytest.mark.parametrize("rest", [",5,2005-01-01", ""])
+def test_user_ids_of_twelve_digits_are_refused(parse, rest):
+    assert parse(f"1:\n99999999999{rest}\n100000000000{rest}\n".encode(), with_stars=bool(rest)) == (None, 3)
 
 
 @pytest.mark.parametrize("user_id", ["1", "12", "99999999999", "00000000000", "4294967296"])
