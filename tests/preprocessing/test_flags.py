@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import movielens_preprocess, netflix_preprocess, synthetic_netflix
+from preprocessing import command, movielens_preprocess, netflix_preprocess, synthetic_netflix
 
 FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 SPLITS = ("train", "validation", "test")
@@ -210,6 +210,16 @@ def test_a_latest_n_past_any_number_is_half_of_each_users_ratings_or_refused(mad
         assert test == latest_of_each(text.rows, 10**30)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(("flag", "most"), [("latest_n", 2_147_483_647), ("seed", 9_223_372_036_854_775_807)])
+def test_the_largest_whole_numbers_are_those_that_the_refusals_name(capsys, name, flag, most):
+    parse_args = COMMANDS[name].parse_args
+    assert getattr(parse_args(["--raw_dir", "raw", f"--{flag}", str(most)]), flag) == most
+    with pytest.raises(SystemExit, match="2"):
+        parse_args(["--raw_dir", "raw", f"--{flag}", str(most + 1)])
+    assert f"--{flag} must be " in capsys.readouterr().err
+
+
 # --- what is printed -------------------------------------------------------------------------------------------
 
 
@@ -241,6 +251,14 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
     assert elapsed_s <= measured_s + 0.05 and len(stars) / measured_s <= speed + 1
     assert len(stars) / (elapsed_s + 0.05) <= speed + 1
     assert written == f"written to {data_set.out_dir}; next: python main.py --data_dir {data_set.out_dir}"
+
+
+@pytest.mark.parametrize(("platform", "units_of_a_mib"), [("linux", 1024), ("darwin", 1_048_576)])
+def test_the_peak_memory_is_that_of_the_command_and_its_processes(made, monkeypatch, platform, units_of_a_mib):
+    peak_mib = {resource.RUSAGE_SELF: 4_000_000, resource.RUSAGE_CHILDREN: 30_000}
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_mib[who] * units_of_a_mib))
+    monkeypatch.setattr(command, "sys", SimpleNamespace(platform=platform))
+    assert made(MOVIELENS).printed[-2].endswith(" ratings/s, peak memory 4,030,000 MiB")
 
 
 def test_the_known_totals_are_the_published_ones_of_the_netflix_prize():

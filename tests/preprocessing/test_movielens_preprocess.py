@@ -56,7 +56,7 @@ def test_half_stars_are_kept_in_steps(preprocess, tmp_path):
 
 
 @pytest.mark.parametrize(("line", "number"), [("7\tx\t5\t1", 2), ("7\t2\t5.2\t1", 2), ("7\t2\t6\t1", 2), ("7\t2", 2),
-                                              ("7\t2\t0\t1", 2), ("7\t1\t5\t1", 2)])
+                                              ("7\t2\t0\t1", 2), ("7\t1\t5\t1", 2), ("7::2::5::1", 2)])
 def test_a_bad_line_is_named(preprocess, tmp_path, capsys, line, number):
     assert preprocess("u.data", "u.item", f"7\t1\t5\t881250949\n{line}\n9\t3\t4\t1\n") == 1
     error = capsys.readouterr().err

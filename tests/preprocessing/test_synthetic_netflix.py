@@ -138,6 +138,13 @@ def test_genre_and_year_of_the_truth_stand_in_the_titles(small):
         assert titles[movie_id][0] in (str(year), "NULL")
 
 
+def test_user_ids_are_as_far_apart_as_netflix_s(tmp_path):
+    """480,189 users have ids in 1..2,649,429."""
+    assert int(480_189 * synthetic_netflix.IDS_PER_USER) == 2_649_429
+    ids = generate(tmp_path, num_users=100, num_movies=1, num_ratings=100)["user_id"]
+    assert len(set(ids)) == 100 and ids.min() >= 1 and 500 < ids.max() <= 551  # 100 * 2,649,429 / 480,189
+
+
 def test_contiguous_ids_have_no_gaps(tmp_path):
     truth = generate(tmp_path, **SMALL, contiguous_ids=True)
     assert truth["movie_id"].tolist() == list(range(1, 61))
