@@ -410,14 +410,14 @@ def test_a_pair_rated_twice_is_found_among_many_ratings(kit, write_raw, refuse):
       "probe.txt": b"1:\n5\n2:\n9\n"}, "probe.txt, line 4: '9' is wrong: user 9 never rated movie 2")],
     ids=["twice", "never rated"])
 def test_a_wrong_pair_is_named_whichever_row_group_its_user_is_in(write_raw, run, tmp_path, monkeypatch, files, place):
-    monkeypatch.setattr(assembly, "GROUP_ROWS", 1)
+    monkeypatch.setattr(building, "GROUP_ROWS", 1)
     raw_dir = write_raw(files, titles=TITLES)
     assert f"{raw_dir / place}\n" in run(raw_dir, tmp_path / "out").err
 
 
 def test_a_pair_in_train_and_in_test_is_noticed_in_the_file_that_was_written(write_raw, run, tmp_path, monkeypatch):
     """A user's two ratings are of one movie, and whoever should have refused them lets them pass."""
-    monkeypatch.setattr(assembly, "_check_pairs", lambda *_: np.zeros(0, np.int64))
+    monkeypatch.setattr(building, "_check_pairs", lambda *_: np.zeros(0, np.int64))
     raw_dir = write_raw({"combined_data_1.txt": b"1:\n7,3,2005-01-01\n7,4,2005-01-02\n"}, titles=TITLES)
     result = run(raw_dir, tmp_path / "space" / "out")
     assert result.code == 1 and "train and test share a (user, movie) pair" in result.err
