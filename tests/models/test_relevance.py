@@ -96,6 +96,20 @@ def test_a_sample_of_all_movies_has_the_loss_and_gradients_of_no_sample(model):
 
 
 @torch.no_grad()
+def test_movies_of_a_sample_count_for_as_many_as_they_stand_for(model):
+    """Without tastes a movie's weight is that of its popularity over its probability: 2, 2 and 4. One of 4 is known, so
+    the movie that is liked has half of what is left, and counts twice. The other target is not in the sample."""
+    relevance, zero = model.relevance, torch.zeros(1, dtype=torch.int64)
+    relevance.history.zero_()
+    relevance.popularity.copy_(torch.tensor([1.0, 2, 2, 9, 9, 9, 9]).log())
+    probability = torch.tensor([0.5, 1, 0.5, 0.1, 0.1, 0.1, 0.1])
+    known = Context(zero, torch.tensor([2]), torch.tensor([3.0]), zero)
+    loss = relevance.loss(known, zero.repeat(2), torch.tensor([0, 6]), torch.tensor([5.0, 5.0]), 1, probability,
+                          torch.arange(7) < 3)
+    torch.testing.assert_close(loss, 2 * 0.75 / 2**0.5 * torch.tensor(2.0).log())
+
+
+@torch.no_grad()
 def test_sampled_movies_stand_for_those_left_out():
     """The normaliser of one user over samples has the mean of the full one: chances are taken back out."""
     torch.manual_seed(0)
