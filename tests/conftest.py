@@ -1,8 +1,10 @@
 """A small synthetic data set and a run trained on it, made once for all tests that need one."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -46,3 +48,22 @@ def run_dir(train: Callable[..., int], data_dir: Path, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("runs") / "trained"
     assert train(data_dir, folder, "--epochs", "12", "--batch_size", "16") == 0
     return folder
+
+
+@pytest.fixture
+def no_display() -> Iterator[None]:
+    """Matplotlib's backend is one that needs a display, as MPLBACKEND=tkagg asks for, and there is none."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    class FigureCanvas(FigureCanvasAgg):
+        def __init__(self, figure: object) -> None:
+            raise RuntimeError("no display")
+
+    before, module = matplotlib.get_backend(), ModuleType("needs_display")
+    module.FigureCanvas = FigureCanvas
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        matplotlib.use(f"module://{module.__name__}")
+        yield
+        matplotlib.use(before)

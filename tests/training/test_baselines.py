@@ -38,3 +38,9 @@ def test_biases_are_fitted_in_ten_rounds_of_which_the_movies_come_first():
             users[user] = (stars - stars.mean() - movies[pairs[:, 1]])[own].sum() / (own.sum() + 0.01)
     biases = fit_biases(train, 13, user_shrink=0.01, movie_shrink=0.01)
     np.testing.assert_allclose(np.concatenate([biases.user, biases.movie]), np.concatenate([users, movies]), atol=1e-5)
+
+
+def test_without_a_training_rating_nothing_is_known_of_anybody():
+    nothing = torch.zeros(0, dtype=torch.uint8)
+    biases = fit_biases(RatingTensors(torch.zeros(4, dtype=torch.int64), nothing.short(), nothing, nothing), 2)
+    assert biases.predict(torch.tensor([0, 2]), torch.tensor([1, 0])).tolist() == [0, 0]
