@@ -1,3 +1,4 @@
+import io
 import itertools
 import multiprocessing
 import os
@@ -6,16 +7,27 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 
 import main
+from models.checkpoint import load_model
 from preprocessing import netflix_preprocess, synthetic_netflix
-from training.distributed import Ranks
+from preprocessing.dataset import read_meta
+from training import relevance
+from training.batches import load_dataset
+from training.distributed import Ranks, leave
+from training.evaluation import predict_errors
+from training.relevance import fit_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120  # of every wait
@@ -159,6 +171,58 @@ def test_when_a_rank_is_killed_the_other_ends_with_one_sentence_and_the_run_goes
     assert load(tmp_path / "cut")["epoch"] == 1
     assert main.main([*flags, *FLAGS, "--resume"]) == 0
     assert_same_run(whole, load(tmp_path / "cut"))
+
+
+def in_threads(size: int, work: Callable[[Ranks], object], monkeypatch: pytest.MonkeyPatch) -> list:
+    """Return what the ranks of a run make of some work, each rank a thread of this process."""
+    sent, barrier = [()] * size, threading.Barrier(size, timeout=LIMIT_S)
+
+    def sum_(ranks: Ranks, *tensors: torch.Tensor) -> None:
+        sent[ranks.rank] = [tensor.clone() for tensor in tensors]
+        barrier.wait()
+        totals = [sum(parts) for parts in zip(*sent, strict=True)]
+        barrier.wait()
+        for tensor, total in zip(tensors, totals, strict=True):
+            tensor.copy_(total)
+
+    monkeypatch.setattr(Ranks, "sum_", sum_)
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, [Ranks(rank, size) for rank in range(size)]))
+
+
+@pytest.mark.parametrize("cells", [2**21, 91 * 40])  # of all 400 users, and of about 40
+def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, data_dir, run_dir, monkeypatch):
+    monkeypatch.setattr(relevance, "STACKING_CELLS", cells)
+
+    def measure(ranks: Ranks) -> tuple[list[float], list[float]]:
+        data = load_dataset(data_dir, ranks)
+        model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
+        first, last = ranks.user_range(data.users.offset)
+        fit_weights(model, data.train, data.validation, torch.arange(first, last), 1, data.last_day, ranks)
+        errors = predict_errors(model, data.train, data.validation, 1, ranks)
+        return [errors.count, errors.rmse, errors.mae], model.relevance.weights.tolist()
+
+    (errors, weights), *others = measure(Ranks()), *in_threads(2, measure, monkeypatch)
+    assert errors[0] == read_meta(data_dir)["split"]["num_validation"]
+    for other_errors, other_weights in others:
+        assert other_errors == pytest.approx(errors, rel=1e-6) and other_weights == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_a_process_ends_with_the_code_of_its_command_and_one_of_many_at_once(code, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        leave(code)
+    assert end.value.code == code
+    written = [io.BytesIO(), io.BytesIO()]
+    for name, file in zip(("stdout", "stderr"), written, strict=True):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file))
+        getattr(sys, name).write(name)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(os, "_exit", Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        leave(code)
+    os._exit.assert_called_once_with(code)
+    assert [file.getvalue() for file in written] == [b"stdout", b"stderr"]  # which such an end would lose
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
