@@ -1,0 +1,21 @@
+import torch
+
+from main import parse_args
+from training.batches import load_dataset
+from training.build import build_trainer
+from training.distributed import ALONE
+
+
+def test_the_first_weights_are_those_of_the_seed(data_dir):
+    data = load_dataset(data_dir)
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        args = parse_args(["--seed", str(seed), "--embedding_dim", "8", "--ensemble_size", "2", "--blend", "both"])
+        return build_trainer(args, data, torch.device("cpu"), ALONE).model.state_dict()
+
+    one, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    drawn = {f"{kind}_based.{name}" for kind in ("user", "item") for name in (
+        "user_embedding", "user_tower.hidden.weight", "movie_tower.hidden.weight", "movie_tower.embedding")}
+    assert drawn | {"relevance.history", "relevance.vectors"} <= {
+        name for name in one if not torch.equal(one[name], other[name])}
