@@ -237,12 +237,17 @@ def test_a_gpu_that_is_not_there_is_named(capsys, place, monkeypatch):
     assert "--device cuda, but this PyTorch finds no GPU; use --device cpu or auto" in capsys.readouterr().err
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+def test_each_process_works_on_a_gpu_of_its_own_and_more_processes_than_gpus_are_refused(monkeypatch):
+    used = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DataError, match="GPUs on this machine: 1, fewer than processes; start so many with --nproc"):
-        build.choose_device("auto", Ranks(1, 2, 1))
-    assert build.choose_device("cpu", Ranks(1, 2, 1)) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    for rank in (0, 1):
+        assert build.choose_device("auto", Ranks(rank, 3, rank)) == torch.device(f"cuda:{rank}")
+    with pytest.raises(DataError, match="GPUs on this machine: 2, fewer than processes; start so many with --nproc"):
+        build.choose_device("auto", Ranks(2, 3, 2))
+    assert build.choose_device("cpu", Ranks(2, 3, 2)) == torch.device("cpu")
+    assert used == [0, 1]
 
 
 def test_a_run_that_another_process_works_in_is_refused(capsys, place):
