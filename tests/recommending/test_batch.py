@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -150,6 +151,25 @@ def test_parts_of_something_else_are_not_mixed_in(recommender, run_dir, tmp_path
     (partial / "plan.json").write_text("{")
     with pytest.raises(DataError, match="begun with another data_set"):
         batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
+
+
+def test_a_damaged_part_is_named_and_made_again_once_it_is_removed(recommender, run_dir, small_parts, tmp_path,
+                                                                  monkeypatch):
+    """One bit of one number of stars: the file could be read as it is."""
+    batch.recommend_all(recommender, tmp_path / "whole", 6, run_dir / "best.pt")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch, "_join", Mock(side_effect=KeyboardInterrupt))  # when all parts are there
+        batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
+    part = sorted((tmp_path / ".recs.parts").glob("*.parquet"))[1]
+    stars, data = pq.ParquetFile(part).metadata.row_group(0).column(3), bytearray(part.read_bytes())
+    data[stars.data_page_offset + stars.total_compressed_size // 2] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{part} is damaged \(.*\); remove it and give the same command again"):
+        batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
+    assert not (tmp_path / "recs").exists()
+    part.unlink()
+    batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
+    assert lists_in(tmp_path / "recs") == lists_in(tmp_path / "whole")
 
 
 def test_two_at_once_and_an_output_that_exists_are_refused(recommender, run_dir, tmp_path):
