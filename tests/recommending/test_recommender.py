@@ -107,6 +107,7 @@ def test_unknown_movies_and_users_get_a_sentence(planted):
     assert not planted.has_user(5) and not planted.has_user(10**30)
 
 
-def test_a_title_finds_every_movie_of_that_name(planted):
+def test_a_title_finds_every_movie_of_that_name_whatever_the_blanks_around_it(planted):
+    planted.movies.title[1] = "\u3000HEAT "
     assert planted.movies_called(" heat ") == [10, 20]
     assert planted.movies_called("hea") == []
