@@ -4,10 +4,11 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from models.config import ModelConfig
@@ -18,7 +19,7 @@ from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
 from training.engine import Engine, Settings, halves, pieces
-from training.optimizer import TABLE_LR, lr_factor
+from training.optimizer import TABLE_LR, RowAdam, lr_factor
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
 COUNTS = [1, MOST, 0, 40, 7, 300, 2]  # ratings of each user
@@ -216,6 +217,33 @@ def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
         for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
             assert all(torch.equal(old[name], new[name]) for name in old)
     assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_LR)
+
+
+def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypatch):
+    """On the device `meta`, which stands for a GPU: what lies there has a shape alone."""
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Callable, types: object, args: tuple = (),
+                               kwargs: dict | None = None) -> object:
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple) else (made,):
+                if isinstance(tensor, torch.Tensor) and tensor.dim():
+                    on.setdefault(tensor.device.type, []).append(function)
+            return made
+
+    on: dict[str, list] = {}
+    monkeypatch.setattr(engine_module, "uniform", lambda seed, first, *_: torch.zeros_like(first).float())  # hashes
+    engine, meta = engine_of(planted_ratings([3, 0, 40])), torch.device("meta")
+    engine.model.to(meta)
+    engine.ratings, engine.optimizers = engine.ratings.to(meta), []  # which are PyTorch's own
+    engine.user_rows = RowAdam(engine.model.user_embedding, 0.001)
+    model, users, noise = engine.model, torch.arange(3, device=meta), torch.ones(2, NUM_MOVIES, 8, device=meta)
+    with Watch():
+        batch = batch_of(engine.ratings, users, total=43)
+        sums = engine.step(batch, 1, noise, 1.0)
+        vectors = model.user_vectors(model.movie_table(), model.user_embedding, batch.context(), 9)
+        scores = vectors @ model.movie_vectors(9).T
+    assert set(on) == {"meta"}, on
+    assert (sums.shape, scores.shape) == ((3,), (3, NUM_MOVIES))
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
