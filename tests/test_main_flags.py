@@ -4,6 +4,7 @@ Runs are on some 400 made-up half stars in MovieLens' layout, with a model of ei
 unless a test says otherwise. What the flags of training do to the tensors is in training/test_training_flags.py.
 """
 
+import argparse
 import contextlib
 import copy
 import csv
@@ -14,6 +15,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ import torch
 
 import main
 import rec
+from models import config
 from models.checkpoint import save_checkpoint
 from preprocessing import movielens_preprocess
 from training import report
@@ -170,6 +173,22 @@ def test_a_run_without_flags_has_the_defaults_that_the_help_states(half_stars, t
     flags = [f"--{name}={value}" for name, value in numbers.items()] + [f"--l2={l2}", "--batch_size=128"]
     again = Run(tmp_path / "again", [*flags, "--blend=user", "--device=cpu", f"--run_dir={tmp_path / 'again'}"], 2)
     assert same(again.models, {epoch: run.models[epoch] for epoch in (1, 2)})
+
+
+def test_a_field_with_a_help_text_is_a_flag_of_its_default_type_and_old_name(capsys):
+    @dataclass
+    class Made:
+        size: int = config.flag(3, "how large", old_name="length")
+        weight: float | None = config.flag(None, "how heavy (default: as it is)")
+        shape: str = "round"  # no flag
+
+    parser = argparse.ArgumentParser()
+    main.add_flags(parser, Made)
+    assert vars(parser.parse_args([])) == {"size": 3, "weight": None} and Made() == Made(3, None, "round")
+    assert vars(parser.parse_args(["--length", "5", "--weight", "1.5"])) == {"size": 5, "weight": 1.5}
+    said = " ".join(parser.format_help().split())
+    assert "--size I how large (default: 3)" in said and "--weight F how heavy (default: as it is)" in said
+    assert "length" not in said
 
 
 NOT_COUNTS, NOT_WEIGHTS = "0 -1 1.5 ten", "-0.1 nan inf x"
