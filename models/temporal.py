@@ -9,8 +9,10 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
+from models.ops.rating_pattern import row_starts
+
 PERIODS = 32  # of the data set's days, in each of which a movie has a bias of its own
-WINDOWS = (8, 64)  # days over which a user's recent bias is measured
+WINDOWS = (8, 64)  # days over which a user's recent bias is measured, powers of two
 
 
 class MovieBiasOverTime(nn.Module):
@@ -46,20 +48,29 @@ class RecentUserBias(nn.Module):
         """Return what is added to the scores of questions, float (T,).
 
         Args:
-            row, day: int64 (R,), user and day of the context ratings.
+            row, day: int64 (R,), user and day of the context ratings, by user and for each by day.
             residual: float (R,), of the context ratings, in units of score; no gradient is taken of it.
-            target_row, target_day: int64 (T,), user and day of the questions.
+            target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        last = day.new_zeros(num_users)
-        for rows, days in ((row, day), (target_row, target_day)):
-            last = last.scatter_reduce(0, rows, days, "amax")
-        means = []
-        for window, shrinkage in zip(WINDOWS, self.log_shrinkage.exp(), strict=True):
-            num_windows = -(-self.num_days // window)
-            known, asked = (rows * num_windows + (last.index_select(0, rows) - days) // window
-                            for rows, days in ((row, day), (target_row, target_day)))
-            total = residual.new_zeros(num_users * num_windows).index_add_(0, known, residual)
-            count = torch.zeros_like(total).index_add_(0, known, torch.ones_like(residual))
-            means.append(total.index_select(0, asked) / (count.index_select(0, asked) + shrinkage))
-        return torch.stack(means, 1) @ self.weight
+        last = torch.maximum(_last_days(row, day, num_users), _last_days(target_row, target_day, num_users))
+        age, target_age = (last.index_select(0, rows) - days for rows, days in ((row, day), (target_row, target_day)))
+        num_windows = -(-self.num_days // WINDOWS[-1]) * (WINDOWS[-1] // WINDOWS[0])  # of the shortest
+        cell = (age >> WINDOWS[0].bit_length() - 1) + row * num_windows
+        sums = residual.new_zeros(2, num_users * num_windows)  # of residuals, and their number
+        sums[0].index_add_(0, cell, residual)
+        sums[1].index_add_(0, cell, torch.ones_like(residual))
+        score = torch.zeros_like(target_day, dtype=residual.dtype)
+        for window, weight, shrinkage in zip(WINDOWS, self.weight, self.log_shrinkage.exp(), strict=True):
+            shorter = window // WINDOWS[0]  # windows that make one of these
+            total, count = sums.view(2, -1, shorter).sum(2).index_select(
+                1, (target_age >> window.bit_length() - 1) + target_row * (num_windows // shorter))
+            score = score + total / (count + shrinkage) * weight
+        return score
+
+
+def _last_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
+    """Return the last day of each user, int64 (B,), 0 without any; row and day int64 (R,) in order."""
+    end = row_starts(row, num_users)[1:]
+    before = torch.cat([day.new_zeros(1), day])  # of each rating the day before it
+    return before.index_select(0, end) * (row_starts(row, num_users).diff() > 0)

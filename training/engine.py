@@ -246,17 +246,19 @@ def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Bat
     if not both_ways:
         return batch.subset(in_context), batch.subset(~in_context)
 
-    def first_then_second(in_first: torch.Tensor) -> Batch:
-        before, count = in_first.cumsum(0), in_first.sum()  # nothing here makes the host wait for a GPU
-        every = torch.arange(len(in_first), device=in_first.device)
-        position = torch.where(in_first, before - 1, count + every - before)
-        order = torch.empty_like(every).scatter_(0, position, every)
+    if in_context.is_cuda:  # where the host need not learn how many are context
+        orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
+    else:
+        context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
+        orders = torch.cat([context, target]), torch.cat([target, context])
+
+    def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
         both = batch.subset(order)
         both.users = both.users.repeat(2)
-        both.row += len(batch.users) * (every >= count)
+        both.row += len(batch.users) * in_second.index_select(0, order)
         return both
 
-    return first_then_second(in_context), first_then_second(~in_context)
+    return one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
 
 
 def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:

@@ -44,6 +44,8 @@ def test_recent_biases_of_many_questions_equal_those_counted_one_by_one():
     row, target_row = torch.randint(6, (60,)), torch.randint(7, (40,))
     day, target_day = torch.randint(700, (60,)), torch.randint(900, (40,))
     target_row, target_day = torch.cat([target_row, target_row[-3:]]), torch.cat([target_day, target_day[-3:]])  # twice
+    key, target_key = (row * 1000 + day).sort().values, (target_row * 1000 + target_day).sort().values
+    row, day, target_row, target_day = key // 1000, key % 1000, target_key // 1000, target_key % 1000
     residual = torch.randn(60, dtype=torch.float64)
     biases = recent(row, day, residual, target_row, target_day, 7)
     for user, asked, found in zip(target_row.tolist(), target_day.tolist(), biases, strict=True):
