@@ -24,6 +24,7 @@ MOVIES_PER_TILE = 1024  # of one product of matrices: so many scores stay in the
 MOST_KEPT = 100  # a longer list is cut from a sort of all scores
 RIDGE = 1e-6  # fraction of the mean square that coordinates have at least, where no user of the sample has any
 ROUNDING = 2**-23  # of |p| |q|, per coordinate: what two ways to sum a product may differ by
+STRIPS = 256  # that one person's scores are cut into; their highest scores are looked at first
 LOWEST = np.finfo(np.float32).min
 
 
@@ -73,12 +74,17 @@ def only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def best_of(scores: np.ndarray, top_n: int) -> np.ndarray:
     """Return the positions of the highest scores, best first, int64 (N,), N <= top_n.
 
+    Only those at least as high as the top_n-th highest maximum of a strip are sorted: at least top_n are that high.
+
     Args:
         scores: float32 (M,); equal ones keep the order of the index, and neither -inf nor NaN is among the best.
     """
-    found = np.flatnonzero(scores >= LOWEST)
-    if 0 < top_n < len(found):
-        found = found[scores[found] >= np.partition(scores[found], -top_n)[-top_n]]
+    lowest = LOWEST
+    if 0 < top_n <= STRIPS:
+        strips = scores[:len(scores) // STRIPS * STRIPS].reshape(-1, STRIPS)  # each a column
+        highest = np.fmax.reduce(strips, initial=-np.inf)  # what is not a number is passed over
+        lowest = max(lowest, np.partition(highest, -top_n)[-top_n])
+    found = np.flatnonzero(scores >= lowest)
     return found[(-scores[found]).argsort(kind="stable")[:top_n]]
 
 
