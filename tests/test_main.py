@@ -224,3 +224,16 @@ def test_a_run_on_a_gpu_is_that_of_a_cpu_and_can_be_resumed_and_asked(train, dat
     assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(tmp_path / "cuda"), "--user_id", user_id,
                      "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["recommendations"]) == 10
+
+
+def test_old_names_of_flags_and_parts_mean_the_new_ones_and_are_not_in_the_help(capsys):
+    old = ("--num_heads 2 --film_noise 0.1 --penalty 1 --film_prior 2 --drift_prior 3 --sides user "
+           "--without solved_history,drift,mood")
+    new = ("--ensemble_size 2 --movie_noise 0.1 --l2 1 --movie_l2 2 --time_l2 3 --blend user "
+           "--without fold_in,movie_bias_over_time,recent_user_bias")
+    assert main.parse_args(old.split()) == main.parse_args(new.split()) != main.parse_args([])
+    with pytest.raises(SystemExit):
+        main.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in new.split() if name.startswith("--"))
+    assert not any(name in shown for name in old.split() if name.startswith("--") and name != "--without")
