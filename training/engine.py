@@ -246,7 +246,7 @@ def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Bat
     if not both_ways:
         return batch.subset(in_context), batch.subset(~in_context)
 
-    if in_context.is_cuda:  # where the host need not learn how many are context
+    if in_context.device.type != "cpu":  # where the host need not learn how many are context
         orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
     else:
         context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
