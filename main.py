@@ -184,6 +184,7 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         resume(args, trainer, fingerprint, device)
     elif ranks.is_main:
         print(f"up to {trainer.num_epochs} epochs, {trainer.engines[0].batch_size:,} users a step", flush=True)
+    done = len(trainer.metrics)
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue
@@ -196,6 +197,8 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
+    if ranks.is_main and args.resume and len(trainer.metrics) == done:
+        print(f"nothing was left to train after epoch {done}; to train longer, start anew with other flags", flush=True)
     return trainer.metrics
 
 

@@ -2,8 +2,8 @@
 
 examples:
   python rec.py --user_id 1488844 --year_from 1990 --explain
-  python rec.py --rate "571:5,1905:4,30:1"            for somebody new
-  python rec.py --similar_to 571 --min_ratings 1000
+  python rec.py --rate "The Matrix:5,Heat (1995):4,30:1"          for somebody new
+  python rec.py --similar_to "The Matrix" --min_ratings 1000
 
 Without flags it recommends for a user of the data set, chosen by its seed.
 Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from preprocessing.dataset import exit_code
 from recommending.formatting import WIDTH, as_json, as_json_object, as_table, count, fit
-from recommending.ratings_input import parse_ratings, read_ratings
+from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
 EVERYBODY = (["--all_users"], ["--export_vectors"])  # modes that take no other flag
@@ -51,12 +51,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=WIDTH))
     add = parser.add_argument_group("flags").add_argument
     add("--user_id", type=int, metavar="ID", help="user of the data set (default: chosen by its seed)")
-    add("--rate", type=typed_ratings, metavar='"ID:STARS,..."', help="ratings by movie_id, alone or of --user_id too")
-    add("--ratings_file", type=Path, metavar="FILE", help="the same from CSV: movie_id,stars or title,stars")
+    add("--rate", type=typed_ratings, metavar='"MOVIE:STARS,..."',
+        help="ratings by title or movie_id, alone or of --user_id too")
+    add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd, IMDb export")
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
-    add("--similar_to", type=int, metavar="MOVIE_ID", help="list the movies most like this one")
+    add("--similar_to", metavar="MOVIE", help="list the movies most like this one: a title or movie_id")
     add("--all_users", action="store_true", help="write everybody's list to --out")
-    add("--out", type=Path, metavar="FILE", help="parquet file that --all_users writes")
+    add("--out", type=Path, metavar="FILE", help="file that --all_users writes: .parquet or .csv")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     add("--map", type=Path, metavar="FILE", help="draw the movie vectors: map.png, .pdf or .svg")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
@@ -110,7 +111,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
 
 
-def typed_ratings(text: str) -> dict[int, float]:
+def typed_ratings(text: str) -> list[tuple[str, float]]:
     """Read the value of --rate."""
     try:
         return parse_ratings(text)
@@ -136,13 +137,13 @@ def run(args: argparse.Namespace) -> None:
 
 def list_similar(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
     """Print the movies nearest to one."""
-    rows = recommender.similar(args.similar_to, args.top_n, filters)
-    movie = recommender.movie_idx_of(args.similar_to)
+    movie_id = recommender.movie_id_of(args.similar_to)
+    rows = recommender.similar(movie_id, args.top_n, filters)
+    movie = recommender.movie_idx_of(movie_id)
     if not recommender.movies.num_train_ratings[movie]:
-        print(f"movie {args.similar_to} has no training ratings: only its features say what it is like",
-              file=sys.stderr)
+        print(f"movie {movie_id} has no training ratings: only its features say what it is like", file=sys.stderr)
     title = fit(recommender.movies.title[movie], 50, sys.stdout.encoding).rstrip()
-    show(args, recommender, rows, "similar", f"like movie {args.similar_to}, {title}")
+    show(args, recommender, rows, "similar", f"like movie {movie_id}, {title}", movie_id=movie_id)
 
 
 def list_for_person(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
@@ -166,8 +167,10 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
 
 def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:
     """Return the ratings of the person asked for; None if nothing is known of them and --fallback lets that pass."""
-    given = {} if args.ratings_file is None else read_ratings(args.ratings_file, recommender)
-    given.update(args.rate or {})
+    own = OwnRatings() if args.ratings_file is None else read_ratings(args.ratings_file, recommender)
+    for remark in own.remarks:
+        print(remark, file=sys.stderr)
+    given = own.stars | find_rated(recommender, args.rate or [])
     if args.user_id is not None and args.fallback and not recommender.has_user(args.user_id):
         instead = "the ratings given are all that is known" if given else "listing popular movies instead"
         print(f"user_id {args.user_id} is not in the data set: {instead}", file=sys.stderr)
@@ -179,10 +182,10 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
 
 
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,
-         user_id: int | None = None, ranked_by: str | None = None) -> None:
+         user_id: int | None = None, ranked_by: str | None = None, movie_id: int | None = None) -> None:
     """Print a list."""
     if args.json:
-        print(as_json(kind, rows, user_id, args.similar_to, ranked_by))
+        print(as_json(kind, rows, user_id, movie_id, ranked_by))
         return
     print(heading)
     if rows:

@@ -1,4 +1,4 @@
-"""Read movie_titles.csv: lines `MovieID,Year,Title` without quoting, in latin-1 or UTF-8."""
+"""Read movie_titles.csv: lines `MovieID,Year,Title` without quoting, in whatever encoding."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.dataset import DataError
+from preprocessing.dataset.tables import decode
 
 
 @dataclass
@@ -24,8 +25,7 @@ def read_titles(path: Path) -> Titles:
         DataError: a line without three fields, an id or a year that is no number, an id twice; with its line number.
     """
     rows: dict[int, tuple[int, str]] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        line = line.removesuffix("\r")
+    for number, line in enumerate(decode(path.read_bytes()).split("\n"), start=1):
         if not line.strip():
             continue
         movie_id, _, rest = line.partition(",")
@@ -46,15 +46,6 @@ def read_titles(path: Path) -> Titles:
         rows[int(movie_id)] = int(float(year.strip())) if _is_year(year) else 0, title
     ids = sorted(rows)
     return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
-
-
-def read_text(path: Path) -> str:
-    """Read a file as UTF-8 if it is valid UTF-8, else as latin-1, as the originals are."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
 
 
 def is_movie_id(text: str) -> bool:

@@ -1,6 +1,7 @@
-"""Everybody at once: the lists of all users of a data set as one parquet file, and all vectors as arrays.
+"""Everybody at once: the lists of all users of a data set as one file, and all vectors as arrays.
 
-    rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them)
+    rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them);
+                                             --out recs.csv has the same columns as text
     rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
 
 A thread takes a row group of the ratings, makes its users' vectors and finds their best movies (top_k.py). The lists of
@@ -22,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pyarrow import csv
 from tqdm import tqdm
 
 from models.blend import STANDARD_ERRORS
@@ -224,13 +226,19 @@ def _check_plan(folder: Path, plan: dict) -> None:
 
 
 def _join(parts: list[Path], out: Path) -> None:
-    """Copy the parts into one file, a row group each, and put it in its place."""
-    with replaced(out) as partial, pq.ParquetWriter(partial, pq.read_schema(parts[0]), **PARQUET) as writer:
+    """Copy the parts into one file, and put it in its place."""
+    schema, as_csv = pq.read_schema(parts[0]), out.suffix.lower() == ".csv"
+    with replaced(out) as partial, (
+            csv.CSVWriter(partial, schema, write_options=csv.WriteOptions(quoting_style="none")) if as_csv
+            else pq.ParquetWriter(partial, schema, **PARQUET)) as writer:
         for part in parts:
             try:
                 table = pq.ParquetFile(part, page_checksum_verification=True).read()
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
                                 "again") from None
-            writer.write_table(table, row_group_size=max(len(table), 1))
+            if as_csv:
+                writer.write_table(table)
+            else:
+                writer.write_table(table, row_group_size=max(len(table), 1))
     sync(out.absolute().parent)

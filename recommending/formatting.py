@@ -39,6 +39,7 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
     """
     drawn = highest <= 5 and _can_show("★½", encoding)
     columns = {"rank": [str(row.rank) for row in recommendations],
+               "id": [str(row.movie_id) for row in recommendations],
                "year": [str(row.year or "-") for row in recommendations],
                "ratings": [f"{row.num_ratings:,}" for row in recommendations]}
     if any(row.rated is not None for row in recommendations):
@@ -51,8 +52,8 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
                for name, cells in columns.items()}
     width = WIDTH - sum(len(cells[0]) + 2 for cells in columns.values()) - 6 * drawn
     titles = ["title", *(row.title for row in recommendations)]
-    lines = ["  ".join([rank, fit(title, width, encoding), *cells])
-             for title, rank, *cells in zip(titles, *columns.values(), strict=True)]
+    lines = ["  ".join([rank, movie_id, fit(title, width, encoding), *cells])
+             for title, rank, movie_id, *cells in zip(titles, *columns.values(), strict=True)]
     text = lines[:1]
     for line, row in zip(lines[1:], recommendations, strict=True):
         text.append(f"{line} {draw_stars(row.stars)}" if drawn and row.stars is not None else line)

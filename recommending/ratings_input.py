@@ -1,105 +1,128 @@
-"""Ratings that a person gives: typed as "MOVIE_ID:STARS,...", or in a file.
+"""Ratings that a person gives: typed as "MOVIE:STARS,...", or in a file.
 
-    movie_id,stars
-    571,5
-    "Good, the Bad and the Ugly, The",4.5
+    title,year,stars                a header names the columns, in any order; others are passed over
+    "Good, the Bad and the Ugly, The",1966,4.5
 
-Such a file is CSV in UTF-8 or latin-1; the first line may be left out, and a title may stand for the movie_id.
+Exports of Letterboxd, IMDb, Netflix and MovieLens are such files, and so is a list of "movie_id,stars" or "title,stars"
+without a header. See preprocessing/dataset/tables.py for separators and encodings, movie_finder.py for titles.
 """
 
-import csv
-import io
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocessing.dataset import DataError
+from preprocessing.dataset.tables import number_of, read_table
 from recommending.recommender import Recommender
 
-HEADER = {"movie_id", "movieid", "movie", "id", "title"}  # what the first field of a header line may be
-MAX_CHOICES = 10
+TITLE = ("title", "titlename", "name", "movietitle", "movie", "film")
+COLUMNS = {  # names that a header may have for a column, the best first
+    "movie_id": ("movieid", "itemid", "id"),
+    "title": TITLE,
+    "year": ("year", "releaseyear"),
+    "stars": ("stars", "yourrating", "starvalue", "rating", "score", "myrating"),
+}
+COUNTS_TO_TEN = ("Your Rating",)  # IMDb's; halved where the data set's scale ends at 5
+MOST_LISTED = 5  # rows that could not be used
 
 
-def parse_ratings(text: str) -> dict[int, float]:
-    """Read "MOVIE_ID:STARS,..." into {movie_id: stars}.
+@dataclass
+class OwnRatings:
+    """What a file of somebody's ratings says."""
+
+    stars: dict[int, float] = field(default_factory=dict)  # by movie_id
+    remarks: list[str] = field(default_factory=list)  # sentences on rows that are left out
+
+
+def parse_ratings(text: str) -> list[tuple[str, float]]:
+    """Read "MOVIE:STARS,..." into (movie, stars); a movie is an id or a title, which may hold commas and colons.
 
     Raises:
-        ValueError: a part is not of this form, or a movie is there twice.
+        ValueError: a part is not of this form.
     """
-    ratings: dict[int, float] = {}
-    for part in text.split(","):
-        movie_id, _, stars = part.partition(":")
-        try:
-            key, value = int(movie_id), float(stars)
-        except ValueError:
-            raise ValueError(f"{part!r} is not MOVIE_ID:STARS") from None
-        if key in ratings:
-            raise ValueError(f"movie_id {key} is rated twice")
-        ratings[key] = value
+    ratings, position = [], 0
+    for found in re.finditer(r"\s*([^:,](?:.*?\S)?)\s*:\s*(\d+(?:\.\d+)?)\s*(?:,|$)", text):
+        if found.start() != position:
+            break
+        ratings.append((found[1], float(found[2])))
+        position = found.end()
+    if position != len(text) or not ratings:
+        raise ValueError(f"{text[position:][:60]!r} is not MOVIE:STARS")
     return ratings
 
 
-def read_ratings(path: Path, recommender: Recommender) -> dict[int, float]:
-    """Read a file of lines `movie_id,stars` or `title,stars` into {movie_id: stars}.
-
-    A first field of digits is a movie_id, anything else a title, compared without upper and lower case.
+def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> dict[int, float]:
+    """Return typed ratings by movie_id.
 
     Raises:
-        DataError: with file and line: a line of another form, an unknown movie, a title of several movies (they are
-            listed), stars outside the scale, a movie twice; without a line: no rating in it.
+        DataError: a movie that is not found or not the only one, one twice, or stars outside the scale.
+    """
+    stars: dict[int, float] = {}
+    for text, given in ratings:
+        movie_id = recommender.movie_id_of(text)
+        if movie_id in stars:
+            raise DataError(f"movie_id {movie_id} is rated twice")
+        stars[movie_id] = given
+    recommender.history_from(stars)
+    return stars
+
+
+def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
+    """Read a file of somebody's ratings.
+
+    Rows without stars, and movies that are not found or not told apart, are left out and listed in the remarks.
+
+    Raises:
+        DataError: with file and line: stars that are no number or outside the scale, a movie twice; a header without a
+            column of movies or of stars; no rating at all that could be used.
         OSError: the file cannot be read.
     """
-    ratings: dict[int, float] = {}
+    columns = read_table(path, COLUMNS, ("title", "stars"), lambda fields: len(fields) == 2 and _is_number(fields[1]))
+    frame, own = columns.frame, OwnRatings()
+    for missing, asked in ((not {"title", "movie_id"} & set(frame), "movies (title or movie_id)"),
+                           ("stars" not in frame, "stars (stars or rating)")):
+        if missing:
+            raise DataError(f"{path} has no column of {asked}; found: {', '.join(columns.named.values()) or 'one'}")
+    scale = recommender.meta["stars_range"][1] / 10 if columns.named.get("stars") in COUNTS_TO_TEN else 1.0
     line_of: dict[int, int] = {}
-    for line, fields in _rows(path):
+    empty, unknown = [], []
+    for line, row in zip(frame.index.tolist(), frame.to_dict("records"), strict=True):
         where = f"{path}, line {line}"
-        if len(fields) != 2:
-            raise DataError(f"{where}: {','.join(fields)[:60]!r} is not movie_id,stars or title,stars "
-                            "(a title that holds a comma stands in double quotes)")
-        name, stars = fields[0].strip(), fields[1].strip()
+        name = row.get("movie_id") or row.get("title", "")
+        if not row["stars"]:
+            empty.append(str(line))
+            continue
         try:
-            movie_id = int(name) if name.isdecimal() else _id_of_title(name, recommender)
-            recommender.history_from({movie_id: float(stars)})
+            stars = number_of(row["stars"]) * scale
+            movie_id = recommender.movie_id_of(name, int(row["year"]) if row.get("year", "").isdigit() else None)
+        except ValueError:
+            raise DataError(f"{where}: {row['stars'][:60]!r} is no number of stars") from None
+        except DataError as error:
+            unknown.append(f"{where}: {error}")
+            continue
+        try:
+            recommender.history_from({movie_id: stars})
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        except ValueError:
-            raise DataError(f"{where}: {stars[:60]!r} is no number of stars") from None
-        if movie_id in ratings:
+        if movie_id in own.stars:
             raise DataError(f"{where}: movie_id {movie_id} is rated already in line {line_of[movie_id]}")
-        ratings[movie_id], line_of[movie_id] = float(stars), line
-    if not ratings:
-        raise DataError(f"{path} holds no ratings; write lines of movie_id,stars into it")
-    return ratings
+        own.stars[movie_id], line_of[movie_id] = stars, line
+    if unknown and not own.stars:
+        raise DataError("; ".join(unknown[:MOST_LISTED]))
+    if not own.stars:
+        raise DataError(f"{path} holds no ratings; write lines of movie_id,stars or title,stars into it")
+    if empty:
+        own.remarks.append(f"{path}: left out for want of stars: line{'' if len(empty) == 1 else 's'} "
+                           f"{', '.join(empty[:MOST_LISTED])}{' ..' if len(empty) > MOST_LISTED else ''}")
+    if unknown:
+        own.remarks.append(f"{path}: {len(own.stars):,} movies found, {len(unknown):,} left out:")
+        own.remarks += [f"  {sentence}" for sentence in unknown]
+    return own
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return line number and fields of each row but the header and empty ones."""
-    data = path.read_bytes()
+def _is_number(text: str) -> bool:
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    rows: list[tuple[int, list[str]]] = []
-    reader = csv.reader(io.StringIO(text, newline=None), strict=True, skipinitialspace=True)  # any kind of line end
-    try:
-        for fields in reader:
-            is_header = (reader.line_num == 1 and len(fields) > 1 and fields[0].strip().casefold() in HEADER
-                         and not fields[1].strip()[:1].isdecimal())
-            if any(field.strip() for field in fields) and not is_header:
-                rows.append((reader.line_num, fields))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-    return rows
-
-
-def _id_of_title(title: str, recommender: Recommender) -> int:
-    """Return the movie_id of the one movie of a title."""
-    ids = recommender.movies_called(title)
-    if not ids:
-        raise DataError(f"no movie is called {title[:60]!r}; look for its movie_id with: "
-                        "python rec.py --include_seen --title PART_OF_IT")
-    if len(ids) > 1:
-        choices = [f"{movie_id} ({recommender.movies.year[recommender.movie_idx_of(movie_id)] or 'year unknown'})"
-                   for movie_id in ids]
-        more = f" and {len(ids) - MAX_CHOICES} more" if len(ids) > MAX_CHOICES else ""
-        raise DataError(f"{len(ids)} movies are called {title[:60]!r}; give the movie_id of one: "
-                        f"{', '.join(choices[:MAX_CHOICES])}{more}")
-    return ids[0]
+        number_of(text)
+    except ValueError:
+        return False
+    return True

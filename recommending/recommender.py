@@ -10,7 +10,6 @@ may be listed; every list is made of `Recommendation`.
 """
 
 import datetime
-import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from models.checkpoint import load_model
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
+from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
 from recommending.top_k import BestMovies, best_of, only
 
@@ -188,9 +188,9 @@ class Recommender:
             raise DataError(f"movie_id {movie_id} is not in the data set")
         return movie_idx
 
-    def movies_called(self, title: str) -> list[int]:
-        """Return the movie_id of every movie of exactly this title; upper and lower case are the same."""
-        return self._ids_of_title.get(_fold(title.strip()), [])
+    def movie_id_of(self, text: str, year: int | None = None) -> int:
+        """Return the id of a movie that somebody names by id or title; raises as `MovieFinder.find`."""
+        return int(self.movies.movie_id[self._finder.find(text, year)])
 
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
@@ -296,12 +296,9 @@ class Recommender:
         return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._movie_table))
 
     @cached_property
-    def _ids_of_title(self) -> dict[str, list[int]]:
-        """The movie_id of every movie of a title; made when first asked for."""
-        ids: dict[str, list[int]] = {}
-        for movie_id, title in zip(self.movies.movie_id.tolist(), self.movies.title, strict=True):
-            ids.setdefault(_fold(title.strip()), []).append(movie_id)
-        return ids
+    def _finder(self) -> MovieFinder:
+        """Looks titles up; made when first asked for."""
+        return MovieFinder(self.movies)
 
     def _allowed(self, filters: Filters | None, history: History | None) -> np.ndarray:
         """Return which movies may be listed, bool (M,)."""
@@ -312,8 +309,8 @@ class Recommender:
         if filters.year_to is not None:
             allowed &= (movies.year > 0) & (movies.year <= filters.year_to)
         if filters.title:
-            text = _fold(filters.title)
-            allowed &= np.array([text in _fold(title) for title in movies.title])
+            text = fold(filters.title)
+            allowed &= np.array([text in fold(title) for title in movies.title])
         if history is not None and not filters.include_seen:
             allowed[history.movie_idx.numpy()] = False
         return allowed
@@ -338,8 +335,3 @@ def _context(history: History) -> Context:
 def _user_idx(history: History) -> torch.Tensor | None:
     """Return the index of a user of the data set, int64 (1,)."""
     return None if history.user_idx is None else torch.tensor([history.user_idx])
-
-
-def _fold(text: str) -> str:
-    """Return a text as titles are compared: without case, and however its accents are encoded."""
-    return unicodedata.normalize("NFKC", text).casefold()
