@@ -147,7 +147,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     metrics = [] if args.eval_only else train(args, data, device, ranks)
     wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
-    if wants_refit and sizes["num_validation"] and not args.eval_only:
+    if wants_refit and sizes["num_validation"] and not args.eval_only and not (
+            args.resume and load_checkpoint(best, fingerprint)["refit"]):  # a finished run
         refit(args, device, ranks)
     if not ranks.is_main:
         return
@@ -184,7 +185,6 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         resume(args, trainer, fingerprint, device)
     elif ranks.is_main:
         print(f"up to {trainer.num_epochs} epochs, {trainer.engines[0].batch_size:,} users a step", flush=True)
-    done = len(trainer.metrics)
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue
@@ -197,8 +197,6 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
-    if ranks.is_main and args.resume and len(trainer.metrics) == done:
-        print(f"nothing was left to train after epoch {done}; to train longer, start anew with other flags", flush=True)
     return trainer.metrics
 
 
@@ -225,7 +223,10 @@ def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device:
         raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
     if trainer.ranks.is_main:
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
-        print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
+        if trainer.is_finished:
+            print(f"nothing was left to train: all of the run's {checkpoint['epoch']} epochs are done", flush=True)
+        else:
+            print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:

@@ -2,7 +2,7 @@
 
 examples:
   python rec.py --user_id 1488844 --year_from 1990 --explain
-  python rec.py --rate "The Matrix:5,Heat (1995):4,30:1"          for somebody new
+  python rec.py --rate "The Matrix:5,Heat (1995):4,30:1"      for somebody new
   python rec.py --similar_to "The Matrix" --min_ratings 1000
 
 Without flags it recommends for a user of the data set, chosen by its seed.
@@ -22,6 +22,7 @@ from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, re
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
 EVERYBODY = (["--all_users"], ["--export_vectors"])  # modes that take no other flag
+LIST_FORMATS = (".parquet", ".csv", "")
 MAP_FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -53,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--user_id", type=int, metavar="ID", help="user of the data set (default: chosen by its seed)")
     add("--rate", type=typed_ratings, metavar='"MOVIE:STARS,..."',
         help="ratings by title or movie_id, alone or of --user_id too")
-    add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd, IMDb export")
+    add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd's export")
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
     add("--similar_to", metavar="MOVIE", help="list the movies most like this one: a title or movie_id")
     add("--all_users", action="store_true", help="write everybody's list to --out")
@@ -91,7 +92,9 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.fallback and args.user_id is None:
         parser.error("--fallback is for an unknown user: name one with --user_id")
     if args.all_users != (args.out is not None):
-        parser.error("--all_users and --out FILE.parquet go together")
+        parser.error("--all_users and --out FILE go together")
+    if args.out is not None and args.out.suffix.lower() not in LIST_FORMATS:
+        parser.error(f"--out {args.out} must end in .parquet or .csv")
     modes = {"--all_users": args.all_users or None, "--export_vectors": args.export_vectors,
              "--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
              "--ratings_file": args.ratings_file, "--rank_by": args.rank_by, "--explain": args.explain or None,

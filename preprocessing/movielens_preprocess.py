@@ -10,11 +10,11 @@ Half stars are kept: stars are then stored in steps of 0.5, and meta.json says s
 """
 
 import argparse
-import codecs
 import itertools
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,30 +32,44 @@ from pyarrow import csv
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.dataset.tables import (
-    PLAIN_TEXT,
+    Layout,
+    Names,
     decode,
-    header_positions,
-    number_of,
+    encoding_of,
+    layout_of,
+    named_positions,
     read_table,
-    sniff,
     split_line,
 )
 from preprocessing.lines import DAY_ZERO
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import Titles, is_movie_id
 
+NO_TIME = np.iinfo(np.int64).min
 CANONICAL = ("u1", "u2", "u3", "u4", "u5")
-HEAD_BYTES = 1 << 16  # of a rating file, by which its form is found
+HEAD_BYTES = 1 << 16  # of a rating file, by which its layout is found
 EARLIEST_S, LATEST_S = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds since 1970
-TIME_FORMS = [csv.ISO8601, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]
-COLUMNS = {  # names that a header may have for a column, in the form of `plain_name`
-    "user_id": ("userid", "user", "uid", "reviewerid"),
-    "movie_id": ("movieid", "itemid", "movie", "item", "mid", "filmid"),
-    "stars": ("rating", "stars", "score", "ratingvalue"),
-    "time": ("timestamp", "time", "tstamp", "datetime", "date", "ratedat"),
+UNITS = {1: "seconds", 10**3: "thousandths of a second", 10**6: "millionths of a second",
+         10**9: "billionths of a second"}
+NEEDED = ("user_id", "movie_id", "stars")
+COLUMNS: Names = {  # in the order of a file without header
+    "user_id": ("userid", "user", "uid", "customerid", "reviewerid", "memberid", "profileid"),
+    "movie_id": ("movieid", "itemid", "movie", "item", "mid", "filmid", "film", "titleid"),
+    "stars": ("rating", "stars", "score", "ratingvalue", "userrating"),
+    "time": ("timestamp", "time", "tstamp", "datetime", "date", "ratedat", "unixtime", "ratingdate", "ratingtimestamp"),
 }
-TITLE_COLUMNS = {"movie_id": ("movieid", "itemid", "id", "mid", "filmid"),
-                 "title": ("title", "movietitle", "name", "movie", "film")}
+TITLE_COLUMNS: Names = {
+    "movie_id": ("movieid", "itemid", "mid", "filmid", "titleid", "id"),
+    "title": ("title", "movietitle", "filmtitle", "primarytitle", "name", "movie", "film", "moviename"),
+    "year": ("year", "releaseyear", "yearofrelease", "startyear", "releasedate"),
+}
+TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by the rating file's end
+TIMES = {  # what pyarrow's reader makes of a text itself
+    r"\d{1,18}": pa.int64(), r"\d{1,18}\.\d*": pa.float64(),
+    r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?": pa.timestamp("s"),
+}
+DATE = r"^(?P<first>\d{1,4})[-/.](?P<second>\d{1,2})[-/.](?P<third>\d{1,4})(?:[ T,].*)?$"
+YEAR = re.compile(r"\s*\(\s*((?:1[89]|20)\d\d)\s*(?:[-/\u2010-\u2015]\s*(?:\d{0,4}|[IVX]+|present)\s*)?\)+")
 _UNIX_EPOCH = int((np.datetime64("1970-01-01") - DAY_ZERO).astype(int))
 
 
@@ -143,7 +157,7 @@ def find_files(raw_dir: Path, split: str) -> tuple[list[Path], Path]:
     if missing or not rating_files:
         raise DataError(f"{missing[0] if missing else raw_dir / 'u.data, ratings.dat or ratings.csv'} not found; name "
                         "the folder of the MovieLens files with --raw_dir")
-    names = {".dat": ["movies.dat"], ".csv": ["movies.csv", "movie.csv"]}.get(rating_files[0].suffix, ["u.item"])
+    names = TITLE_FILES[rating_files[0].suffix] if rating_files[0].suffix in TITLE_FILES else TITLE_FILES[""]
     found = [raw_dir / name for name in names if (raw_dir / name).exists()]
     if not found:
         raise DataError(f"{raw_dir / names[0]} not found; it comes with {rating_files[0].name}")
@@ -154,131 +168,194 @@ def read_ratings(path: Path) -> RawRatings:
     """Read a rating file: columns of user, movie, stars and, where it is there, the time, by the names of its header;
     without a header in this order.
 
+    pyarrow reads it as numbers, as they mostly are; where it cannot, as text, of which numbers and times are made.
+
     Raises:
         DataError: a header without one of the first three (its names are listed); a line that is no rating, stars that
             are no half star from 0.5 to 5, or a time that nobody could have meant; with its line number.
     """
     form = form_of(path)
-    text = form.text.replace(b"::", b"\t") if form.separator == "::" else form.text
-    delimiter = "\t" if form.separator == "::" else form.separator
-    names = [f"column {position}" for position in range(form.num_fields)]
-    wanted = {column: names[position] for column, position in form.positions.items()}
-    types = {wanted["user_id"]: pa.int64(), wanted["movie_id"]: pa.int64(),
-             wanted["stars"]: pa.string() if form.decimal_comma else pa.float64()}
-    if "time" in wanted:
-        types[wanted["time"]] = form.time_type
-    try:
-        table = csv.read_csv(
-            pa.BufferReader(text), csv.ReadOptions(column_names=names, skip_rows=form.has_header),
-            csv.ParseOptions(delimiter=delimiter, quote_char=False if form.separator in PLAIN_TEXT else '"'),
-            csv.ConvertOptions(column_types=types, include_columns=list(wanted.values()), null_values=[""],
-                               strings_can_be_null=True, timestamp_parsers=TIME_FORMS))
-        if form.decimal_comma:
-            position = table.column_names.index(wanted["stars"])
-            point = pc.replace_substring(table[wanted["stars"]], ",", ".")
-            table = table.set_column(position, wanted["stars"], pc.cast(point, pa.float64()))
-    except pa.ArrowInvalid:
-        raise _bad_line(path, form) from None
-    if any(table[name].null_count for name in wanted.values()):
-        raise _bad_line(path, form)
-    columns = {column: table[name].to_numpy() for column, name in wanted.items()}
-    stars, movie_id = columns["stars"], columns["movie_id"]
-    sound = (stars >= 0.5) & (stars <= 5) & (stars * 2 % 1 == 0) & (movie_id >= 0) & (movie_id < 2**31)
-    if not (sound & (columns["user_id"] >= 0)).all():
-        raise _bad_line(path, form)
-    seconds = _seconds(columns.pop("time")) if "time" in columns else np.zeros(len(table), np.int64)
-    if seconds is None:
-        raise _bad_line(path, form)
-    return RawRatings(**columns, seconds=seconds)
+    columns = None
+    if form.time_type is not None:
+        try:
+            columns = _read_columns(path, form, {"user_id": pa.int64(), "movie_id": pa.int64(), "stars": pa.float64(),
+                                                 "time": form.time_type})
+        except pa.ArrowInvalid:
+            columns = None
+    if columns is None or any(column.null_count for column in columns.values()):
+        try:
+            text = _read_columns(path, form, dict.fromkeys(COLUMNS, pa.string()))
+        except pa.ArrowInvalid as error:
+            raise _uneven_line(path, form, str(error)) from None
+        columns = {name: _numbers(column, np.nan if name == "stars" else -1) if name != "time" else column
+                   for name, column in text.items()}
+    user_id, movie_id, stars = (np.asarray(columns[name]) for name in NEEDED)
+    seconds, time_problem = np.zeros(len(user_id), np.int64), "has a time that is none"
+    if "time" in columns:
+        seconds, time_problem = _seconds(columns["time"])
+    bad = {
+        "is no rating": (user_id < 0) | (movie_id < 0) | np.isnan(stars),
+        "has a movie id that is no number below 2147483648": movie_id >= 2**31,
+        "has stars that are no half star from 0.5 to 5": ~((stars >= 0.5) & (stars <= 5) & (stars * 2 % 1 == 0)),
+        time_problem: seconds == NO_TIME,
+    }
+    first = {problem: int(rows.argmax()) for problem, rows in bad.items() if rows.any()}
+    if first:
+        problem = min(first, key=lambda name: first[name])
+        number, line = next(itertools.islice(_data_lines(path, form), first[problem], None))
+        raise DataError(f"{path}, line {number}: {line[:60]!a} {problem}")
+    return RawRatings(user_id, movie_id, stars, seconds)
 
 
 @dataclass
 class Form:
     """How a rating file is written."""
 
-    text: bytes  # of the whole file, in UTF-8 or an encoding whose digits are the same
-    separator: str
-    has_header: bool
+    layout: Layout
+    encoding: str
+    num_skipped: int  # lines before the first rating
     num_fields: int
     positions: dict[str, int]  # of the columns user_id, movie_id, stars and perhaps time
-    decimal_comma: bool
-    time_type: pa.DataType
-
-    def fields(self, line: str) -> dict[str, str]:
-        """Return the fields of a line by column; what a short line lacks is empty."""
-        fields = split_line(line, self.separator)
-        return {column: fields[position].strip() if position < len(fields) else ""
-                for column, position in self.positions.items()}
+    time_type: pa.DataType | None  # by which pyarrow reads the times; None: not as a number, nor as a plain date
 
 
 def form_of(path: Path) -> Form:
     """Find out from its beginning how a rating file is written."""
-    text = path.read_bytes()
-    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in text[:200]:
-        text = decode(text).encode()
-    text = text.removeprefix(codecs.BOM_UTF8)
-    lines = [line for line in decode(text[:HEAD_BYTES]).split("\n") if line.strip()] or [""]
-    separator = sniff("\n".join(lines))
-    first = [field.strip() for field in split_line(lines[0], separator)]
-    has_header = not all(_is_number(field) for field in first[:3])
-    data = split_line(lines[min(int(has_header), len(lines) - 1)], separator)
-    if has_header and any(name and not _is_number(name) for name in first) and not text[:1].isdigit():
-        positions = header_positions(COLUMNS, first)
-        if missing := [column for column in COLUMNS if column != "time" and column not in positions]:
-            raise DataError(f"{path}, line 1: no column is named for {', '.join(missing)}; its names are "
-                            f"{', '.join(repr(name) for name in first)}")
-    else:  # a first line that is no rating is named as such when the file is read
-        has_header = False
-        positions = {column: position for position, column in enumerate(COLUMNS)
-                     if position < max(len(first), 3)}
-    stars, time = (data[positions[name]].strip() if positions.get(name, len(data)) < len(data) else ""
-                   for name in ("stars", "time"))
-    return Form(text, separator, has_header, max(len(first), len(data), 3), positions, "," in stars,
-                pa.int64() if re.fullmatch(r"-?\d*", time) else pa.float64() if _is_number(time)
-                else pa.timestamp("s"))
-
-
-def _seconds(time: np.ndarray) -> np.ndarray | None:
-    """Return times as seconds since 1970, int64; None where nobody could have meant them.
-
-    Numbers are seconds, or thousandths, millionths or billionths of them, whichever makes all of them times since 1990.
-    """
-    if time.dtype.kind == "M":
-        seconds = time.astype("datetime64[s]").astype(np.int64)
+    with open(path, "rb") as file:
+        data = file.read(HEAD_BYTES)
+        is_whole = not file.read(1)
+    head = decode(data)
+    if not is_whole:
+        head = head[:head.rfind("\n") + 1]
+    layout = layout_of(head, COLUMNS)
+    if layout.header is not None:
+        positions = named_positions(path, COLUMNS, NEEDED, layout)
     else:
-        size = float(np.abs(time).max(initial=0))
-        unit = next((unit for unit in (1, 10**3, 10**6, 10**9) if size / unit < LATEST_S), None)
-        if unit is None or not np.isfinite(size):
-            return None
-        seconds = np.floor_divide(time, unit).astype(np.int64)
-    return seconds if len(seconds) == 0 or (seconds.min() >= EARLIEST_S and seconds.max() < LATEST_S) else None
+        positions = {name: position for position, name in enumerate(COLUMNS) if position < max(len(layout.first), 3)}
+    data_rows = layout.rows if layout.header is not None else [layout.first, *layout.rows]
+    times = [row[positions["time"]] for row in data_rows if positions.get("time", len(row)) < len(row)]
+    time_type = next((kind for pattern, kind in TIMES.items() if all(re.fullmatch(pattern, text) for text in times)),
+                     None)
+    return Form(layout, encoding_of(data), layout.first_line - (layout.header is None),
+                max(len(layout.first), max(positions.values()) + 1), positions, time_type)
+
+
+def _read_columns(path: Path, form: Form, types: dict[str, pa.DataType]) -> dict[str, pa.ChunkedArray]:
+    """Read the columns of a rating file; raise ArrowInvalid at a line of other fields."""
+    layout, source, delimiter, encoding = form.layout, str(path), form.layout.separator, form.encoding
+    if layout.separator == "::":  # of which pyarrow knows nothing
+        text = path.read_bytes()
+        if encoding != "utf-8-sig":
+            text, encoding = decode(text).encode(), "utf-8-sig"
+        source, delimiter = pa.BufferReader(text.replace(b"::", b"\t")), "\t"
+    names = [str(position) for position in range(form.num_fields)]
+    wanted = {column: names[position] for column, position in form.positions.items()}
+    table = csv.read_csv(
+        source, csv.ReadOptions(column_names=names, skip_rows=form.num_skipped,
+                                encoding="utf8" if encoding == "utf-8-sig" else encoding),
+        csv.ParseOptions(delimiter=delimiter, quote_char='"' if layout.is_quoted else False),
+        csv.ConvertOptions(column_types={wanted[column]: types[column] for column in wanted}, check_utf8=False,
+                           include_columns=list(wanted.values()), null_values=[""], strings_can_be_null=False,
+                           timestamp_parsers=[csv.ISO8601]))
+    return {column: table[name] for column, name in wanted.items()}
+
+
+def _numbers(text: pa.ChunkedArray, missing: float) -> np.ndarray:
+    """Return numbers, int64 or, if `missing` is one, float64; `missing` where a text is none."""
+    is_whole = not np.isnan(missing)
+    text = pc.utf8_trim_whitespace(text)
+    sound = pc.match_substring_regex(text, r"^\d{1,18}(\.0*)?$" if is_whole else r"^\d{1,9}([.,]\d*)?$")
+    plain = pc.replace_substring_regex(text, r"[.,]0*$", "") if is_whole else pc.replace_substring(text, ",", ".")
+    kind = pa.int64() if is_whole else pa.float64()
+    return np.asarray(pc.cast(pc.if_else(sound, plain, str(missing)), kind))
+
+
+def _seconds(times: pa.ChunkedArray) -> tuple[np.ndarray, str]:
+    """Return times as seconds since 1970, int64, NO_TIME where nobody could have meant them; and what to say of these.
+
+    Numbers are dates as 20000730; or seconds, or thousandths, millionths or billionths of them, whichever makes the
+    largest a time before 2100. Zeros alone, or empty cells, say nothing. Of a date and time the date counts, as it is
+    written.
+    """
+    if pa.types.is_string(times.type):
+        times = pc.utf8_trim_whitespace(times)
+        are_numbers = pc.match_substring_regex(times, r"^\d{1,18}(\.\d*)?$")
+        if not pc.any(pc.not_equal(times, "")).as_py():
+            return np.zeros(len(times), np.int64), ""
+        if np.asarray(are_numbers).mean() < 0.5:
+            seconds = _seconds_of_dates(times)
+            if seconds is None:
+                return np.full(len(times), NO_TIME), "has a date: nothing tells whether month or day comes first"
+            return _possible(seconds), "has a date that is none since 1990"
+        times = pc.cast(pc.if_else(are_numbers, times, "-1"), pa.float64())
+    if pa.types.is_timestamp(times.type):
+        seconds = np.asarray(times).astype("datetime64[s]").astype(np.int64)
+        return _possible(seconds), "has a date that is none since 1990"
+    numbers = np.asarray(times)
+    if not numbers.any():
+        return np.zeros(len(numbers), np.int64), ""
+    if numbers.min() >= 1900_01_01 and numbers.max() <= 2100_12_31:
+        numbers = numbers.astype(np.int64)
+        seconds = _seconds_of(numbers // 10_000, numbers // 100 % 100, numbers % 100)
+        return _possible(seconds), "has a time that is none since 1990"
+    unit = next((unit for unit in UNITS if numbers.max() < LATEST_S * unit), max(UNITS))
+    seconds = np.floor_divide(numbers, unit).astype(np.int64)
+    return _possible(seconds), f"has a time that is none since 1990 in {UNITS[unit]}"
+
+
+def _seconds_of_dates(text: pa.ChunkedArray) -> np.ndarray | None:
+    """Return dates, and whatever stands behind them, as seconds since 1970, int64, NO_TIME where there is none.
+
+    Of 7/30/2000 and 30/7/2000 the month is the place in which no number of all exceeds 12; None if that is either.
+    """
+    fields = pc.extract_regex(text, DATE)
+    first, second, third = (np.asarray(pc.cast(pc.fill_null(pc.struct_field(fields, name), "0"), pa.int64()))
+                            for name in ("first", "second", "third"))
+    if first.max() > 99:
+        return _seconds_of(first, second, third)
+    if first.max() <= 12 and second.max() <= 12 and (first != second).any():
+        return None
+    return _seconds_of(third, first, second) if second.max() > 12 >= first.max() else _seconds_of(third, second, first)
+
+
+def _seconds_of(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """Return dates as seconds since 1970, NO_TIME where there is no such date."""
+    sound = (year >= 1000) & (year <= 9999) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+    begin = ((np.where(sound, year, 1970) - 1970) * 12 + np.where(sound, month, 1) - 1).astype("datetime64[M]")
+    date = begin.astype("datetime64[D]") + np.where(sound, day, 1) - 1
+    sound &= date.astype("datetime64[M]") == begin
+    return np.where(sound, date.astype("datetime64[s]").astype(np.int64), NO_TIME)
+
+
+def _possible(seconds: np.ndarray) -> np.ndarray:
+    """Return times, NO_TIME in place of those at which nobody has rated a movie for others."""
+    return np.where((seconds >= EARLIEST_S) & (seconds < LATEST_S), seconds, NO_TIME)
 
 
 def read_titles(path: Path) -> Titles:
-    """Read u.item, movies.dat or movies.csv; a year stands in parentheses in a title.
+    """Read u.item, movies.dat or movies.csv; a year stands in parentheses in a title, or in a column of its own.
 
     Raises:
         DataError: a line without id and title, or an id twice; with its line number.
     """
-    table = read_table(path, TITLE_COLUMNS, ("movie_id", "title"), lambda fields: fields[0].isdigit())
-    for column in ("movie_id", "title"):
-        if column not in table.frame:
-            raise DataError(f"{path}, line 1: no column is named for {column}; found: "
-                            f"{', '.join(map(repr, table.named.values())) or 'one column'}")
-    rows: dict[int, tuple[int, str]] = {}
-    columns = table.frame["movie_id"], table.frame["title"]
-    for number, movie_id, title in zip(table.frame.index, *columns, strict=True):
-        if not is_movie_id(movie_id) or not title or int(movie_id) in rows:
-            row = f"{movie_id} {title}"[:60]
+    table = read_table(path, TITLE_COLUMNS, ("movie_id", "title"), lambda frame: ("movie_id", "title"))
+    frame, rows = table.frame.reindex(columns=list(TITLE_COLUMNS), fill_value=""), {}
+    for number, movie_id, text, written in zip(frame.index, *(frame[name] for name in TITLE_COLUMNS), strict=True):
+        movie_id = re.sub(r"\.0*$", "", movie_id)
+        if not is_movie_id(movie_id) or not text or int(movie_id) in rows:
+            row = f"{movie_id} {text}"[:60]
             raise DataError(f"{path}, line {number}: {row!a} is no movie id and title, or its id stands above already")
-        rows[int(movie_id)] = year_and_title(title)
+        year, title = year_and_title(text)
+        if not year and (found := re.match(r"(1[89]|20)\d\d(?!\d)", written)):
+            year = int(found[0])
+        rows[int(movie_id)] = year, title
     ids = sorted(rows)
     return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])
 
 
 def year_and_title(text: str) -> tuple[int, str]:
     """Return the last year in parentheses, of a range the first, 0 if there is none; and the title without it."""
-    years = list(re.finditer(r"\s*\((\d{4})\s*(?:[-\u2010-\u2015]\s*\d{0,4}\s*)?\)+", text))
+    years = list(YEAR.finditer(text))
     if not years:
         return 0, text.strip()
     title = f"{text[:years[-1].start()]}{text[years[-1].end():]}".strip()
@@ -297,45 +374,31 @@ def index_ratings(raw: RawRatings, title_ids: np.ndarray, stars_step: float) -> 
     return index, layout.pack(user_idx, day - day.min(), np.searchsorted(movie_id, raw.movie_id), stars)
 
 
-def _bad_line(path: Path, form: Form) -> DataError:
-    """Find the first line that is no rating."""
-    for number, line in enumerate(decode(form.text).split("\n"), start=1):
-        if (form.has_header and number == 1) or not line.strip():
-            continue
-        problem, fields = None, form.fields(line)
-        if not (fields["user_id"].isdigit() and _is_number(fields["stars"]) and fields["movie_id"].isdigit()):
-            problem = "is no rating"
-        elif not is_movie_id(fields["movie_id"]):
-            problem = "has a movie id that is no number below 2147483648"
-        elif not 0.5 <= number_of(fields["stars"]) <= 5 or number_of(fields["stars"]) * 2 % 1:
-            problem = "has stars that are no half star from 0.5 to 5"
-        elif "time" in fields and not _is_time(fields["time"], form):
-            problem = "has a time that is none since 1990"
-        if problem:
-            return DataError(f"{path}, line {number}: {line[:60]!a} {problem}")
-    return DataError(f"{path} cannot be read as ratings separated by {form.separator!r}")
+def _data_lines(path: Path, form: Form) -> Iterator[tuple[int, str]]:
+    """Yield number and text of every line that holds a rating."""
+    with open(path, encoding=form.encoding, errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if number > form.num_skipped and (text := line.rstrip("\n")):
+                yield number, text
 
 
-def _is_time(text: str, form: Form) -> bool:
-    """Tell whether a time is written as the first one of its file, and can be meant."""
-    try:
-        if form.time_type == pa.timestamp("s"):
-            return _seconds(np.array([text.replace(" ", "T")], "datetime64[s]")) is not None
-        return _is_number(text) and _seconds(np.array([float(text)])) is not None
-    except (ValueError, OverflowError):
-        return False
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+([.,]\d+)?", text) is not None
+def _uneven_line(path: Path, form: Form, reason: str) -> DataError:
+    """Find the first line that has more fields or fewer than the first line of the file."""
+    for number, line in _data_lines(path, form):
+        num_fields = len(split_line(line, form.layout.separator, form.layout.is_quoted))
+        if num_fields != form.num_fields:
+            return DataError(f"{path}, line {number}: {line[:60]!a} is no rating: {num_fields} fields separated by "
+                             f"{form.layout.separator!r}, not {form.num_fields} as in the first line")
+    return DataError(f"{path} cannot be read as ratings separated by {form.layout.separator!r}: {reason}")
 
 
 def _locate(error: indexing.PairError, rating_files: list[Path]) -> DataError:
     """Say in which file and line a wrong pair stands."""
-    pair = str(error.user_id), str(error.movie_id)
+    pair = error.user_id, error.movie_id
     lines = ((path, number, line) for path in rating_files for form in [form_of(path)]
-             for number, line in enumerate(decode(form.text).split("\n"), start=1)
-             if (fields := form.fields(line))["user_id"] == pair[0] and fields["movie_id"] == pair[1])
+             for number, line in _data_lines(path, form) if all(str(key) in line for key in pair) and pair == tuple(
+                 int(float(split_line(line, form.layout.separator, form.layout.is_quoted)[form.positions[name]]))
+                 for name in ("user_id", "movie_id")))
     path, number, line = next(itertools.islice(lines, error.occurrence - 1, None))
     return DataError(f"{path}, line {number}: {line[:60]!a} is wrong: {error}")
 

@@ -228,17 +228,19 @@ def _check_plan(folder: Path, plan: dict) -> None:
 def _join(parts: list[Path], out: Path) -> None:
     """Copy the parts into one file, and put it in its place."""
     schema, as_csv = pq.read_schema(parts[0]), out.suffix.lower() == ".csv"
-    with replaced(out) as partial, (
-            csv.CSVWriter(partial, schema, write_options=csv.WriteOptions(quoting_style="none")) if as_csv
-            else pq.ParquetWriter(partial, schema, **PARQUET)) as writer:
-        for part in parts:
-            try:
-                table = pq.ParquetFile(part, page_checksum_verification=True).read()
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
-                                "again") from None
-            if as_csv:
-                writer.write_table(table)
-            else:
-                writer.write_table(table, row_group_size=max(len(table), 1))
+    with replaced(out) as partial, open(partial, "wb") as file:
+        if as_csv:
+            file.write(",".join(schema.names).encode() + b"\n")
+        with (csv.CSVWriter(file, schema, write_options=csv.WriteOptions(include_header=False)) if as_csv
+              else pq.ParquetWriter(file, schema, **PARQUET)) as writer:
+            for part in parts:
+                try:
+                    table = pq.ParquetFile(part, page_checksum_verification=True).read()
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
+                                    "again") from None
+                if as_csv:
+                    writer.write_table(table)
+                else:
+                    writer.write_table(table, row_group_size=max(len(table), 1))
     sync(out.absolute().parent)

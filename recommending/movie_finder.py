@@ -3,12 +3,13 @@
     571    Matrix, The    the matrix    The Matrix (1999)    Schindler’s List    Spider–Man    Amelie
 
 Titles are compared by their letters and digits: without case, accents, marks and spaces, the article in front wherever
-it stands. Other names in parentheses after a title count as well, and the title without them.
+it stands. A title counts without what stands in parentheses at its end, too, and so do the names that stand there.
 """
 
 import difflib
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from preprocessing.dataset import DataError, Movies, position_of
 
@@ -16,46 +17,78 @@ MOST_CHOICES = 10
 MOST_SUGGESTIONS = 3
 ARTICLES = ("the", "a", "an", "le", "la", "les", "l'", "un", "une", "el", "los", "las", "il", "lo", "gli", "i", "der",
             "die", "das", "ein", "eine", "den", "det", "en", "et", "o", "os", "as", "um", "uma", "de", "het", "een")
+MARKS = str.maketrans("‘’‚‛′`´“”„‟«»–—‐‑‒―−", "'''''''\"\"\"\"\"\"-------", "\u200b\ufeff")
+LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d", "ł": "l", "þ": "th", "ı": "i",
+                         "&": " and "})
 
 
 class MovieFinder:
     """Looks movies up in a catalogue."""
 
     def __init__(self, movies: Movies) -> None:
+        """Take over a catalogue, and note all names of its movies."""
         self.movies = movies
-        self._by_key: dict[str, list[int]] = {}
+        # movie_idx by the key of a title as it stands, of a title without parentheses, and of another name in these
+        self._by_key: tuple[dict[str, list[int]], ...] = ({}, {}, {})
         for movie_idx, title in enumerate(movies.title):
-            for key in dict.fromkeys(title_key(name) for name in names_of(title)):
-                if key:
-                    self._by_key.setdefault(key, []).append(movie_idx)
+            titles, others = names_of(title)
+            for level, names in enumerate((titles[:1], titles[1:], others)):
+                for key in dict.fromkeys(title_key(name) for name in names):
+                    if key:
+                        self._by_key[level].setdefault(key, []).append(movie_idx)
 
-    def find(self, text: str, year: int | None = None) -> int:
-        """Return the movie_idx of a movie_id or a title; a year tells movies of one title apart, as does one in
-        parentheses after it.
+    def find(self, text: str, year: int | None = None, movie_id: int | None = None, title_first: bool = False,
+             with_suggestions: bool = True) -> int:
+        """Return the movie_idx of a movie_id or a title.
+
+        Args:
+            text: what a person writes; a year in parentheses at its end may tell movies of one title apart.
+            year: of the movie, where it is written apart.
+            movie_id: tells movies of one title apart.
+            title_first: digits are a title before they are a movie_id.
+            with_suggestions: name movies much like a title that is not found, which takes a moment.
 
         Raises:
-            DataError: there is no such movie (some like it are named), or there are several (they are told apart).
+            DataError: there is no such movie, or there are several (they are told apart).
         """
         text = text.strip()
-        if text.isascii() and text.isdigit():
-            movie_idx = position_of(self.movies.movie_id, int(text))
-            if movie_idx is not None:
-                return movie_idx
-        found = self._by_key.get(title_key(text), [])
-        if not found and (dated := re.fullmatch(r"(.*\S)\s*\((\d{4})\)", text)):
-            text, year = dated[1], int(dated[2])
-            found = self._by_key.get(title_key(text), [])
-        if year is not None and found:
-            found = [movie for movie in found if self.movies.year[movie] in (year, 0)]
-        if len(found) > 1 and len(exact := [movie for movie in found if self.movies.title[movie] == text]) == 1:
-            found = exact
-        if not found:
-            raise DataError(f"no movie is called {text[:60]!r}{f' of {year}' if year else ''}{self._like(text)}")
+        by_id = position_of(self.movies.movie_id, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else None
+        if by_id is not None and not title_first:
+            return by_id
+        found = self.called(text, year)
+        if movie_id is not None and len(found) > 1:
+            found = [movie for movie in found if self.movies.movie_id[movie] == movie_id] or found
         if len(found) > 1:
-            choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
-            more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
-            raise DataError(f"{len(found)} movies are called {text[:60]!r}; give the movie_id of one: {choices}{more}")
-        return found[0]
+            found = [movie for movie in found if self.movies.title[movie].strip() == text] or found
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            if by_id is not None:
+                return by_id
+            if re.fullmatch(r"-?[0-9]+", text):
+                raise DataError(f"movie_id {text[:60]} is not in the data set")
+            of = f" of {year}" if year else ""
+            raise DataError(f"no movie{of} is called {text[:60]!r}{self._like(text) if with_suggestions else ''}")
+        choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
+        more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
+        raise DataError(f"{len(found)} movies are called {text[:60]!r}; give the movie_id of one: {choices}{more}")
+
+    def called(self, text: str, year: int | None = None) -> list[int]:
+        """Return the movie_idx of all movies that a text may mean, in order.
+
+        The best way to read it counts: as a title as it stands, with a year at its end, or with something else in
+        parentheses that the catalogue does not have.
+        """
+        for title, its_year in _readings(text.strip(), year):
+            key = title_key(title)
+            for by_key in self._by_key:
+                found = by_key.get(key, [])
+                if its_year is not None:
+                    found = ([movie for movie in found if self.movies.year[movie] == its_year]
+                             or [movie for movie in found if self.movies.year[movie] == 0])
+                if found:
+                    return list(found)
+        return []
 
     def _described(self, movie_idx: int) -> str:
         """Return what tells a movie from others of its title."""
@@ -65,39 +98,51 @@ class MovieFinder:
 
     def _like(self, text: str) -> str:
         """Return a question that names movies with a title much like a text, or how to look for one."""
-        keys = difflib.get_close_matches(title_key(text), self._by_key, MOST_SUGGESTIONS, 0.75)
-        like = list(dict.fromkeys(movie for key in keys for movie in self._by_key[key]))[:MOST_SUGGESTIONS]
+        title = list(_readings(text, None))[-1][0]
+        like = self.called(title)
+        titles = self._by_key[0] | self._by_key[1]
+        for key in [title_key(f"the {title}"),
+                    *difflib.get_close_matches(title_key(title), titles, MOST_SUGGESTIONS, 0.75)]:
+            like += titles.get(key, [])
+        like = list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
         if not like:
             return "; look for it with: python rec.py --include_seen --title PART_OF_IT"
-        named = (f"{self.movies.title[movie]} ({self.movies.movie_id[movie]})" for movie in like)
+        movies = self.movies
+        named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
+                 for movie in like)
         return f"; did you mean {', '.join(named)}?"
 
 
-def names_of(title: str) -> list[str]:
-    """Return the names of a movie in its title: as it stands, what stands in parentheses at its end, and without."""
-    names = [title]
-    while found := re.fullmatch(r"(.*\S)\s*\(([^()]*)\)", title):
-        title = found[1]
-        names += [title, re.sub(r"(?i)^a\.?k\.?a\.?\s*", "", found[2])]
-    return names
+def names_of(title: str) -> tuple[list[str], list[str]]:
+    """Return a title as it stands, then without each of the parentheses at its end; and the names in these."""
+    titles, others = [title.strip()], []
+    while found := re.fullmatch(r"(.*\S)\s*\(([^()]*)\)", titles[-1]):
+        titles.append(found[1])
+        if not re.fullmatch(r"\s*\d{4}\s*", found[2]):
+            others.append(re.sub(r"(?i)^\s*a\.?k\.?a\.?[\s:]+", "", found[2]))
+    return titles, others
 
 
 def title_key(title: str) -> str:
     """Return a title in the form in which titles are compared."""
     plain = fold(title)
-    if "," in plain:
-        rest, _, last = plain.rpartition(",")
-        if last.strip() in ARTICLES:
-            plain = f"{last.strip()} {rest}"
-    letters = "".join(letter for letter in plain.replace("&", " and ") if letter.isalnum())
-    return letters or plain
+    rest, _, last = plain.rpartition(",")
+    if rest and last.strip() in ARTICLES:
+        plain = f"{last.strip()} {rest}"
+    return "".join(letter for letter in plain.translate(LETTERS) if letter.isalnum()) or plain
 
 
 def fold(text: str) -> str:
     """Return a text without case and accents, typographic marks as those of a keyboard, single spaces."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return " ".join(plain.translate(MARKS).split())
+    decomposed = unicodedata.normalize("NFKD", text.translate(MARKS).casefold())
+    return " ".join("".join(letter for letter in decomposed if not unicodedata.combining(letter)).split())
 
 
-MARKS = str.maketrans("‘’‚‛′`´“”„‟«»–—‐‑‒―−", "'''''''\"\"\"\"\"\"-------", "\u200b\ufeff")
+def _readings(text: str, year: int | None) -> Iterator[tuple[str, int | None]]:
+    """Yield the ways to read what a person writes: a title and a year."""
+    yield text, year
+    while found := re.fullmatch(r"(.*\S)\s*\(([^()]*)\)", text):
+        text = found[1]
+        if year is None and re.fullmatch(r"\s*\d{4}\s*", found[2]):
+            year = int(found[2])
+        yield text, year

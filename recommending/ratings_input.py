@@ -10,20 +10,30 @@ without a header. See preprocessing/dataset/tables.py for separators and encodin
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocessing.dataset import DataError
-from preprocessing.dataset.tables import number_of, read_table
+from preprocessing.dataset.tables import COUNTS_TO, Names, Table, is_number, number_of, plain_name, read_table
 from recommending.recommender import Recommender
 
-TITLE = ("title", "titlename", "name", "movietitle", "movie", "film")
-COLUMNS = {  # names that a header may have for a column, the best first
-    "movie_id": ("movieid", "itemid", "id"),
-    "title": TITLE,
-    "year": ("year", "releaseyear"),
-    "stars": ("stars", "yourrating", "starvalue", "rating", "score", "myrating"),
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: Names = {  # names that a header may have for a column, the best first
+    "movie_id": ("movieid", "itemid", "filmid", "id"),
+    "title": ("title", "titlename", "movietitle", "filmtitle", "name", "moviename", "movie", "film", "primarytitle",
+              "originaltitle"),
+    "year": ("year", "releaseyear", "yearofrelease", "startyear"),
+    "stars": ("stars", "yourrating", "myrating", "starvalue", "rating", "userrating", "score", "mystars", "yourstars"),
+    "person": ("profilename", "userid", "user", "username", "customerid", "profileid"),
 }
-COUNTS_TO_TEN = ("Your Rating",)  # IMDb's; halved where the data set's scale ends at 5
-MOST_LISTED = 5  # rows that could not be used
+SHAPES = {  # of a file without header: its columns, if each holds what is said here
+    ("movie_id", "stars"): "nn", ("title", "stars"): "tn", ("stars", "title"): "nt", ("title", "year", "stars"): "tyn",
+    ("movie_id", "title", "stars"): "ntn", ("person", "movie_id", "stars"): "nnn",
+    ("person", "movie_id", "stars", "time"): "nnnn",
+}
+MOST_LISTED = 5  # movies that were not found, in a sentence; also lines without stars
+MOST_SUGGESTED = 20  # movies that were not found for which others are looked up that are called much alike
 
 
 @dataclass
@@ -38,17 +48,27 @@ def parse_ratings(text: str) -> list[tuple[str, float]]:
     """Read "MOVIE:STARS,..." into (movie, stars); a movie is an id or a title, which may hold commas and colons.
 
     Raises:
-        ValueError: a part is not of this form.
+        ValueError: a part is not of this form, or a movie is there twice.
     """
-    ratings, position = [], 0
-    for found in re.finditer(r"\s*([^:,](?:.*?\S)?)\s*:\s*(\d+(?:\.\d+)?)\s*(?:,|$)", text):
-        if found.start() != position:
+    ratings: dict[str, float] = {}
+    unread: list[str] = []  # parts between commas that are not yet a rating
+    for part in text.split(","):
+        unread.append(part)
+        movie, _, stars = ",".join(unread).rpartition(":")
+        try:
+            number = float(stars)
+        except ValueError:
+            continue
+        if not movie.strip():
             break
-        ratings.append((found[1], float(found[2])))
-        position = found.end()
-    if position != len(text) or not ratings:
-        raise ValueError(f"{text[position:][:60]!r} is not MOVIE:STARS")
-    return ratings
+        if movie.strip() in ratings:
+            named = f"movie_id {movie.strip()}" if movie.strip().isdigit() else repr(movie.strip()[:60])
+            raise ValueError(f"{named} is rated twice")
+        ratings[movie.strip()] = number
+        unread = []
+    if unread:
+        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS")
+    return list(ratings.items())
 
 
 def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> dict[int, float]:
@@ -61,9 +81,9 @@ def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> di
     for text, given in ratings:
         movie_id = recommender.movie_id_of(text)
         if movie_id in stars:
-            raise DataError(f"movie_id {movie_id} is rated twice")
+            raise DataError(f"movie_id {movie_id} is rated twice, the second time as {text[:60]!r}")
+        recommender.history_from({movie_id: given})
         stars[movie_id] = given
-    recommender.history_from(stars)
     return stars
 
 
@@ -74,55 +94,97 @@ def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
 
     Raises:
         DataError: with file and line: stars that are no number or outside the scale, a movie twice; a header without a
-            column of movies or of stars; no rating at all that could be used.
+            column of movies or of stars; no movie at all that is found; ratings of several people.
         OSError: the file cannot be read.
     """
-    columns = read_table(path, COLUMNS, ("title", "stars"), lambda fields: len(fields) == 2 and _is_number(fields[1]))
-    frame, own = columns.frame, OwnRatings()
-    for missing, asked in ((not {"title", "movie_id"} & set(frame), "movies (title or movie_id)"),
-                           ("stars" not in frame, "stars (stars or rating)")):
-        if missing:
-            raise DataError(f"{path} has no column of {asked}; found: {', '.join(columns.named.values()) or 'one'}")
-    scale = recommender.meta["stars_range"][1] / 10 if columns.named.get("stars") in COUNTS_TO_TEN else 1.0
+    table = read_table(path, COLUMNS, ("stars",), _columns_of)
+    frame, own = table.frame, OwnRatings()
+    _check_columns(path, table)
+    scale = _scale(table, recommender.meta["stars_range"][1])
     line_of: dict[int, int] = {}
-    empty, unknown = [], []
+    empty: list[int] = []
+    unknown: list[tuple[int, str]] = []
     for line, row in zip(frame.index.tolist(), frame.to_dict("records"), strict=True):
         where = f"{path}, line {line}"
-        name = row.get("movie_id") or row.get("title", "")
         if not row["stars"]:
-            empty.append(str(line))
+            empty.append(line)
             continue
         try:
             stars = number_of(row["stars"]) * scale
-            movie_id = recommender.movie_id_of(name, int(row["year"]) if row.get("year", "").isdigit() else None)
         except ValueError:
             raise DataError(f"{where}: {row['stars'][:60]!r} is no number of stars") from None
+        try:
+            movie_id = _movie_id(recommender, row, "title" in table.named, len(unknown) < MOST_SUGGESTED)
         except DataError as error:
-            unknown.append(f"{where}: {error}")
+            unknown.append((line, str(error)))
             continue
         try:
             recommender.history_from({movie_id: stars})
         except DataError as error:
-            raise DataError(f"{where}: {error}") from None
+            hint = "" if not 5 < stars <= 10 or scale != 1 else (
+                "; if all of them count to 10, call their column 'rating (of 10)'")
+            raise DataError(f"{where}: {error}{hint}") from None
         if movie_id in own.stars:
             raise DataError(f"{where}: movie_id {movie_id} is rated already in line {line_of[movie_id]}")
         own.stars[movie_id], line_of[movie_id] = stars, line
     if unknown and not own.stars:
-        raise DataError("; ".join(unknown[:MOST_LISTED]))
+        others = f"; none of {len(unknown):,} movies is found" if len(unknown) > 1 else ""
+        raise DataError(f"{path}, line {unknown[0][0]}: {unknown[0][1]}{others}")
     if not own.stars:
         raise DataError(f"{path} holds no ratings; write lines of movie_id,stars or title,stars into it")
     if empty:
-        own.remarks.append(f"{path}: left out for want of stars: line{'' if len(empty) == 1 else 's'} "
-                           f"{', '.join(empty[:MOST_LISTED])}{' ..' if len(empty) > MOST_LISTED else ''}")
+        listed = ", ".join(map(str, empty[:MOST_LISTED])) + (", .." if len(empty) > MOST_LISTED else "")
+        own.remarks.append(f"{path}: {len(empty):,} without stars left out: line{'s' * (len(empty) > 1)} {listed}")
     if unknown:
         own.remarks.append(f"{path}: {len(own.stars):,} movies found, {len(unknown):,} left out:")
-        own.remarks += [f"  {sentence}" for sentence in unknown]
+        own.remarks += [f"  line {line}: {sentence}" for line, sentence in unknown]
     return own
 
 
-def _is_number(text: str) -> bool:
-    try:
-        number_of(text)
-    except ValueError:
-        return False
-    return True
+def _movie_id(recommender: Recommender, row: dict[str, str], title_first: bool, with_suggestions: bool) -> int:
+    """Return the movie of a row: by its title, where it has one, for ids are often those of another catalogue."""
+    year, movie_id, title = (row.get(name, "") for name in ("year", "movie_id", "title"))
+    return recommender.movie_id_of(
+        title or movie_id, int(float(year)) if re.fullmatch(r"\d{4}(\.0*)?", year) else None,
+        int(movie_id) if re.fullmatch(r"[0-9]{1,10}", movie_id) else None, bool(title) and title_first,
+        with_suggestions)
+
+
+def _columns_of(frame: "pd.DataFrame") -> tuple[str, ...]:
+    """Return what the columns of a file without header are; none if nobody can tell."""
+    frame = frame.loc[:, (frame != "").any()]
+    for columns, shape in SHAPES.items():
+        if len(shape) == frame.shape[1] and all(_holds(frame[place], kind) for place, kind in zip(
+                frame.columns, shape, strict=True)):
+            return columns
+    return ("title", "stars") if frame.shape[1] == 2 else ()
+
+
+def _holds(column: "pd.Series", kind: str) -> bool:
+    """Tell whether a column holds numbers ("n"), years ("y") or, in some cell, anything else ("t")."""
+    cells = column[column != ""]
+    if kind == "y":
+        return bool(cells.str.fullmatch(r"(1[89]|20)\d\d").all())
+    return bool(cells.map(is_number).all()) == (kind == "n")
+
+
+def _check_columns(path: Path, table: Table) -> None:
+    """Raise DataError where a table has no column of movies or of stars, or ratings of several people."""
+    frame = table.frame
+    if "stars" not in frame or not {"title", "movie_id"} & set(frame):
+        if table.named:
+            raise DataError(f"{path}, line 1: no column is named for the movies (title or movie_id)")
+        raise DataError(f"{path}, line {frame.index[0]} is not movie_id,stars or title,stars (a title that holds a "
+                        "comma stands in double quotes)")
+    people = frame["person"].unique().tolist() if "person" in frame else []
+    if len(people) > 1:
+        raise DataError(f"{path} holds the ratings of {len(people):,} people ({table.named.get('person', 'column 1')}: "
+                        f"{', '.join(map(repr, people[:3]))}{', ..' * (len(people) > 3)}); keep the lines of one")
+
+
+def _scale(table: Table, highest: float) -> float:
+    """Return by what to multiply stars: a column counts to 10 where its name says so, or where it is IMDb's."""
+    name = table.named.get("stars", "")
+    counts_to = COUNTS_TO.search(name)
+    is_imdbs = plain_name(name) == "yourrating" and all("." not in cell for cell in table.frame["stars"])
+    return highest / (float(counts_to[1]) if counts_to else 10) if counts_to or is_imdbs else 1.0

@@ -147,7 +147,7 @@ class Recommender:
         user = self._users_file.find(user_id)
         if user is None:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
-                            'python rec.py --rate "MOVIE_ID:STARS,...", or add --fallback popular')
+                            'python rec.py --rate "MOVIE:STARS,...", or add --fallback popular')
         ratings = self.ratings.read_user(user)
         ratings = ratings.subset(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
@@ -188,9 +188,14 @@ class Recommender:
             raise DataError(f"movie_id {movie_id} is not in the data set")
         return movie_idx
 
-    def movie_id_of(self, text: str, year: int | None = None) -> int:
-        """Return the id of a movie that somebody names by id or title; raises as `MovieFinder.find`."""
-        return int(self.movies.movie_id[self._finder.find(text, year)])
+    def movie_id_of(self, text: str, year: int | None = None, movie_id: int | None = None, title_first: bool = False,
+                    with_suggestions: bool = True) -> int:
+        """Return the id of a movie that somebody names by id or title; see `MovieFinder.find`."""
+        return int(self.movies.movie_id[self._finder.find(text, year, movie_id, title_first, with_suggestions)])
+
+    def movies_called(self, title: str) -> list[int]:
+        """Return the movie_id of every movie that somebody may mean by a title."""
+        return self.movies.movie_id[self._finder.called(title)].tolist()
 
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:

@@ -75,6 +75,12 @@ class Trainer:
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the epochs or the patience are used up."""
+        done = len(self.metrics)
+        return done >= self.num_epochs or bool(self.best_epoch and done - self.best_epoch >= self.settings.patience)
+
     def epochs(self) -> Iterator[EpochMetrics]:
         """Train and validate an epoch, yield its metrics, and so on until the last epoch or patience runs out.
 
@@ -83,9 +89,8 @@ class Trainer:
         Raises:
             DataError: the loss is no longer finite; names epoch, step and rate.
         """
-        for epoch in range(len(self.metrics) + 1, self.num_epochs + 1):
-            if epoch - 1 - self.best_epoch >= self.settings.patience and self.best_epoch:
-                return
+        while not self.is_finished:
+            epoch = len(self.metrics) + 1
             try:
                 metrics = self._run_epoch(epoch)
             except torch.linalg.LinAlgError:  # in evaluation, where the last step has spoilt the vectors
