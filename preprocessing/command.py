@@ -11,6 +11,8 @@ import numpy as np
 from preprocessing.building import Statistics
 from preprocessing.titles import Titles
 
+MOST_FILES = 100  # of a folder that meta.json names one by one
+
 
 def add_flags(parser: argparse.ArgumentParser, methods: tuple[str, ...], split_help: str) -> None:
     """Add the flags that all preprocessing commands share."""
@@ -46,6 +48,26 @@ def describe_file(path: Path) -> dict:
     with open(path, "rb") as file:
         return {"name": path.name, "bytes": path.stat().st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def describe_files(paths: list[Path]) -> list[dict]:
+    """Return name, size and SHA-256 of source files; a folder of more than MOST_FILES of them counts as one, with their
+    contents one after the other."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in paths:
+        by_folder.setdefault(path.parent, []).append(path)
+    described = []
+    for folder, files in by_folder.items():
+        if len(files) <= MOST_FILES:
+            described += [describe_file(path) for path in files]
+            continue
+        digest, num_bytes = hashlib.sha256(), 0
+        for path in files:
+            content = path.read_bytes()
+            digest.update(content)
+            num_bytes += len(content)
+        described.append({"name": folder.name, "files": len(files), "bytes": num_bytes, "sha256": digest.hexdigest()})
+    return described
 
 
 def align_titles(titles: Titles, movie_id: np.ndarray) -> tuple[np.ndarray, list[str]]:

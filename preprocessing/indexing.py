@@ -169,33 +169,50 @@ def pack_partitions(runs: MovieRuns, index: Index, bounds: list[int], folder: Pa
     return [Partition(*users, path) for users, path in zip(itertools.pairwise(bounds), paths, strict=True)]
 
 
-def pair_keys(runs: MovieRuns, index: Index) -> np.ndarray:
-    """Return user_idx * M + movie_idx of the listed test pairs, int64, sorted.
+def pair_keys(probe: MovieRuns, runs: MovieRuns, index: Index) -> tuple[np.ndarray, np.ndarray]:
+    """Return the listed test pairs that are among the ratings, and the listed movies that have no rating at all.
+
+    Returns:
+        user_idx * M + movie_idx of the pairs, int64, sorted; movie_id, int64, sorted.
 
     Raises:
-        PairError: a pair names an unknown user or movie, or is listed twice.
+        PairError: a pair is listed twice.
     """
-    user_id, movie_id = index.user_id, index.movie_id
-    blocks = [np.zeros(0, np.int64)]
-    for cells, movie_ids in runs.blocks():
-        user_ids = user_ids_of(cells)
-        user_idx, movie_idx = np.searchsorted(user_id, user_ids), np.searchsorted(movie_id, movie_ids)
-        known = (user_id[np.minimum(user_idx, len(user_id) - 1)] == user_ids)
-        known &= movie_id[np.minimum(movie_idx, len(movie_id) - 1)] == movie_ids
-        if not known.all():
-            row = np.argmin(known)
-            raise PairError.never_rated(user_ids[row], movie_ids[row])
-        blocks.append(user_idx * len(movie_id) + movie_idx)
-    keys = np.sort(np.concatenate(blocks))
-    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    user_ids = np.concatenate([np.zeros(0, np.int64), *(user_ids_of(cells) for cells, _ in probe.blocks())])
+    movie_ids = np.repeat(probe.movie_ids, probe.lengths)
+    by_movie = np.lexsort((user_ids, movie_ids))
+    user_ids, movie_ids = user_ids[by_movie], movie_ids[by_movie]
+    twice = np.flatnonzero((np.diff(user_ids) == 0) & (np.diff(movie_ids) == 0))
     if len(twice):
-        user_idx, movie_idx = divmod(keys[twice[0]], len(movie_id))
-        raise PairError.listed_twice(user_id[user_idx], movie_id[movie_idx])
-    return keys
+        raise PairError.listed_twice(user_ids[twice[0]], movie_ids[twice[0]])
+    unrated_ids = np.setdiff1d(movie_ids, runs.movie_ids[runs.lengths > 0])
+    is_known = np.isin(user_ids, index.user_id) & np.isin(movie_ids, index.movie_id)
+    listed_users = np.searchsorted(index.user_id, user_ids[is_known])
+    bounds = np.searchsorted(movie_ids[is_known], index.movie_id)  # where each movie's listed users begin
+    bounds = np.append(bounds, len(listed_users))
+    is_listed = np.zeros(len(index.user_id), bool)  # of the users for one movie
+    keys = [np.zeros(0, np.int64)]
+    for _, user_idx, movie_idx in _indexed_blocks(runs, index):
+        starts = np.flatnonzero(np.diff(movie_idx, prepend=-1))
+        for start, stop in itertools.pairwise([*starts.tolist(), len(movie_idx)]):
+            movie = movie_idx[start]
+            listed = listed_users[bounds[movie]:bounds[movie + 1]]
+            if len(listed):
+                is_listed[listed] = True
+                users = user_idx[start:stop]
+                keys.append(users[is_listed[users]] * len(index.movie_id) + movie)
+                is_listed[listed] = False
+    return np.unique(np.concatenate(keys)), unrated_ids
 
 
 def _packed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of cells and the keys they become."""
+    for cells, user_idx, movie_idx in _indexed_blocks(runs, index):
+        yield cells, index.layout.pack(user_idx, days_of(cells) - index.first_day, movie_idx, stars_of(cells))
+
+
+def _indexed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield blocks of cells with the user_idx and movie_idx of each, int64."""
     rank = None
     if index.user_id[-1] < _TABLE_LIMIT:
         rank = np.zeros(index.user_id[-1] + 1, np.int32)
@@ -203,5 +220,4 @@ def _packed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, 
     movie_runs = MovieRuns(runs.cells, np.searchsorted(index.movie_id, runs.movie_ids), runs.lengths)
     for cells, movie_idx in movie_runs.blocks(_CACHED_ROWS):
         ids = user_ids_of(cells)
-        user_idx = np.searchsorted(index.user_id, ids) if rank is None else rank[ids].astype(np.int64)
-        yield cells, index.layout.pack(user_idx, days_of(cells) - index.first_day, movie_idx, stars_of(cells))
+        yield cells, np.searchsorted(index.user_id, ids) if rank is None else rank[ids].astype(np.int64), movie_idx

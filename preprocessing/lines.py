@@ -41,13 +41,15 @@ class Parsed:
     """Lines of one byte range: `cells` int64 (R,), and the movie headers among them.
 
     Header k stands before cell `header_at[k]`; cells before the first belong to the previous range's movie.
-    `error` is (byte offset of the first bad line, what is wrong with it), or None.
+    `error` is (byte offset of the first bad line, what is wrong with it), or None. `first_line` is the byte offset of
+    the first line that is not empty, -1 if there is none.
     """
 
     cells: np.ndarray
     header_ids: np.ndarray
     header_at: np.ndarray
     error: tuple[int, str] | None = None
+    first_line: int = -1
 
 
 def user_ids_of(cells: np.ndarray) -> np.ndarray:
@@ -101,7 +103,8 @@ def parse_block(text: bytes, base: int, with_stars: bool) -> Parsed:
         error = base + int(line_starts[line]) - len(_PAD), _PROBLEMS[problem]
         cells, header_ids = cells[:line - np.searchsorted(headers, line)], header_ids[:np.searchsorted(headers, line)]
         header_at = header_at[:len(header_ids)]
-    return Parsed(cells, np.array([int(digits) for digits in header_ids], np.int64), header_at, error)
+    first_line = base + int(line_starts[0]) - len(_PAD) if len(line_starts) else -1
+    return Parsed(cells, np.array([int(digits) for digits in header_ids], np.int64), header_at, error, first_line)
 
 
 def _last_24_bytes(data: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -2,7 +2,13 @@
 
     python preprocessing/netflix_preprocess.py --raw_dir data/raw --out_dir data/processed
 
-Reads combined_data_*.txt, movie_titles.csv and, where it is there, probe.txt from --raw_dir.
+Reads ratings (combined_data_*.txt, or training_set's mv_*.txt), movie_titles.csv or .txt and, where it is there,
+probe.txt from --raw_dir. That is a folder, or the archive as it was downloaded: Kaggle's zip, or the original
+nf_prize_dataset.tar.gz; files in the folder may be .gz, .zip or .tar too. Nothing is unpacked onto the disk. Get it by
+
+    kaggle datasets download -d netflix-inc/netflix-prize-data        (the web page's Download button: archive.zip)
+    python preprocessing/netflix_preprocess.py --raw_dir netflix-prize-data.zip
+
 Writes ratings.parquet, users.parquet, movies.parquet and meta.json (see preprocessing/dataset/) into --out_dir.
 """
 
@@ -11,6 +17,7 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +28,7 @@ import numpy as np
 from preprocessing import building, command, indexing, parsing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
+from preprocessing.raw_files import RawFile, disk_file, find_files, size_of
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
 
@@ -44,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw_dir", type=Path, default=Path("data/raw"), metavar="DIR",
-                        help="folder of the raw files (default: %(default)s)")
+                        help="folder or archive of the raw files (default: %(default)s)")
     command.add_flags(parser, ("auto", "probe", "latest", "random"),
                       "how test ratings are chosen: probe.txt; each user's latest; at random; auto: the probe where "
                       "probe.txt is there, else latest (default: auto)")
@@ -62,34 +70,34 @@ def preprocess(args: argparse.Namespace) -> building.Statistics:
     start = time.perf_counter()
     rating_files, titles_file, probe_file = find_files(args.raw_dir, args.split)
     probe_files = [probe_file] if probe_file else []
-    sources = [*rating_files, titles_file, *probe_files]
+    sources = list(dict.fromkeys(disk_file(file) for file in [*rating_files, titles_file, *probe_files]))
     statistics = building.Statistics()
     with ThreadPoolExecutor(1) as background, folders.replace_dataset(args.out_dir) as folder:
-        digests = background.submit(lambda: [command.describe_file(path) for path in sources])
+        digests = background.submit(lambda: command.describe_files(sources))
         titles = read_titles(titles_file)
         partition_rows = memory_for_ratings(rating_files, args.max_memory)
         spill = folder / "cells.bin"  # for what is parsed, where memory will not hold it
         with statistics.timed("parse"):
             runs = parsing.parse_files(rating_files, spill=spill if partition_rows else None)
             if not len(runs):
-                raise DataError(f"{rating_files[0].parent} holds combined_data files without a single rating")
+                raise DataError(f"{args.raw_dir} holds rating files without a single rating")
         with statistics.timed("index"):
             index = indexing.index_runs(runs, titles.movie_id)
+        plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
+                         args.latest_n, args.val_fraction, args.seed)
+        if probe_file:
+            with statistics.timed("probe"):
+                plan.test_pairs = read_probe(probe_file, runs, index)
+        with statistics.timed("index"):
             if partition_rows:
                 bounds = partition_bounds(index.offset, partition_rows)
                 partitions = indexing.pack_partitions(runs, index, bounds, folder)
                 spill.unlink()
             else:
                 partitions = [indexing.Partition(0, len(index.user_id), indexing.pack_keys(runs, index))]
-        plan = SplitPlan("probe" if probe_file else args.split.replace("auto", "latest"), args.test_fraction,
-                         args.latest_n, args.val_fraction, args.seed)
         rated_ids = np.unique(runs.movie_ids[runs.lengths > 0])
         del runs  # the partitions hold its memory
         try:
-            if probe_file:
-                with statistics.timed("probe"):
-                    probe = parsing.parse_files([probe_file], with_stars=False, description="probe")
-                    plan.test_pairs = indexing.pair_keys(probe, index)
             meta = {"name": "netflix", "num_rated_movies": len(rated_ids), "sources": digests.result()}
             catalogue = building.Catalogue(*command.align_titles(titles, index.movie_id))
             meta = building.write_dataset(folder, index, partitions, catalogue, plan, meta, statistics)
@@ -99,11 +107,34 @@ def preprocess(args: argparse.Namespace) -> building.Statistics:
     return statistics
 
 
-def memory_for_ratings(rating_files: list[Path], max_memory_mib: int | None) -> int | None:
+def read_probe(probe_file: RawFile, runs: parsing.MovieRuns, index: indexing.Index) -> np.ndarray:
+    """Return the test pairs, see `indexing.pair_keys`; print how many are left out as they are not among the ratings.
+
+    Raises:
+        DataError: a bad line, a pair that is listed twice, or not one pair among the ratings.
+    """
+    probe = parsing.parse_files([probe_file], with_stars=False, description="probe")
+    try:
+        pairs, unrated_ids = indexing.pair_keys(probe, runs, index)
+    except indexing.PairError as error:
+        raise _locate(error, [probe_file]) from None
+    num_missing = len(probe) - len(pairs)
+    if not num_missing:
+        return pairs
+    of_movies = f"; {len(unrated_ids):,} of its movies have no ratings there" if len(unrated_ids) else ""
+    if not len(pairs):
+        raise DataError(f"{probe_file}: none of its {num_missing:,} pairs is among the ratings{of_movies}; "
+                        "use --split latest")
+    print(f"{probe_file}: left out {num_missing:,} of {len(probe):,} pairs, which are not among the ratings{of_movies} "
+          "(--split latest does without the probe)")
+    return pairs
+
+
+def memory_for_ratings(rating_files: Sequence[RawFile], max_memory_mib: int | None) -> int | None:
     """Return how many ratings may be sorted in memory at once, or None where all of them fit."""
     max_bytes = max_memory_mib * 2**20 if max_memory_mib else 0.7 * available_bytes()
     bytes_for_ratings = max(max_bytes - OVERHEAD_BYTES, max_bytes / 10)
-    needed_bytes = sum(path.stat().st_size for path in rating_files) / BYTES_PER_LINE * BYTES_PER_RATING
+    needed_bytes = sum(size_of(file) for file in rating_files) / BYTES_PER_LINE * BYTES_PER_RATING
     return None if needed_bytes <= bytes_for_ratings else int(bytes_for_ratings / BYTES_PER_RATING)
 
 
@@ -125,33 +156,6 @@ def available_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def find_files(raw_dir: Path, split: str) -> tuple[list[Path], Path, Path | None]:
-    """Find the rating files, in the order of their first movie header, the title file, and the probe if it is used.
-
-    Raises:
-        DataError: the folder or a file that is needed is not there.
-    """
-    if not raw_dir.is_dir():
-        raise DataError(f"{raw_dir} is no folder; put the raw files there, or make some: "
-                        f"python preprocessing/synthetic_netflix.py --out_dir {raw_dir}")
-    rating_files = [path for path in raw_dir.iterdir() if path.match("combined_data_*.txt")]
-    if not rating_files:
-        raise DataError(f"{raw_dir} holds no combined_data_*.txt; name the folder that does with --raw_dir")
-    titles_file, probe_file = raw_dir / "movie_titles.csv", raw_dir / "probe.txt"
-    if not titles_file.exists():
-        raise DataError(f"{titles_file} not found; it comes with the rating files")
-    if split == "probe" and not probe_file.exists():
-        raise DataError(f"{probe_file} not found; put it there, or choose --split latest")
-
-    def first_movie(path: Path) -> tuple[int, str]:
-        with open(path, "rb") as file:
-            header = file.readline(20).strip().removesuffix(b":")
-        return int(header) if header.isdigit() else 0, path.name
-
-    use_probe = split in ("auto", "probe") and probe_file.exists()
-    return sorted(rating_files, key=first_movie), titles_file, probe_file if use_probe else None
-
-
 def known_totals(meta: dict) -> str | None:
     """Say whether a data set with the counts of the Netflix Prize has its histogram too; None for other counts."""
     if (meta["num_ratings"], meta["num_users"], meta["num_rated_movies"]) != NETFLIX_COUNTS:
@@ -161,11 +165,11 @@ def known_totals(meta: dict) -> str | None:
     return "the counts are those of the Netflix Prize data, the histogram is not"
 
 
-def _locate(error: indexing.PairError, files: list[Path]) -> DataError:
+def _locate(error: indexing.PairError, files: Sequence[RawFile]) -> DataError:
     """Say in which of the files, and in which line, a wrong pair stands."""
-    lines = (line for path in files for line in parsing.find_lines(path, error.movie_id, error.user_id))
-    path, offset = next(itertools.islice(lines, error.occurrence - 1, None))
-    return parsing.bad_line(path, offset, f"is wrong: {error}")
+    lines = parsing.find_lines(files, error.movie_id, error.user_id)
+    file, offset = next(itertools.islice(lines, error.occurrence - 1, None))
+    return parsing.bad_line(file, offset, f"is wrong: {error}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Read Netflix's rating files (combined_data_*.txt, probe.txt) as arrays, exactly and in parallel.
+"""Read Netflix's rating files (combined_data_*.txt, mv_*.txt, probe.txt) as arrays, exactly and in parallel.
 
 The layout is a movie header `123:` on its own line, then one line `CustomerID,Stars,YYYY-MM-DD` (in probe.txt:
 `CustomerID`) per rating. One process per core parses ranges of bytes. To a range belong the lines that begin in it;
-its ratings before its first header belong to the last movie of the range before.
+its ratings before its first header belong to the last movie of the range before. What is compressed or in an archive
+is read by one process, in order, and parsed by all.
 """
 
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,10 +24,31 @@ from tqdm import tqdm
 
 from preprocessing.dataset import DataError
 from preprocessing.lines import Parsed, parse_block
+from preprocessing.raw_files import (
+    BYTE_ORDER_MARK,
+    Member,
+    RawFile,
+    disk_file,
+    open_file,
+    open_files,
+    read_blocks,
+    size_of,
+)
 
 RANGE_BYTES = 8 << 20  # read by one task of a process
 BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor's cache
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
+WAITING_TASKS = 3  # for each process; the texts of members among them are in memory
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file that are parsed at once: a range of a plain file, or whole lines that were read already."""
+
+    file: RawFile
+    start: int
+    stop: int
+    text: bytes | None = None
 
 
 @dataclass
@@ -53,12 +77,12 @@ class MovieRuns:
             yield cells, np.repeat(self.movie_ids[runs], num_cells)
 
 
-def parse_files(paths: list[Path], with_stars: bool = True, description: str = "parse",
+def parse_files(files: Sequence[RawFile], with_stars: bool = True, description: str = "parse",
                 spill: Path | None = None) -> MovieRuns:
     """Parse rating files in the given order, on all cores, with a progress bar in bytes.
 
     Args:
-        paths: combined_data files, or probe files (`with_stars=False`: a line is a user_id; day and stars are 0).
+        files: rating files, or probe files (`with_stars=False`: a line is a user_id; day and stars are 0).
         spill: a file for the cells, where memory will not hold them.
 
     Returns:
@@ -68,26 +92,22 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
         DataError: a line that is no header and no rating, with its file, line number and text.
         OSError: a file that cannot be read.
     """
-    tasks = [(path, start, min(start + RANGE_BYTES, file_bytes), with_stars)
-             for path in paths for file_bytes in [path.stat().st_size] for start in range(0, file_bytes, RANGE_BYTES)]
-    num_bytes = sum(stop - start for _, start, stop, _ in tasks)
+    num_bytes = sum(size_of(file) for file in files)
     with (open(spill or os.devnull, "wb") as spilled,
           tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar):
         shortest_line = len(b"1,5,2005-09-06\n") if with_stars else len(b"1\n")
         # Room for the most ratings that the bytes can hold; pages never written to are never real memory.
-        cells = np.empty(0 if spill else num_bytes // shortest_line + len(paths), np.int64)
+        cells = np.empty(0 if spill else num_bytes // shortest_line + len(files), np.int64)
         runs: list[list[int]] = []  # of [movie_id, number of cells]
-        num_cells, current_path = 0, None
-        for (path, start, stop, _), parsed in zip(tasks, _parse_ranges(tasks, num_bytes), strict=True):
-            if path != current_path:
-                current_path, in_movie = path, False
+        num_cells, current_file = 0, None
+        for piece, parsed in _parse_pieces(_cut(files), num_bytes, with_stars):
+            if piece.file != current_file:
+                current_file, in_movie = piece.file, False
             headless = len(parsed.cells) if not len(parsed.header_at) else parsed.header_at[0]
             if headless and not in_movie:
-                offset = next_line_start(path, start)
-                if parsed.error is None or offset < parsed.error[0]:
-                    parsed.error = offset, "is a rating before the first movie header"
+                parsed.error = parsed.first_line, "is a rating before the first movie header"
             if parsed.error is not None:
-                raise bad_line(path, *parsed.error)
+                raise bad_line(piece.file, *parsed.error)
             if spill:
                 parsed.cells.tofile(spilled)
             else:
@@ -99,7 +119,7 @@ def parse_files(paths: list[Path], with_stars: bool = True, description: str = "
                      for movie_id, length in zip(parsed.header_ids, lengths, strict=True)]
             in_movie = in_movie or len(parsed.header_at) > 0
             num_cells += len(parsed.cells)
-            bar.update(stop - start)
+            bar.update(piece.stop - piece.start)
     movie_ids, lengths = np.array(runs, np.int64).reshape(-1, 2).T
     return MovieRuns(spill or cells[:num_cells], movie_ids.copy(), lengths.copy())
 
@@ -120,49 +140,37 @@ def parse_range(path: Path, start: int, stop: int, with_stars: bool = True) -> P
             parsed = _parse_text(text[begin:text.rfind(b"\n") + 1], base + begin, with_stars)
             parsed.error = parsed.error or (base + text.rfind(b"\n") + 1, "is longer than any rating line")
             return parsed
-        text += b"\n"
         end = len(text)
     return _parse_text(text[begin:end], base + begin, with_stars)
 
 
-def bad_line(path: Path, offset: int, problem: str) -> DataError:
+def bad_line(raw_file: RawFile, offset: int, problem: str) -> DataError:
     """Name the file, number and text of the line that starts at a byte offset, and what is wrong with it."""
     number = 1
-    with open(path, "rb") as file:
+    with open_file(raw_file) as file:
         remaining = offset
         while remaining and (block := file.read(min(remaining, RANGE_BYTES))):
             number += block.count(b"\n")
             remaining -= len(block)
         text = file.readline(61).rstrip(b"\r\n")
     shown = ascii(text[:60].decode("latin-1")) + ("..." if len(text) > 60 else "")
-    return DataError(f"{path}, line {number}: {shown} {problem}")
+    return DataError(f"{raw_file}, line {number}: {shown} {problem}")
 
 
-def find_lines(path: Path, movie_id: int, user_id: int) -> Iterator[tuple[Path, int]]:
-    """Yield (path, byte offset) of each line about this movie and user, in a rating or probe file.
+def find_lines(files: Sequence[RawFile], movie_id: int, user_id: int) -> Iterator[tuple[RawFile, int]]:
+    """Yield the file and byte offset of each line about this movie and user, in rating or probe files.
 
     A plain loop over lines: it runs only to say where a mistake stands.
     """
-    current, offset = -1, 0
-    with open(path, "rb") as file:
-        for line in file:
-            text = line.rstrip(b"\r\n")
+    for file, stream in open_files(files):
+        current, offset = -1, 0
+        for line in stream:
+            text = line.removeprefix(b"" if offset else BYTE_ORDER_MARK).rstrip(b"\r\n")
             if text.endswith(b":"):
                 current = int(text[:-1])
             elif current == movie_id and text and int(text.split(b",")[0]) == user_id:
-                yield path, offset
+                yield file, offset
             offset += len(line)
-
-
-def next_line_start(path: Path, offset: int) -> int:
-    """Return the offset of the first non-empty line that starts at or after a byte offset."""
-    with open(path, "rb") as file:
-        if offset:
-            file.seek(offset - 1)
-            file.readline()
-        while (start := file.tell(), line := file.readline())[1] and not line.strip(b"\r\n"):
-            pass
-        return start
 
 
 # --- processes -------------------------------------------------------------------------------------------------
@@ -173,21 +181,74 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _parse_ranges(tasks: list[tuple], num_bytes: int) -> Iterable[Parsed]:
-    """Yield the parsed tasks in order; a process per core parses them where they are many."""
-    num_processes = min(num_cores(), len(tasks))
+def _cut(files: Sequence[RawFile]) -> Iterator[list[Piece]]:
+    """Cut files into tasks of about RANGE_BYTES: pieces of one file or, where files are small, of many."""
+    task: list[Piece] = []
+    num_bytes = 0
+    for is_wrapped, group in itertools.groupby(files, lambda file: isinstance(file, Member)):
+        for piece in _cut_members(list(group)) if is_wrapped else _cut_plain(group):
+            task.append(piece)
+            num_bytes += piece.stop - piece.start
+            if num_bytes >= RANGE_BYTES:
+                yield task
+                task, num_bytes = [], 0
+    if task:
+        yield task
+
+
+def _cut_plain(paths: Iterable[RawFile]) -> Iterator[Piece]:
+    """Cut plain files into ranges; whoever parses one reads it."""
+    for path in paths:
+        file_bytes = size_of(path)
+        for start in range(0, file_bytes, RANGE_BYTES):
+            yield Piece(path, start, min(start + RANGE_BYTES, file_bytes))
+
+
+def _cut_members(members: list[RawFile]) -> Iterator[Piece]:
+    """Read members of archives, one after the other, in pieces."""
+    for file, offset, text in read_blocks(members, RANGE_BYTES, SLACK_BYTES):
+        yield Piece(file, offset, offset + len(text), text)
+
+
+def _parse_pieces(tasks: Iterator[list[Piece]], num_bytes: int, with_stars: bool) -> Iterator[tuple[Piece, Parsed]]:
+    """Yield the pieces of tasks in order, parsed; a process per core parses them where they are many."""
+    num_processes = min(num_cores(), -(-num_bytes // RANGE_BYTES))
     if num_processes < 2 or num_bytes < 2 * RANGE_BYTES:
-        yield from (parse_range(*task) for task in tasks)
+        for task in tasks:
+            yield from zip(task, _parse_task(_sources(task), with_stars), strict=True)
         return
     context = get_context("fork" if os.name == "posix" else "spawn")
     with ProcessPoolExecutor(num_processes, context, _start_worker, (os.getpid(),)) as pool:
+        waiting: deque[tuple[list[Piece], Future]] = deque()
+
+        def first() -> Iterator[tuple[Piece, Parsed]]:
+            task, future = waiting.popleft()
+            return zip(task, future.result(), strict=True)
+
         try:
-            yield from pool.map(parse_range, *zip(*tasks, strict=True))
+            for task in tasks:
+                future = pool.submit(_parse_task, _sources(task), with_stars)
+                waiting.append(([Piece(piece.file, piece.start, piece.stop) for piece in task], future))
+                if len(waiting) >= WAITING_TASKS * num_processes:
+                    yield from first()
+            while waiting:
+                yield from first()
         except BrokenProcessPool:
             raise DataError("a parsing process was killed, probably for want of memory; "
                             "free some and run again") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _sources(task: list[Piece]) -> list[tuple[Path | bytes, int, int]]:
+    """Return what a process needs to know of a task: a range and its file, or the text."""
+    return [(disk_file(piece.file) if piece.text is None else piece.text, piece.start, piece.stop) for piece in task]
+
+
+def _parse_task(sources: list[tuple[Path | bytes, int, int]], with_stars: bool) -> list[Parsed]:
+    """Parse the pieces of a task."""
+    return [_parse_text(source, start, with_stars) if isinstance(source, bytes)
+            else parse_range(source, start, stop, with_stars) for source, start, stop in sources]
 
 
 def _start_worker(parent_pid: int) -> None:
@@ -208,8 +269,9 @@ def _start_worker(parent_pid: int) -> None:
 
 
 def _parse_text(text: bytes, base: int, with_stars: bool) -> Parsed:
-    """Parse whole lines in cache-sized blocks. `base` is the text's offset in its file."""
-    blocks, begin = [], 0
+    """Parse lines in cache-sized blocks; the last one may lack its end. `base` is the text's offset in its file."""
+    text = text if text.endswith(b"\n") else text + b"\n"
+    blocks, begin = [], len(BYTE_ORDER_MARK) if base == 0 and text.startswith(BYTE_ORDER_MARK) else 0
     while begin < len(text):
         end = text.find(b"\n", min(begin + BLOCK_BYTES, len(text) - 1)) + 1
         blocks.append(parse_block(text[begin:end], base + begin, with_stars))
@@ -226,4 +288,5 @@ def _join(blocks: list[Parsed]) -> Parsed:
     return Parsed(np.concatenate([none, *(block.cells for block in blocks)]),
                   np.concatenate([none, *(block.header_ids for block in blocks)]),
                   np.concatenate([none, *(block.header_at + start for block, start in zip(blocks, starts))]),
-                  next((block.error for block in blocks if block.error is not None), None))
+                  next((block.error for block in blocks if block.error is not None), None),
+                  min((block.first_line for block in blocks if block.first_line >= 0), default=-1))

@@ -1,12 +1,12 @@
-"""Read movie_titles.csv: lines `MovieID,Year,Title` without quoting, in whatever encoding."""
+"""Read movie_titles.csv (or .txt): lines `MovieID,Year,Title` without quoting, in whatever encoding."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from preprocessing.dataset import DataError
 from preprocessing.dataset.tables import decode
+from preprocessing.raw_files import RawFile
 
 
 @dataclass
@@ -18,14 +18,14 @@ class Titles:
     title: list[str]
 
 
-def read_titles(path: Path) -> Titles:
+def read_titles(file: RawFile) -> Titles:
     """Read the title file: LF or CRLF, with or without a header row, titles with commas and quotes as they stand.
 
     Raises:
         DataError: a line without three fields, an id or a year that is no number, an id twice; with its line number.
     """
     rows: dict[int, tuple[int, str]] = {}
-    for number, line in enumerate(decode(path.read_bytes()).split("\n"), start=1):
+    for number, line in enumerate(decode(file.read_bytes()).split("\n"), start=1):
         if not line.strip():
             continue
         movie_id, _, rest = line.partition(",")
@@ -42,7 +42,7 @@ def read_titles(path: Path) -> Titles:
         elif int(movie_id) in rows:
             problem = "has a movie id that stands above already"
         if problem:
-            raise DataError(f"{path}, line {number}: {line[:60]!a} {problem}")
+            raise DataError(f"{file}, line {number}: {line[:60]!a} {problem}")
         rows[int(movie_id)] = int(float(year.strip())) if _is_year(year) else 0, title
     ids = sorted(rows)
     return Titles(np.array(ids, np.int64), np.array([rows[k][0] for k in ids], np.int16), [rows[k][1] for k in ids])

@@ -83,7 +83,7 @@ PREPROCESS_PATHS = [
     (PARSES, append("{raw}/combined_data_1.txt", "1:\n9,5,2005-02-03\n9,4,2005-02-03\n"),
      "user 9 rated movie 1 twice", 1),
     (PARSES, write("{raw}/combined_data_1.txt", "1,5,2005-02-03\n"), "is a rating before the first movie header", 1),
-    (PARSES, write("{raw}/probe.txt", "1:\n999999999\n"), "user 999999999 never rated movie 1", 1),
+    (PARSES, write("{raw}/probe.txt", "1:\n999999999\n"), "none of its 1 pairs is among the ratings; use --split latest", 1),
     (PARSES, write("{raw}/probe.txt", "1:\nx\n"), "'x' is no user_id and no movie header", 1),
     (PARSES, append("{raw}/movie_titles.csv", "oops\n"), "'oops' is not MovieID,Year,Title", 1),
     (PARSES, append("{raw}/movie_titles.csv", "x,1999,A\n"), "has a movie id that is no number", 1),

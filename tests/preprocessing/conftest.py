@@ -61,7 +61,7 @@ def draw_ratings(seed, num_users=60, num_movies=25, first="2004-11-01", num_days
 def parse_slowly(data, with_stars=True):
     """Parse one rating file line by line: ([(movie_id, user_id, stars, date)], None) or (None, first bad line)."""
     rows, movie_id = [], None
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         line = line.removesuffix(b"\r")
         if not line:
             continue

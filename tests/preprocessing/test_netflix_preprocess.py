@@ -407,8 +407,8 @@ def test_a_pair_rated_twice_is_found_among_many_ratings(kit, write_raw, refuse):
     ({"combined_data_1.txt": b"1:\n5,3,2005-01-01\n9,3,2005-01-01\n2:\n9,4,2005-01-02\n9,5,2005-01-03\n"},
      "combined_data_1.txt, line 6: '9,5,2005-01-03' is wrong: user 9 rated movie 2 twice"),
     ({"combined_data_1.txt": b"1:\n5,3,2005-01-01\n9,3,2005-01-01\n2:\n5,4,2005-01-02\n",
-      "probe.txt": b"1:\n5\n2:\n9\n"}, "probe.txt, line 4: '9' is wrong: user 9 never rated movie 2")],
-    ids=["twice", "never rated"])
+      "probe.txt": b"1:\n9\n5\n9\n"}, "probe.txt, line 4: '9' is wrong: user 9 is listed twice for movie 1")],
+    ids=["twice", "listed twice"])
 def test_a_wrong_pair_is_named_whichever_row_group_its_user_is_in(write_raw, run, tmp_path, monkeypatch, files, place):
     monkeypatch.setattr(building, "GROUP_ROWS", 1)
     raw_dir = write_raw(files, titles=TITLES)
@@ -425,12 +425,10 @@ def test_a_pair_in_train_and_in_test_is_noticed_in_the_file_that_was_written(wri
 
 
 @pytest.mark.parametrize("probe, line", [
-    (b"1:\n7\n2:\n8\n", 4), (b"1:\n7\n6\n", 3), (b"1:\n99999999999\n", 2), (b"1:\r\n7\r\n3:\r\n7\r\n", 4),
-    (b"2147483647:\n7\n", 2), (b"1:\n7\n\n7\n", 4), (b"1:\n7\n2:\n1:\n7\n", 5), (b"7\n1:\n", 1),
+    (b"1:\n7\n\n7\n", 4), (b"1:\n7\n2:\n1:\n7\n", 5), (b"7\n1:\n", 1),
     (b"1:\n7,3,2005-01-01\n", 2), (b"1:\nx\n", 2), (b"1:\n-7\n", 2), (b"1:\n123456789012\n", 2), (b"1:\n7 \n", 2),
     (b"12a:\n7\n", 1)],
-    ids=["never rated", "unknown user", "unknown large user", "unknown movie", "unknown large movie", "twice",
-         "twice in two sections", "before the first header", "a rating line", "letters", "negative", "12 digits",
+    ids=["twice", "twice in two sections", "before the first header", "a rating line", "letters", "negative", "12 digits",
          "blank", "bad header"])
 def test_a_bad_probe_line_is_refused(write_raw, refuse, probe, line):
     raw_dir = write_raw({"combined_data_1.txt": GOOD + b"2:\n7,3,2005-01-01\n", "probe.txt": probe}, titles=TITLES)
