@@ -428,8 +428,8 @@ def test_a_pair_in_train_and_in_test_is_noticed_in_the_file_that_was_written(wri
     (b"1:\n7\n\n7\n", 4), (b"1:\n7\n2:\n1:\n7\n", 5), (b"7\n1:\n", 1),
     (b"1:\n7,3,2005-01-01\n", 2), (b"1:\nx\n", 2), (b"1:\n-7\n", 2), (b"1:\n123456789012\n", 2), (b"1:\n7 \n", 2),
     (b"12a:\n7\n", 1)],
-    ids=["twice", "twice in two sections", "before the first header", "a rating line", "letters", "negative", "12 digits",
-         "blank", "bad header"])
+    ids=["twice", "twice in two sections", "before the first header", "a rating line", "letters", "negative",
+         "12 digits", "blank", "bad header"])
 def test_a_bad_probe_line_is_refused(write_raw, refuse, probe, line):
     raw_dir = write_raw({"combined_data_1.txt": GOOD + b"2:\n7,3,2005-01-01\n", "probe.txt": probe}, titles=TITLES)
     assert f"{raw_dir / 'probe.txt'}, line {line}:" in refuse(raw_dir)
