@@ -178,41 +178,35 @@ def pair_keys(probe: MovieRuns, runs: MovieRuns, index: Index) -> tuple[np.ndarr
     Raises:
         PairError: a pair is listed twice.
     """
-    user_ids = np.concatenate([np.zeros(0, np.int64), *(user_ids_of(cells) for cells, _ in probe.blocks())])
-    movie_ids = np.repeat(probe.movie_ids, probe.lengths)
+    user_ids, movie_ids = user_ids_of(probe.cells_of(0, len(probe))), np.repeat(probe.movie_ids, probe.lengths)
     by_movie = np.lexsort((user_ids, movie_ids))
     user_ids, movie_ids = user_ids[by_movie], movie_ids[by_movie]
     twice = np.flatnonzero((np.diff(user_ids) == 0) & (np.diff(movie_ids) == 0))
     if len(twice):
         raise PairError.listed_twice(user_ids[twice[0]], movie_ids[twice[0]])
-    unrated_ids = np.setdiff1d(movie_ids, runs.movie_ids[runs.lengths > 0])
-    is_known = np.isin(user_ids, index.user_id) & np.isin(movie_ids, index.movie_id)
-    listed_users = np.searchsorted(index.user_id, user_ids[is_known])
-    bounds = np.searchsorted(movie_ids[is_known], index.movie_id)  # where each movie's listed users begin
-    bounds = np.append(bounds, len(listed_users))
-    is_listed = np.zeros(len(index.user_id), bool)  # of the users for one movie
+    has_table = index.user_id[-1] < _TABLE_LIMIT  # of what a user_id says, else of what its rank says
+    is_listed = np.zeros(index.user_id[-1] + 1 if has_table else len(index.user_id), bool)  # for the movie at hand
+    is_known = np.isin(user_ids, index.user_id)
+    positions = user_ids[is_known] if has_table else np.searchsorted(index.user_id, user_ids[is_known])
+    listed_ids, starts = np.unique(movie_ids[is_known], return_index=True)
+    listed = dict(zip(listed_ids.tolist(), np.split(positions, starts[1:]), strict=True)) if len(positions) else {}
     keys = [np.zeros(0, np.int64)]
-    for _, user_idx, movie_idx in _indexed_blocks(runs, index):
-        starts = np.flatnonzero(np.diff(movie_idx, prepend=-1))
-        for start, stop in itertools.pairwise([*starts.tolist(), len(movie_idx)]):
-            movie = movie_idx[start]
-            listed = listed_users[bounds[movie]:bounds[movie + 1]]
-            if len(listed):
-                is_listed[listed] = True
-                users = user_idx[start:stop]
-                keys.append(users[is_listed[users]] * len(index.movie_id) + movie)
-                is_listed[listed] = False
+    ends = np.cumsum(runs.lengths)
+    for movie_id, start, stop in zip(runs.movie_ids.tolist(), ends - runs.lengths, ends, strict=True):
+        if movie_id in listed:
+            users = user_ids_of(runs.cells_of(start, stop))
+            users = users if has_table else np.searchsorted(index.user_id, users)
+            is_listed[listed[movie_id]] = True
+            users = users[is_listed[users]]
+            is_listed[listed[movie_id]] = False
+            user_idx = np.searchsorted(index.user_id, users) if has_table else users
+            keys.append(user_idx * len(index.movie_id) + np.searchsorted(index.movie_id, movie_id))
+    unrated_ids = np.setdiff1d(movie_ids, runs.movie_ids[runs.lengths > 0])
     return np.unique(np.concatenate(keys)), unrated_ids
 
 
 def _packed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of cells and the keys they become."""
-    for cells, user_idx, movie_idx in _indexed_blocks(runs, index):
-        yield cells, index.layout.pack(user_idx, days_of(cells) - index.first_day, movie_idx, stars_of(cells))
-
-
-def _indexed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield blocks of cells with the user_idx and movie_idx of each, int64."""
     rank = None
     if index.user_id[-1] < _TABLE_LIMIT:
         rank = np.zeros(index.user_id[-1] + 1, np.int32)
@@ -220,4 +214,5 @@ def _indexed_blocks(runs: MovieRuns, index: Index) -> Iterator[tuple[np.ndarray,
     movie_runs = MovieRuns(runs.cells, np.searchsorted(index.movie_id, runs.movie_ids), runs.lengths)
     for cells, movie_idx in movie_runs.blocks(_CACHED_ROWS):
         ids = user_ids_of(cells)
-        yield cells, np.searchsorted(index.user_id, ids) if rank is None else rank[ids].astype(np.int64), movie_idx
+        user_idx = np.searchsorted(index.user_id, ids) if rank is None else rank[ids].astype(np.int64)
+        yield cells, index.layout.pack(user_idx, days_of(cells) - index.first_day, movie_idx, stars_of(cells))

@@ -6,8 +6,10 @@ Reads ratings (combined_data_*.txt, or training_set's mv_*.txt), movie_titles.cs
 probe.txt from --raw_dir. That is a folder, or the archive as it was downloaded: Kaggle's zip, or the original
 nf_prize_dataset.tar.gz; files in the folder may be .gz, .zip or .tar too. Nothing is unpacked onto the disk. Get it by
 
-    kaggle datasets download -d netflix-inc/netflix-prize-data        (the web page's Download button: archive.zip)
+    kaggle datasets download -d netflix-inc/netflix-prize-data
     python preprocessing/netflix_preprocess.py --raw_dir netflix-prize-data.zip
+
+(the Download button of its web page gives archive.zip, which is the same).
 
 Writes ratings.parquet, users.parquet, movies.parquet and meta.json (see preprocessing/dataset/) into --out_dir.
 """

@@ -38,7 +38,7 @@ from preprocessing.raw_files import (
 RANGE_BYTES = 8 << 20  # read by one task of a process
 BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor's cache
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
-WAITING_TASKS = 3  # for each process; the texts of members among them are in memory
+WAITING_TASKS = 2  # for each process; what was read of archives for them is in memory
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ class MovieRuns:
             first, last = np.searchsorted(ends, [start, stop - 1], side="right")
             runs = slice(first, last + 1)
             num_cells = np.minimum(ends[runs], stop) - np.maximum(ends[runs] - self.lengths[runs], start)
-            if isinstance(self.cells, Path):
-                cells = np.fromfile(self.cells, np.int64, stop - start, offset=8 * start)
-            else:
-                cells = self.cells[start:stop]
-            yield cells, np.repeat(self.movie_ids[runs], num_cells)
+            yield self.cells_of(start, stop), np.repeat(self.movie_ids[runs], num_cells)
+
+    def cells_of(self, start: int, stop: int) -> np.ndarray:
+        """Return a range of the cells, int64."""
+        if isinstance(self.cells, Path):
+            return np.fromfile(self.cells, np.int64, stop - start, offset=8 * start)
+        return self.cells[start:stop]
 
 
 def parse_files(files: Sequence[RawFile], with_stars: bool = True, description: str = "parse",

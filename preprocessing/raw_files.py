@@ -22,7 +22,7 @@ from typing import IO
 from preprocessing.dataset import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8, as some editors write it before the first line
-BLOCK_BYTES = 1 << 20  # of an archive, read at once
+BLOCK_BYTES = 1 << 14  # of an archive, read at once; tarfile copies what is left of a block at every read
 MAX_DEPTH = 2  # of folders in the raw folder, as in download/training_set/mv_0000001.txt
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
