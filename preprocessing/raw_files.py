@@ -187,19 +187,19 @@ def _walk(file: IO[bytes], name: str, size: int | None = None, names: tuple[str,
         file, name, size = _OPENERS[suffix](file), stem, None
         suffix = _suffix(name)[1]
     if suffix == ".tar":
-        with tarfile.open(fileobj=file, mode="r|", bufsize=BLOCK_BYTES) as archive:  # a stream: never goes back
+        with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES) as archive:  # a stream: never goes back
             for entry in archive:
                 if entry.isfile() and (member := archive.extractfile(entry)):
                     yield from _walk(member, entry.name, entry.size, (*names, entry.name))
     elif suffix == ".zip":
-        if names:
-            raise DataError(f"{':'.join(names)}: an archive within the archive can be read where it is a .tar, but not "
-                            "a .zip; unpack the outer one and name its folder with --raw_dir")
+        if names and not isinstance(file, zipfile.ZipExtFile):  # a zip's list stands at its end
+            raise DataError(f"{':'.join(names)}: a .zip can be read within a .zip, but not within a .tar; unpack the "
+                            "outer archive and name its folder with --raw_dir")
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
                     with archive.open(info) as opened:
-                        yield from _walk(opened, info.filename, info.file_size, (info.filename,))
+                        yield from _walk(opened, info.filename, info.file_size, (*names, info.filename))
     else:
         yield names, size, file
 
@@ -235,7 +235,7 @@ def _list_folder(raw_dir: Path) -> tuple[list[tuple[int, RawFile]], list[Path]]:
                 loose.append((depth, _list_archive(path)[0] if is_compressed else path))
             elif path.is_dir():
                 folders.append(path)
-            elif unwrapped_name(path.name).endswith(_ARCHIVES):
+            elif unwrapped_name(path.name).endswith(_ARCHIVES) and not path.name.startswith("."):
                 archives.append(path)
         if {"ratings", "titles"} <= _choose(loose).keys():
             break
@@ -272,7 +272,7 @@ def _choose(files: list[tuple[int, RawFile]], kinds: Iterable[str] = _KINDS) -> 
     """Return the files of each kind that are nearest, each name once: a plain file before a compressed one.
 
     Raises:
-        DataError: archives hold different files of one name.
+        DataError: two folders or archives hold different files of one name.
     """
     by_kind: dict[str, dict[tuple[int, int], list[RawFile]]] = {}
     for depth, file in files:
@@ -282,10 +282,13 @@ def _choose(files: list[tuple[int, RawFile]], kinds: Iterable[str] = _KINDS) -> 
     for name, places in by_kind.items():
         by_name: dict[str, RawFile] = {}
         for file in places[min(places)]:
-            first = by_name.setdefault(unwrapped_name(file.name), file)
-            if isinstance(file, Path) and (isinstance(first, Member) or file.name == file.name.lower()):
-                by_name[unwrapped_name(file.name)] = file
-            elif isinstance(file, Member) and isinstance(first, Member) and size_of(file) != size_of(first):
+            own_name = unwrapped_name(file.name)
+            first = by_name.setdefault(own_name, file)
+            if type(first) is not type(file):
+                by_name[own_name] = first if isinstance(first, Path) else file
+            elif first.name != file.name:  # by capital letters alone
+                by_name[own_name] = first if first.name == own_name else file
+            elif size_of(first) != size_of(file):
                 raise DataError(f"{first} and {file} differ; leave only one of them there")
         chosen[name] = list(by_name.values())
     return chosen

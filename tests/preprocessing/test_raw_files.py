@@ -90,6 +90,10 @@ WRAPPINGS = {
     "zip of macOS": (lambda files: {"a.zip": zipped(files | {f"__MACOSX/._{name}": b"\0\5" for name in files})}, []),
     "zip of gz": (lambda files: {"a.zip": zipped(changed(files, lambda n, d: (f"{n}.gz", gzip.compress(d))))}, []),
     "zip of tar": (lambda files: {"a.zip": zipped({"in.tar": tar(files)})}, ["a.zip"]),
+    "zip of zips": (lambda files: {"a.zip": zipped(changed(files, lambda n, d: (f"{n}.zip", zipped({n: d})), ""))}, []),
+    "tar.gz named tar": (lambda files: {"all.tar": tar(files, "w:gz")}, ["all.tar"]),
+    "zip and what macOS puts beside it": (lambda files: {"a.zip": zipped(files), "._a.zip": b"\0\5"}, []),
+    "training_set twice": (lambda files: by_movie(files) | under("copy", by_movie(files)) | original(files), []),
     "zip twice": (lambda files: {"archive.zip": zipped(files), "archive (1).zip": zipped(files)}, []),
     "tar": (lambda files: {"all.tar": tar(files)}, ["all.tar"]),
     "tgz": (lambda files: {"all.tgz": tar(files, "w:gz")}, ["all.tgz"]),
@@ -291,14 +295,19 @@ def test_a_zip_with_a_password_is_refused(files, write, refuse):
     assert "archive.zip cannot be read as an archive (" in message and "password" in message
 
 
-def test_a_zip_in_another_archive_is_refused(files, write, refuse):
-    assert "a.zip: an archive within the archive can be read where it is a .tar, but not a .zip" in refuse(
+def test_a_zip_in_a_tar_is_refused(files, write, refuse):
+    assert "a.zip: a .zip can be read within a .zip, but not within a .tar; unpack the outer archive" in refuse(
         write({"all.tar": tar({"a.zip": zipped(files)})}))
 
 
 def test_archives_that_differ_in_a_file_are_refused(files, write, refuse):
     raw_dir = write({"a.zip": zipped(files), "b.zip": zipped(files | {"combined_data_2.txt": GOOD})})
     assert f"{raw_dir}/a.zip:combined_data_2.txt and {raw_dir}/b.zip:combined_data_2.txt differ" in refuse(raw_dir)
+
+
+def test_folders_that_differ_in_a_file_are_refused(write, refuse):
+    raw_dir = write({"movie_titles.csv": TITLES, "a/mv_1.txt": GOOD, "b/mv_1.txt": GOOD + b"9,3,2005-01-01\n"})
+    assert f"{raw_dir}/a/mv_1.txt and {raw_dir}/b/mv_1.txt differ; leave only one of them there" in refuse(raw_dir)
 
 
 def test_what_lies_nearest_is_taken(files, plain, write, run, tmp_path):
