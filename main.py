@@ -2,7 +2,7 @@
 validation ratings together where these are not too many, and measure the result once on test.
 
     python main.py --epochs 100 --batch_size 128 --lr 0.001
-    python main.py --resume                # go on after Ctrl-C or a crash
+    python main.py --resume                # go on after Ctrl-C or a crash, with the flags and the data set of the run
     python main.py --eval_only             # only measure the best checkpoint again
     torchrun --nproc_per_node=2 main.py    # the same with two processes
 
@@ -15,15 +15,19 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
 import typing
 from pathlib import Path
 
+import models  # noqa: F401 - it says what to do where packages are missing, before they are imported
+
+# isort: split
 import torch
 
-from models.checkpoint import DAMAGE, load_checkpoint, load_model, lock_run, save_checkpoint
+from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError, exit_code
-from training import distributed, report
+from training import distributed, remembered, report
 from training.batches import DataSet, load_dataset
 from training.build import build_trainer, choose_device
 from training.distributed import Ranks
@@ -31,28 +35,30 @@ from training.engine import Settings
 from training.evaluation import fold_in_movies
 from training.trainer import EpochMetrics, Trainer
 
-FIXED = ("embedding_dim", "ensemble_size", "hidden_dim", "without")  # what a resumed run cannot change
 OLD_PARTS = {"solved_history": "fold_in", "drift": "movie_bias_over_time", "mood": "recent_user_bias"}
 REFIT_RATINGS = 10_000_000  # of training: with more, a second fit is made only where it is asked for
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 the work failed, 130 Ctrl-C, 143 SIGTERM."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
 
     def outcome() -> str:
         if (args.run_dir / "last.pt").exists():
-            return f"go on with: python main.py --data_dir {args.data_dir} --run_dir {args.run_dir} --resume"
+            return f"go on with: python main.py --run_dir {args.run_dir} --resume"
         return "no epoch was finished, nothing was written"
 
-    return exit_code(lambda: work(args), args.run_dir, outcome)
+    return exit_code(lambda: work(args, argv), args.run_dir, outcome)
 
 
-def work(args: argparse.Namespace) -> None:
+def work(args: argparse.Namespace, argv: list[str]) -> None:
     """Join the other processes, if there are any, and do what the flags ask for."""
     ranks = distributed.start()
     try:
         with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
+            if args.resume or args.eval_only:
+                args = recall(args, argv, ranks)
             run(args, ranks)
     except DataError:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks the others to end when one has
@@ -82,14 +88,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction,
                         help="train again with the validation ratings, for the epochs that validation chose, which "
                         f"takes as long as these (default: up to {REFIT_RATINGS // 10**6} million training ratings)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir, with its flags and "
+                        "its data set; a flag that is given is taken or refused by name")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --run_dir")
     parser.add_argument("--eval_only", action="store_true", help="measure best.pt on test again, train nothing")
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "patience", "embedding_dim", "ensemble_size", "hidden_dim", "num_threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.embedding_dim % args.ensemble_size:
+    if args.embedding_dim % args.ensemble_size and not (args.resume or args.eval_only):
         parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --ensemble_size "
                      f"{args.ensemble_size}")
     if not (math.isfinite(args.lr) and args.lr > 0):
@@ -128,6 +135,26 @@ def parse_parts(text: str) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in named)
 
 
+def recall(args: argparse.Namespace, argv: list[str], ranks: Ranks) -> argparse.Namespace:
+    """Return the flags of the run in --run_dir, with those that are given and can change.
+
+    Raises:
+        DataError: there is no run, one of the flags cannot change, or the data set is not where it was.
+    """
+    path = args.run_dir / ("best.pt" if args.eval_only else "last.pt")
+    checkpoint = load_checkpoint(path, None)
+    of_run = remembered.as_argv(remembered.flags_in(checkpoint))
+    before, now = parse_args(of_run), parse_args([*of_run, *argv])
+    changes = remembered.compare(before, now, checkpoint, path)
+    if changes and ranks.is_main:
+        print("--eval_only trains nothing, so these have no effect:" if args.eval_only else "the run goes on with",
+              changes, file=sys.stderr)
+    if not any(word.partition("=")[0] == "--data_dir" for word in argv):
+        now.data_dir = data_dir_of(path, checkpoint)
+        now.data_dir_given = checkpoint["flags"].get("data_dir_given", str(now.data_dir))
+    return now
+
+
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
     """Load, train, measure, report; of many processes only the main one measures and reports."""
     if args.num_threads:
@@ -145,11 +172,10 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         print(f"{sizes['num_train']:,} training, {sizes['num_validation']:,} validation and {sizes['num_test']:,} test "
               f"ratings of {data.num_users:,} users and {data.num_movies:,} movies; device {device}"
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
-    metrics = [] if args.eval_only else train(args, data, device, ranks)
+    metrics, is_new = ([], False) if args.eval_only else train(args, data, device, ranks)
     wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
-    if wants_refit and sizes["num_validation"] and not args.eval_only and not (
-            args.resume and load_checkpoint(best, fingerprint)["refit"]):  # a finished run
-        refit(args, device, ranks)
+    if wants_refit and sizes["num_validation"] and not args.eval_only:
+        refit(args, device, ranks, is_new)
     if not ranks.is_main:
         return
     model, checkpoint = load_model(best, fingerprint)
@@ -170,25 +196,26 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
             data = load_dataset(args.data_dir)
         report.plot_training(args.run_dir / "training.png", metrics, checkpoint["epoch"],
                              report.validation_baselines(data))
-        print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir} "
-              f"--data_dir {args.data_dir}")
+        print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir}")
 
 
-def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: Ranks) -> list[EpochMetrics]:
+def train(args: argparse.Namespace, data: DataSet, device: torch.device,
+          ranks: Ranks) -> tuple[list[EpochMetrics], bool]:
     """Train until the epochs or the patience are used up; write checkpoints and metrics.csv after every epoch.
 
     Returns:
-        The metrics of every epoch of the run.
+        The metrics of every epoch of the run, and whether any of them is of now.
     """
     trainer, fingerprint = build_trainer(args, data, device, ranks), data.meta["fingerprint"]
     if args.resume:
         resume(args, trainer, fingerprint, device)
     elif ranks.is_main:
         print(f"up to {trainer.num_epochs} epochs, {trainer.engines[0].batch_size:,} users a step", flush=True)
+    done, flags = len(trainer.metrics), remembered.flags_of(args, trainer.model.item_based is not None)
     for metrics in trainer.epochs():
         if not ranks.is_main:
             continue
-        checkpoint = trainer.checkpoint(fingerprint)
+        checkpoint = trainer.checkpoint(fingerprint, flags)
         is_best = trainer.best_epoch == metrics.epoch
         if is_best:
             save_checkpoint(args.run_dir / "best.pt", checkpoint)
@@ -197,44 +224,39 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device, ranks: 
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
-    return trainer.metrics
+    is_new = len(trainer.metrics) > done
+    if ranks.is_main and args.resume and not is_new:
+        more = "patience" if done < trainer.num_epochs else "epochs" if args.epochs <= done else None
+        print(f"nothing is left to train after epoch {done}; "
+              + (f"a larger --{more} may go on" if more else "the learning rate has fallen to zero"), flush=True)
+    return trainer.metrics, is_new
 
 
 def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device: torch.device) -> None:
-    """Put a trainer into the state of last.pt; raise DataError where the flags are not those it was made with."""
-    last, model = args.run_dir / "last.pt", trainer.model
+    """Put a trainer into the state of last.pt; raise DataError where it has none."""
+    last = args.run_dir / "last.pt"
     checkpoint = load_checkpoint(last, fingerprint, device)
-    anew = "resume with the same, or start anew in another --run_dir"
-    for name in FIXED:
-        before, now = (",".join(value) or "nothing" if name == "without" else value
-                       for value in (checkpoint["config"][name], getattr(args, name)))
-        if before != now:
-            raise DataError(f"{last} was trained with --{name} {before}, not {now}; {anew}")
-    if checkpoint["item_based"] != (model.item_based is not None):
-        before, now = ("both", "user") if checkpoint["item_based"] else ("user", "both")
-        raise DataError(f"{last} was trained with --blend {before}, not {now}; {anew}")
-    if bool(checkpoint["config"]["relevance_dim"]) != bool(args.relevance_weight):
-        raise DataError(f"{last} was trained {'without' if args.relevance_weight else 'with'} an order by relevance; "
-                        "resume with the same --relevance_weight, or start anew in another --run_dir")
-    model.load_state_dict(checkpoint["model"])
     try:
+        trainer.model.load_state_dict(checkpoint["model"])
         trainer.load_state_dict(checkpoint)
     except DAMAGE:
         raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
     if trainer.ranks.is_main:
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
-        if trainer.is_finished:
-            print(f"nothing was left to train: all of the run's {checkpoint['epoch']} epochs are done", flush=True)
-        else:
-            print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
+        print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
 
 
-def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
-    """Train anew on training and validation ratings, for as many epochs as validation chose; replace best.pt."""
+def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: bool) -> None:
+    """Train anew on training and validation ratings, for as many epochs as validation chose; replace best.pt.
+
+    Where that has been done, and no epoch is new since then (`is_new`), nothing is done.
+    """
     best = args.run_dir / "best.pt"
     data = load_dataset(args.data_dir, ranks, with_validation=True)
     ranks.sum_(torch.zeros(1, device=device))  # by then the main process has written best.pt
     chosen = load_checkpoint(best, data.meta["fingerprint"])
+    if chosen["refit"] and not is_new:
+        return
     if ranks.is_main:
         print(f"epoch {chosen['epoch']} was best; as many again with the validation ratings (without: --no-refit)",
               flush=True)
@@ -248,7 +270,8 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
         if metrics.epoch == chosen["epoch"]:
             break
     if ranks.is_main:
-        checkpoint = trainer.checkpoint(data.meta["fingerprint"])
+        flags = remembered.flags_of(args, trainer.model.item_based is not None)
+        checkpoint = trainer.checkpoint(data.meta["fingerprint"], flags)
         save_checkpoint(best, checkpoint | {"refit": True, "train_s": chosen["train_s"] + checkpoint["train_s"]})
 
 

@@ -14,15 +14,20 @@ import contextlib
 import datetime
 import os
 import sys
+import textwrap
 from pathlib import Path
 
+import recommending  # noqa: F401 - it says what to do where packages are missing, before they are imported
+
+# isort: split
 from preprocessing.dataset import exit_code
-from recommending.formatting import WIDTH, as_json, as_json_object, as_table, count, fit
+from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as_user_table, count, fit
 from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
-EVERYBODY = (["--all_users"], ["--export_vectors"])  # modes that take no other flag
+EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag
 LIST_FORMATS = (".parquet", ".csv", "")
+ABOUT_MOVIES = ("--similar_to", "--map", "--popular", "--search")  # and not about a person
 MAP_FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -57,6 +62,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd's export")
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
     add("--similar_to", metavar="MOVIE", help="list the movies most like this one: a title or movie_id")
+    add("--popular", action="store_true", help="list the movies with the most ratings")
+    add("--search", metavar="TEXT", help="list the movies with TEXT in their title, most ratings first")
+    add("--list_users", type=int, nargs="?", const=10, metavar="N", help="list the N users with the most ratings")
     add("--all_users", action="store_true", help="write everybody's list to --out")
     add("--out", type=Path, metavar="FILE", help="file that --all_users writes: .parquet or .csv")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
@@ -66,15 +74,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
     add("--year_from", type=int, metavar="YEAR", help="only movies of this year or later")
     add("--year_to", type=int, metavar="YEAR", help="only movies of this year or earlier")
-    add("--min_ratings", type=int, default=1, metavar="K", help="only movies with K training ratings (default: 1)")
+    add("--min_ratings", type=int, metavar="K", help="only movies with K training ratings (default: 1)")
     add("--title", default="", metavar="TEXT", help="only movies with TEXT in their title")
     add("--include_seen", action="store_true", help="list seen movies too, with the stars given")
-    add("--date", type=datetime.date.fromisoformat, metavar="YYYY-MM-DD", help="as of when (default: the last day)")
+    add("--date", type=typed_date, metavar="YYYY-MM-DD", help="as of when (default: the last day)")
+    add("--as_of_training", action="store_true", help="leave test ratings aside: they may be listed")
     add("--explain", action="store_true", help="show which ratings raised each score most")
     add("--json", action="store_true", help="print one JSON object instead of a table")
     add("--run_dir", type=Path, default=Path("runs/default"), metavar="DIR", help="run (default: %(default)s)")
-    add("--data_dir", type=Path, default=Path("data/processed"), metavar="DIR",
-        help="data set (default: %(default)s)")
+    add("--data_dir", type=Path, metavar="DIR", help="data set (default: that of the run)")
     add("-h", "--help", action="help", help="show this help and exit")
     args = parser.parse_args(argv)
     check_flags(parser, args)
@@ -85,7 +93,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """End the program with a sentence where flags are wrong, or do not go together."""
     if args.top_n < 1:
         parser.error(f"--top_n must be at least 1, not {args.top_n}")
-    if args.min_ratings < 0:
+    if args.min_ratings is not None and args.min_ratings < 0:
         parser.error(f"--min_ratings must be at least 0, not {args.min_ratings}")
     if args.year_from is not None and args.year_to is not None and args.year_from > args.year_to:
         parser.error(f"--year_from {args.year_from} lies after --year_to {args.year_to}: no movie could pass")
@@ -95,23 +103,36 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--all_users and --out FILE go together")
     if args.out is not None and args.out.suffix.lower() not in LIST_FORMATS:
         parser.error(f"--out {args.out} must end in .parquet or .csv")
-    modes = {"--all_users": args.all_users or None, "--export_vectors": args.export_vectors,
-             "--similar_to": args.similar_to, "--map": args.map, "--user_id": args.user_id, "--rate": args.rate,
-             "--ratings_file": args.ratings_file, "--rank_by": args.rank_by, "--explain": args.explain or None,
-             "--include_seen": args.include_seen or None}
-    given = [flag for flag, value in modes.items() if value is not None]
+    if args.list_users is not None and args.list_users < 1:
+        parser.error(f"--list_users must be at least 1, not {args.list_users}")
+    if args.search is not None and not args.search.strip():
+        parser.error("--search needs a text that titles have in them")
+    modes = {"--all_users": args.all_users, "--export_vectors": args.export_vectors, "--list_users": args.list_users,
+             "--similar_to": args.similar_to, "--map": args.map, "--popular": args.popular, "--search": args.search}
+    of_person = {"--user_id": args.user_id, "--rate": args.rate, "--ratings_file": args.ratings_file,
+                 "--rank_by": args.rank_by, "--explain": args.explain, "--include_seen": args.include_seen}
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
-                 "--min_ratings": None if args.min_ratings == 1 else args.min_ratings,
-                 "--title": args.title or None, "--json": args.json or None}
-    given += [flag for flag, value in narrowing.items() if value is not None and given[:1] in EVERYBODY]
-    if given[:1] in EVERYBODY and len(given) > 1:
-        parser.error(f"{given[0]} is about everybody and all movies: it does not go with {given[1]}")
-    if given[:1] in (["--similar_to"], ["--map"]) and len(given) > 1:
-        parser.error(f"{given[0]} asks about movies and not about a person: it does not go with {given[1]}")
+                 "--min_ratings": args.min_ratings, "--title": args.title or None}
+    first, *others = [*_given(modes), ""]
+    not_of_everybody = [*others[:-1], *_given(of_person), *_given(narrowing)]
+    if first in EVERYBODY and (wrong := [*not_of_everybody, *_given({"--json": args.json})]):
+        parser.error(f"{first} is about everybody and all movies: it does not go with {wrong[0]}")
+    training = _given({"--as_of_training": args.as_of_training})
+    if first == "--list_users" and (wrong := [*not_of_everybody, *training]):
+        parser.error(f"--list_users asks about users and not about movies: it does not go with {wrong[0]}")
+    if first in ABOUT_MOVIES and (wrong := [*others[:-1], *_given(of_person), *training]):
+        parser.error(f"{first} asks about movies and not about a person: it does not go with {wrong[0]}")
+    if training and args.user_id is None and (args.rate or args.ratings_file):
+        parser.error("--as_of_training is about the ratings of the data set: name a user with --user_id")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
         parser.error(f"--map {args.map} must end in {', '.join(MAP_FORMATS)}")
     if args.map is not None and not args.map.parent.is_dir():
         parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
+
+
+def _given(flags: dict[str, object]) -> list[str]:
+    """Return the names of flags that are given."""
+    return [name for name, value in flags.items() if value is not None and value is not False]
 
 
 def typed_ratings(text: str) -> list[tuple[str, float]]:
@@ -122,20 +143,68 @@ def typed_ratings(text: str) -> list[tuple[str, float]]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def typed_date(text: str) -> datetime.date:
+    """Read the value of --date."""
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date; write it as YYYY-MM-DD, such as 2005-12-10") from None
+
+
 def run(args: argparse.Namespace) -> None:
     """Load the run, make what is asked for, print it."""
-    recommender = Recommender.load(args.run_dir, args.data_dir, args.date)
-    filters = Filters(args.year_from, args.year_to, args.min_ratings, args.title, args.include_seen)
+    recommender = Recommender.load(args.run_dir, args.data_dir, args.date, args.as_of_training)
+    fewest = (0 if args.search is not None else 1) if args.min_ratings is None else args.min_ratings
+    filters = Filters(args.year_from, args.year_to, fewest, args.title, args.include_seen)
     if args.all_users:
         write_all(args, recommender)
     elif args.export_vectors is not None:
         export(args, recommender)
+    elif args.list_users is not None:
+        list_users(args, recommender)
     elif args.map is not None:
         draw(args, recommender, filters)
     elif args.similar_to is not None:
         list_similar(args, recommender, filters)
+    elif args.search is not None:
+        list_found(args, recommender, filters)
+    elif args.popular:
+        list_popular(args, recommender, filters)
     else:
         list_for_person(args, recommender, filters)
+
+
+def list_users(args: argparse.Namespace, recommender: Recommender) -> None:
+    """Print the users with the most ratings."""
+    users = recommender.busiest_users(args.list_users)
+    if args.json:
+        print(as_json_object({"kind": "users", "users": [
+            {"user_id": user_id, "num_ratings": number} for user_id, number in users]}))
+        return
+    print(f"{len(users):,} of {count(recommender.meta['num_users'], 'user')}, most ratings first")
+    print(as_user_table(users))
+
+
+def list_found(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Print the movies that a search finds."""
+    say(recommender.date_remarks(filters))
+    rows = recommender.search(args.search, filters)
+    text = fit(args.search.strip(), 30, sys.stdout.encoding).rstrip()
+    shown = f"{args.top_n:,} of " if len(rows) > args.top_n else ""
+    heading = f'{shown}{count(len(rows), "movie")} with "{text}" in the title, most ratings first'
+    if not rows:
+        heading = f'no movie that passes has "{text}" in its title{recommender.suggestion(args.search)}'
+        say([heading] if args.json else [])
+    show(args, recommender, rows[:args.top_n], "search", heading)
+
+
+def list_popular(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Print the movies with the most ratings."""
+    say(recommender.date_remarks(filters))
+    if recommender.as_of is not None:
+        say(["the numbers of ratings are those of all days"])
+    show(args, recommender, recommender.popular(args.top_n, filters), "popular",
+         "popular movies, most ratings first; stars are their mean", args.user_id)
 
 
 def list_similar(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
@@ -145,6 +214,7 @@ def list_similar(args: argparse.Namespace, recommender: Recommender, filters: Fi
     movie = recommender.movie_idx_of(movie_id)
     if not recommender.movies.num_train_ratings[movie]:
         print(f"movie {movie_id} has no training ratings: only its features say what it is like", file=sys.stderr)
+    say(recommender.date_remarks(filters))
     title = fit(recommender.movies.title[movie], 50, sys.stdout.encoding).rstrip()
     show(args, recommender, rows, "similar", f"like movie {movie_id}, {title}", movie_id=movie_id)
 
@@ -153,10 +223,9 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
     """Print the list of a user, of somebody new, or the popular movies for somebody unknown."""
     history = history_of(args, recommender)
     if history is None:
-        rows = recommender.popular(args.top_n, filters)
-        show(args, recommender, rows, "popular", "popular movies, most ratings first; stars are their mean",
-             args.user_id)
+        list_popular(args, recommender, filters)
         return
+    say(recommender.date_remarks(filters, history))
     rank_by = args.rank_by or "rating"
     rows = recommender.recommend(history, args.top_n, filters, rank_by)
     if args.explain:
@@ -164,6 +233,7 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
     kind, who = ("new", "somebody new") if history.user_id is None else ("user", f"user {history.user_id}")
     chosen = kind == "user" and args.user_id is None
     show(args, recommender, rows, kind, f"{who}, {count(len(history.movie_idx), 'movie')} rated"
+         f"{'; test ratings left aside' if args.as_of_training else ''}"
          f"{'; most relevant first' if rank_by == 'relevance' else ''}"
          f"{' (chosen by the seed; see --user_id)' if chosen else ''}", history.user_id, rank_by)
 
@@ -171,8 +241,7 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
 def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:
     """Return the ratings of the person asked for; None if nothing is known of them and --fallback lets that pass."""
     own = OwnRatings() if args.ratings_file is None else read_ratings(args.ratings_file, recommender)
-    for remark in own.remarks:
-        print(remark, file=sys.stderr)
+    say(own.remarks)
     given = own.stars | find_rated(recommender, args.rate or [])
     if args.user_id is not None and args.fallback and not recommender.has_user(args.user_id):
         instead = "the ratings given are all that is known" if given else "listing popular movies instead"
@@ -184,25 +253,37 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
     return recommender.add_ratings(history, given) if given else history
 
 
+def say(remarks: list[str]) -> None:
+    """Print what is no part of a list."""
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+
+
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,
          user_id: int | None = None, ranked_by: str | None = None, movie_id: int | None = None) -> None:
     """Print a list."""
     if args.json:
-        print(as_json(kind, rows, user_id, movie_id, ranked_by))
+        print(as_json(kind, rows, user_id, movie_id, ranked_by, recommender.as_of))
         return
-    print(heading)
+    if recommender.as_of is not None:
+        heading += f"; as of {recommender.as_of}"
+    print(textwrap.fill(heading if len(heading) <= WIDTH else heading.replace("; see --user_id", ""), WIDTH))
+    if kind == "search" and not rows:
+        return
     if rows:
         print(as_table(rows, recommender.meta["stars_range"][1], sys.stdout.encoding))
     else:
-        print("nothing to list: no movie passes the filters that is not rated already")
+        seen = " that is not rated already" if kind in ("user", "new") else ""
+        print(f"nothing to list: no movie passes the filters{seen}")
 
 
 def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's list."""
     from recommending.batch import recommend_all
 
-    num_users = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
-    print(f"wrote the lists of {num_users:,} users to {args.out}")
+    num_lists, num_without = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
+    print(f"wrote the lists of {count(num_lists, 'user')} to {args.out}"
+          + (f"; {count(num_without, 'user')} had nothing left that could be listed" if num_without else ""))
 
 
 def export(args: argparse.Namespace, recommender: Recommender) -> None:
@@ -217,6 +298,7 @@ def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -
     """Draw the map and say what is in it."""
     from recommending.movie_map import draw_map, map_movies
 
+    say(recommender.date_remarks(filters))
     movie_map = map_movies(recommender, filters)
     labelled = draw_map(args.map, recommender, movie_map)
     if args.json:

@@ -139,8 +139,8 @@ def make_run(folder: Path, data_dir: Path) -> Path:
             turn = torch.linalg.qr(torch.randn(config.member_dim, config.member_dim)).Q
             tower.embedding[:, member] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
         save_checkpoint(folder / "best.pt", {
-            "fingerprint": meta["fingerprint"], **model_entries(model), "settings": {}, "epoch": 0, "train_s": 0.0,
-            "refit": False})
+            "fingerprint": meta["fingerprint"], **model_entries(model), "settings": {}, "flags": {}, "epoch": 0,
+            "train_s": 0.0, "refit": False})
     return folder
 
 

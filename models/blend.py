@@ -107,6 +107,24 @@ class Blend(nn.Module):
         by_member[:, members:, -2] -= errors / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
         return vectors
 
+    def coordinates(self) -> list[dict]:
+        """Return what the coordinates of `movie_vectors` and `user_vectors` are, block by block, as plain values.
+
+        In a block "user bias" the users' vectors have their bias and the movies' a constant; in "movie bias" it is the
+        other way round. How alike two movies or two users are, the user-based blocks "vector" say.
+        """
+        user, movie = ("user bias", 1), ("movie bias", 1)
+        vector, members, stop = ("vector", self.config.member_dim), range(self.config.ensemble_size), 0
+        towers = {"user-based": (vector, user, movie), "item-based": (vector, movie, user)}
+        if self.item_based is None:
+            del towers["item-based"]
+        blocks = []
+        for name, member, (what, size) in ((name, member, part) for name, parts in towers.items()
+                                           for member in members for part in parts):
+            blocks.append({"towers": name, "member": member, "what": what, "start": stop, "stop": stop + size})
+            stop += size
+        return blocks
+
     def stars(self, score: torch.Tensor) -> torch.Tensor:
         """Turn scores into stars."""
         return self.user_based.stars(score)

@@ -2,8 +2,9 @@
 
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), item_based (whether there are item-based
-    towers), settings (flags of the run), epoch, train_s (seconds of training), refit (whether validation ratings were
-    trained on), model (state dict);
+    towers), settings (of training), flags (of the run, as main.py was given them; of its data set the folder:
+    data_dir, absolute, and data_dir_given, as it was typed), epoch, train_s (seconds of training), refit (whether
+    validation ratings were trained on), model (state dict);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything of it is used, the
 CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
@@ -26,7 +27,8 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError, locked, replaced
 
-FORMAT = 9
+FORMAT = 10
+DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
@@ -45,8 +47,8 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         raise DataError(f"{path} cannot be written; is the disk full? The one before it is kept") from error
 
 
-def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint that belongs to a data set.
+def load_checkpoint(path: Path, fingerprint: str | None, map_location: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint that belongs to a data set; None for any.
 
     Raises:
         DataError: the file is missing, damaged, of another format, or of another data set; says what to do.
@@ -54,14 +56,36 @@ def load_checkpoint(path: Path, fingerprint: str, map_location: torch.device | s
     return _load(path, fingerprint, map_location)[0]
 
 
-def load_model(path: Path, fingerprint: str) -> tuple[Blend, dict]:
+def load_model(path: Path, fingerprint: str | None) -> tuple[Blend, dict]:
     """Read a checkpoint, and return its model in evaluation mode and the checkpoint; raises as `load_checkpoint`."""
     checkpoint, model = _load(path, fingerprint, "cpu")
     model.load_state_dict(checkpoint["model"], assign=True)
     return model.eval(), checkpoint
 
 
-def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tuple[dict, Blend]:
+def data_dir_of(path: Path, checkpoint: dict) -> Path:
+    """Return the folder of the data set that a checkpoint was trained on: where it was, else where its name leads now.
+
+    Raises:
+        DataError: it is not there any more.
+    """
+    places = [Path(checkpoint["flags"][name]) for name in DATA_DIRS if name in checkpoint["flags"]]
+    found = next((place for place in places if (place / "meta.json").exists()), None)
+    if found is None:
+        raise DataError(f"the data set of {path.parent} is not in {places[0]} any more; name its folder with --data_dir"
+                        if places else f"{path} does not say where its data set lies; name its folder with --data_dir")
+    return found
+
+
+def check_data_set(path: Path, checkpoint: dict, fingerprint: str) -> None:
+    """Raise DataError unless a checkpoint was trained on the data set of a fingerprint."""
+    if checkpoint["fingerprint"] != fingerprint:
+        raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
+                        f"{fingerprint[:12]}); name the right one with --data_dir, or run: python main.py --run_dir "
+                        f"{path.parent} --overwrite")
+
+
+def _load(path: Path, fingerprint: str | None, map_location: torch.device | str) -> tuple[dict, Blend]:
     """Return a checkpoint and the model of its config, whose tables are yet to be filled."""
     train = f"python main.py --run_dir {path.parent}"
     try:
@@ -78,9 +102,8 @@ def _load(path: Path, fingerprint: str, map_location: torch.device | str) -> tup
         model = _empty_model(checkpoint, path.stat().st_size)
     except DAMAGE:
         raise DataError(f"{path} is no checkpoint of this version; run: {train} --overwrite") from None
-    if checkpoint["fingerprint"] != fingerprint:
-        raise DataError(f"{path} was trained on another data set (fingerprint {checkpoint['fingerprint'][:12]}, here "
-                        f"{fingerprint[:12]}); name the right one with --data_dir, or run: {train} --overwrite")
+    if fingerprint is not None:
+        check_data_set(path, checkpoint, fingerprint)
     return checkpoint, model
 
 
@@ -125,10 +148,12 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     The sizes of the config are believed only as far as the file has a byte for each number that they imply.
     """
     types: dict[str, type | tuple[type, ...]] = {
-        "fingerprint": str, "config": dict, "item_based": bool, "settings": dict, "epoch": int,
-        "train_s": (int, float), "refit": bool, "model": dict}
+        "fingerprint": str, "config": dict, "item_based": bool, "settings": dict, "flags": dict,
+        "epoch": int, "train_s": (int, float), "refit": bool, "model": dict}
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
+    if not all(isinstance(checkpoint["flags"].get(name, ""), str) for name in DATA_DIRS):
+        raise ValueError("flags")
     config, item_based = checkpoint["config"], checkpoint["item_based"]
     numbers = [value for name, value in config.items() if name != "without"]
     if not all(type(value) in (int, float) and 0 <= value < 2**48 for value in numbers) or not all(

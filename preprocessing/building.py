@@ -105,7 +105,8 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     groups, digests = row_groups(index.offset), []
     content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of splits, however cut into row groups
     with (writer.ratings_writer(folder, schema) as parquet, ThreadPoolExecutor(1) as background,
-          tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False) as bar):
+          tqdm(total=int(index.offset[-1]), desc="write", unit=" ratings", unit_scale=True, leave=False,
+               disable=None) as bar):
 
         def write(ratings: Ratings) -> bytes:
             writer.write_ratings(parquet, ratings)
@@ -220,7 +221,8 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
                 raise DataError("train and test share a (user, movie) pair; please report this as a bug")
             bar.update(len(pairs))
 
-    with (tqdm(total=int(index.offset[-1]), desc="verify", unit=" ratings", unit_scale=True, leave=False) as bar,
+    with (tqdm(total=int(index.offset[-1]), desc="verify", unit=" ratings", unit_scale=True, leave=False,
+               disable=None) as bar,
           ThreadPoolExecutor(num_cores()) as threads):
         list(threads.map(check, range(num_cores())))
     if len(dataset.RatingsFile(folder)) != index.offset[-1]:

@@ -20,6 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import preprocessing  # noqa: F401 - it says what to do where packages are missing, before they are imported
+
+# isort: split
 from preprocessing import building, command, indexing  # before pyarrow, whose allocator it chooses
 
 # isort: split
@@ -63,7 +66,7 @@ TITLE_COLUMNS: Names = {
     "title": ("title", "movietitle", "filmtitle", "primarytitle", "name", "movie", "film", "moviename"),
     "year": ("year", "releaseyear", "yearofrelease", "startyear", "releasedate"),
 }
-TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by the rating file's end
+TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by what it ends in
 TIMES = {  # what pyarrow's reader makes of a text itself
     r"\d{1,18}": pa.int64(), r"\d{1,18}\.\d*": pa.float64(),
     r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?": pa.timestamp("s"),

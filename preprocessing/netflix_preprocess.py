@@ -25,6 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import preprocessing  # noqa: F401 - it says what to do where packages are missing, before they are imported
+
+# isort: split
 import numpy as np
 
 from preprocessing import building, command, indexing, parsing

@@ -96,7 +96,7 @@ def parse_files(files: Sequence[RawFile], with_stars: bool = True, description: 
     """
     num_bytes = sum(size_of(file) for file in files)
     with (open(spill or os.devnull, "wb") as spilled,
-          tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False) as bar):
+          tqdm(total=num_bytes, desc=description, unit="B", unit_scale=True, leave=False, disable=None) as bar):
         shortest_line = len(b"1,5,2005-09-06\n") if with_stars else len(b"1\n")
         # Room for the most ratings that the bytes can hold; pages never written to are never real memory.
         cells = np.empty(0 if spill else num_bytes // shortest_line + len(files), np.int64)

@@ -44,6 +44,9 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import preprocessing  # noqa: F401 - it says what to do where packages are missing, before they are imported
+
+# isort: split
 import numpy as np
 from tqdm import tqdm
 
@@ -282,7 +285,7 @@ def _draw_ratings(truth, plan, quiet):
     seeds = [np.random.SeedSequence(truth["seed"], spawn_key=(1, i)) for i in range(len(chunks))]
     keys, done, sums = np.empty(num_ratings, np.int64), 0, np.zeros(4)
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    with tqdm(total=num_ratings, unit=" ratings", unit_scale=True, desc="drawing", disable=quiet) as bar:
+    with tqdm(total=num_ratings, unit=" ratings", unit_scale=True, desc="drawing", disable=quiet or None) as bar:
         try:
             draw = functools.partial(_draw_chunk, truth, plan)
             for chunk_keys, chunk_sums in pool.map(draw, chunks, seeds):
@@ -396,7 +399,7 @@ def _write_ratings(folder, keys, truth, eol, with_probe, quiet):
     file_of = np.minimum(4 * bounds[:-1] // len(keys), 3)  # (M,) which of the four files a movie is in
     histogram = np.zeros(6, np.int64)
     with (contextlib.ExitStack() as stack,
-          tqdm(total=len(keys), unit=" ratings", unit_scale=True, desc="writing", disable=quiet) as bar):
+          tqdm(total=len(keys), unit=" ratings", unit_scale=True, desc="writing", disable=quiet or None) as bar):
         files = [stack.enter_context(open(folder / f"combined_data_{i}.txt", "wb")) for i in (1, 2, 3, 4)]
         probe = stack.enter_context(open(folder / "probe.txt", "wb")) if with_probe else None
         for movie_idx, movie_id in enumerate(truth["movie_id"]):

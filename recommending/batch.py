@@ -2,13 +2,15 @@
 
     rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them);
                                              --out recs.csv has the same columns as text
-    rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy
+    rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy, and
+                                             vectors.json, which says what their coordinates are
 
 A thread takes a row group of the ratings, makes its users' vectors and finds their best movies (top_k.py). The lists of
 some row groups are written as a part, a file in a hidden folder beside the output. A killed run goes on after its last
 part, and the output appears whole, in one step.
 """
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pyarrow import csv
@@ -37,8 +40,9 @@ BUSY = "another run is writing {}; wait for it, or name another place"
 PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
 
 
-def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> int:
-    """Write the list of every user of the data set to a parquet file; return the number of users.
+def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> tuple[int, int]:
+    """Write the list of every user of the data set to a parquet file; return how many have one, and how many have
+    nothing left that could be listed.
 
     What an interrupted call has finished is kept beside `out`, and the next call with the same arguments goes on.
 
@@ -61,10 +65,11 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
             with open(checkpoint, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             _check_plan(folder, {"data_set": recommender.meta["fingerprint"], "run": digest, "top_n": top_n,
-                                 "groups_per_part": GROUPS_PER_PART, "standard_errors": STANDARD_ERRORS})
-            _join(_write_parts(recommender, folder, top_n), out)
+                                 "groups_per_part": GROUPS_PER_PART, "standard_errors": STANDARD_ERRORS,
+                                 "as_of_training": recommender.as_of_training})
+            num_lists = _join(_write_parts(recommender, folder, top_n), out)
             shutil.rmtree(folder)
-            return len(recommender.users.user_id)
+            return num_lists, len(recommender.users.user_id) - num_lists
     except OSError as error:
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror or error}); the same command goes "
                         "on from what is done") from None
@@ -75,18 +80,19 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
 
     Args:
         recommender: of the run.
-        ratings: all that these users have given (R).
+        ratings: all that these users have given (R), with the split where the recommender is as of training.
         best_products: among the recommender's `list_vectors`.
     """
     tables = []
-    for block in _blocks_of_users(recommender, ratings):
-        first, indptr = _first_and_indptr(recommender, block)
+    for users, block in _blocks_of_users(recommender, ratings):
         seen = torch.from_numpy(block.movie_idx.astype(np.int64))
-        best, movie_idx = best_products.find(recommender.vectors_of(block), torch.from_numpy(indptr), seen)
+        counts = np.bincount(block.user_idx - users.start, minlength=len(users))
+        indptr = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+        best, movie_idx = best_products.find(recommender.vectors_of(users, block), indptr, seen)
         listed = best > -torch.inf  # (B, N)
         user, rank = listed.nonzero(as_tuple=True)
         tables.append(pa.table({
-            "user_id": recommender.users.user_id[first + user.numpy()],
+            "user_id": recommender.users.user_id[users.start + user.numpy()],
             "rank": rank.numpy().astype(np.int32) + 1,
             "movie_id": recommender.movies.movie_id[movie_idx[listed].numpy()],
             "stars": recommender.model.stars(best[listed]).numpy(),
@@ -96,12 +102,12 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
 
 def vectors_of(recommender: Recommender, ratings: Ratings) -> torch.Tensor:
     """Return the vectors of users of the data set that follow each other, float (B, P), from all their ratings (R)."""
-    return torch.cat([recommender.vectors_of(block) for block in _blocks_of_users(recommender, ratings)])
+    return torch.cat([recommender.vectors_of(*block) for block in _blocks_of_users(recommender, ratings)])
 
 
 def best_products_of(recommender: Recommender, top_n: int) -> BestProducts:
     """Return what finds everybody's best movies, fitted to the users of the first row group."""
-    sample = vectors_of(recommender, recommender.ratings.read_group(0, with_split=False))
+    sample = vectors_of(recommender, recommender.ratings.read_group(0, recommender.as_of_training))
     return BestProducts(recommender.list_vectors, recommender.recommendable, sample, top_n)
 
 
@@ -109,8 +115,8 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     """Write the vectors of all users and of all movies with training ratings; return how many of each.
 
     The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score by
-    which lists are ordered; the ids are in user_ids.npy (U,) and movie_ids.npy (M,). The folder appears whole, in one
-    step.
+    which lists are ordered; the ids are in user_ids.npy (U,) and movie_ids.npy (M,). vectors.json says which of the P
+    coordinates are biases and constants. The folder appears whole, in one step.
 
     Raises:
         DataError: the folder exists or cannot be written.
@@ -125,9 +131,12 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
             np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].numpy())
             np.save(partial / "user_ids.npy", user_ids)
+            (partial / "vectors.json").write_text(json.dumps(_description(recommender), indent=1) + "\n",
+                                                  encoding="utf-8")
             vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32,
                                                 (len(user_ids), recommender.list_vectors.shape[1]))
-            with tqdm(total=len(user_ids), desc="vectors", unit=" users", unit_scale=True) as bar:
+            with tqdm(total=len(user_ids), desc="vectors", unit=" users", unit_scale=True,
+                      disable=None) as bar:
                 for users, found in _by_groups(recommender, vectors_of):
                     vectors[users.start:users.stop] = found.numpy()
                     bar.update(len(users))
@@ -141,6 +150,15 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
         raise DataError(f"{error.filename or folder} cannot be written ({error.strerror or error})") from None
 
 
+def _description(recommender: Recommender) -> dict:
+    """Return what vectors.json holds: how scores and stars come of the vectors, and what their coordinates are."""
+    low, high = recommender.meta["stars_range"]
+    day = datetime.date.fromisoformat(recommender.meta["day_epoch"]) + datetime.timedelta(recommender.day)
+    return {"score": "user_vectors[u] @ movie_vectors[m]", "stars": f"{low:g} + {high - low:g} / (1 + exp(-score))",
+            "as_of": str(day), "as_of_training": recommender.as_of_training,
+            "blocks": recommender.model.coordinates()}
+
+
 def _write_parts(recommender: Recommender, folder: Path, top_n: int) -> list[Path]:
     """Write the parts that are not there yet; return all of them, in order."""
     num_groups = len(recommender.ratings.group_starts) - 1
@@ -150,7 +168,7 @@ def _write_parts(recommender: Recommender, folder: Path, top_n: int) -> list[Pat
     first_user = int(np.searchsorted(recommender.users.offset, recommender.ratings.group_starts[first_group]))
     tables: list[pa.Table] = []
     with tqdm(total=len(recommender.users.user_id), initial=first_user, desc="recommend", unit=" users",
-              unit_scale=True) as bar:
+              unit_scale=True, disable=None) as bar:
         try:
             best_products = best_products_of(recommender, top_n) if done < len(parts) else None
             lists = _by_groups(recommender, lists_of, best_products, first_group=first_group)
@@ -181,7 +199,7 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for group in range(first_group, len(recommender.ratings.group_starts) - 1):
-            ratings = recommender.ratings.read_group(group, with_split=False)
+            ratings = recommender.ratings.read_group(group, recommender.as_of_training)
             users = range(int(ratings.user_idx[0]), int(ratings.user_idx[-1]) + 1)
             waiting.append((users, pool.submit(work, recommender, ratings, *args)))
             if len(waiting) > num_threads:
@@ -194,18 +212,13 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
         torch.set_num_threads(num_threads)
 
 
-def _blocks_of_users(recommender: Recommender, ratings: Ratings) -> Iterator[Ratings]:
-    """Yield the ratings of a block of users at a time, of whole users that follow each other."""
-    _, indptr = _first_and_indptr(recommender, ratings)
-    for first in range(0, len(indptr) - 1, USERS_PER_BLOCK):
-        yield ratings.subset(slice(indptr[first], indptr[min(first + USERS_PER_BLOCK, len(indptr) - 1)]))
-
-
-def _first_and_indptr(recommender: Recommender, ratings: Ratings) -> tuple[int, np.ndarray]:
-    """Return the first of whole users that follow each other (B), and where the ratings of each begin among these, and
-    the end of the last, int64 (B + 1,)."""
-    first, last = int(ratings.user_idx[0]), int(ratings.user_idx[-1])
-    return first, recommender.users.offset[first:last + 2] - recommender.users.offset[first]
+def _blocks_of_users(recommender: Recommender, ratings: Ratings) -> Iterator[tuple[range, Ratings]]:
+    """Yield a block of whole users that follow each other at a time, and those of their ratings that are known."""
+    start, stop = int(ratings.user_idx[0]), int(ratings.user_idx[-1]) + 1
+    for first in range(start, stop, USERS_PER_BLOCK):
+        users = range(first, min(first + USERS_PER_BLOCK, stop))
+        rows = recommender.users.offset[[users.start, users.stop]] - recommender.users.offset[start]
+        yield users, recommender.known(ratings.subset(slice(*rows.tolist())))
 
 
 def _check_plan(folder: Path, plan: dict) -> None:
@@ -225,8 +238,9 @@ def _check_plan(folder: Path, plan: dict) -> None:
                         "start anew")
 
 
-def _join(parts: list[Path], out: Path) -> None:
-    """Copy the parts into one file, and put it in its place."""
+def _join(parts: list[Path], out: Path) -> int:
+    """Copy the parts into one file, and put it in its place; return the number of lists in it."""
+    num_lists = 0
     schema, as_csv = pq.read_schema(parts[0]), out.suffix.lower() == ".csv"
     with replaced(out) as partial, open(partial, "wb") as file:
         if as_csv:
@@ -239,8 +253,10 @@ def _join(parts: list[Path], out: Path) -> None:
                 except (pa.ArrowException, OSError) as error:
                     raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
                                     "again") from None
+                num_lists += pc.sum(pc.equal(table["rank"], 1)).as_py() or 0
                 if as_csv:
                     writer.write_table(table)
                 else:
                     writer.write_table(table, row_group_size=max(len(table), 1))
     sync(out.absolute().parent)
+    return num_lists

@@ -1,6 +1,7 @@
 """A list of movies as text of at most 80 columns, or as JSON."""
 
 import dataclasses
+import datetime
 import json
 import unicodedata
 
@@ -11,11 +12,11 @@ REASON_WIDTH = 40  # columns of a title in a reason
 
 
 def as_json(kind: str, recommendations: list[Recommendation], user_id: int | None = None,
-            movie_id: int | None = None, ranked_by: str | None = None) -> str:
+            movie_id: int | None = None, ranked_by: str | None = None, as_of: datetime.date | None = None) -> str:
     """Return one object on one line, in ASCII: the same keys whatever the list; what does not apply is null."""
     rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
     return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "ranked_by": ranked_by,
-                           "recommendations": rows})
+                           "as_of": None if as_of is None else str(as_of), "recommendations": rows})
 
 
 def as_json_object(value: dict) -> str:
@@ -46,7 +47,7 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         columns["given"] = ["" if row.rated is None else f"{row.rated:g}" for row in recommendations]
     if any(row.similarity is not None for row in recommendations):
         columns["cosine"] = [f"{row.similarity:.3f}" for row in recommendations]
-    else:
+    elif any(row.stars is not None for row in recommendations):
         columns["stars"] = [f"{row.stars:.2f}" for row in recommendations]
     columns = {name: [f"{cell:>{max(map(len, [name, *cells]))}}" for cell in [name, *cells]]
                for name, cells in columns.items()}
@@ -60,6 +61,13 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         text += [f"      {reason.effect:+.2f} for {count(reason.stars, 'star')} given to "
                  f"{fit(reason.title, REASON_WIDTH, encoding).rstrip()}" for reason in row.because or []]
     return "\n".join(text)
+
+
+def as_user_table(users: list[tuple[int, int]]) -> str:
+    """Return users, (user_id, number of ratings), as text."""
+    cells = [("user_id", "ratings"), *((str(user_id), f"{number:,}") for user_id, number in users)]
+    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
+    return "\n".join(f"{user_id:>{widths[0]}}  {number:>{widths[1]}}" for user_id, number in cells)
 
 
 def draw_stars(stars: float) -> str:

@@ -68,7 +68,8 @@ class MovieFinder:
             if re.fullmatch(r"-?[0-9]+", text):
                 raise DataError(f"movie_id {text[:60]} is not in the data set")
             of = f" of {year}" if year else ""
-            raise DataError(f"no movie{of} is called {text[:60]!r}{self._like(text) if with_suggestions else ''}")
+            like = self._like(text) or "; look for it with: python rec.py --search PART_OF_IT"
+            raise DataError(f"no movie{of} is called {text[:60]!r}{like if with_suggestions else ''}")
         choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
         more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
         raise DataError(f"{len(found)} movies are called {text[:60]!r}; give the movie_id of one: {choices}{more}")
@@ -90,6 +91,26 @@ class MovieFinder:
                     return list(found)
         return []
 
+    def search(self, text: str) -> list[int]:
+        """Return the movies whose title has a text in it, or begins words with it in the form in which titles are
+        compared, most ratings first."""
+        folded, words = fold(text), f" {plain_words(text)}"
+
+        def has(title: str) -> bool:
+            names = [name for names in names_of(title) for name in names]
+            return folded in fold(title) or (words != " " and any(words in f" {plain_words(name)}" for name in names))
+
+        found = {*self.called(text), *(movie for movie, title in enumerate(self.movies.title) if has(title))}
+        return sorted(found, key=lambda movie: (-int(self.movies.num_train_ratings[movie]), movie))
+
+    def suggestion(self, text: str) -> str:
+        """Return a question that names movies with a title much like a text, or words of titles; "" without any."""
+        if movies := self._like(text):
+            return movies
+        words = dict.fromkeys(word for title in self.movies.title for word in plain_words(title).split())
+        like = difflib.get_close_matches(plain_words(text), words, MOST_SUGGESTIONS, 0.75)
+        return f"; did you mean {', '.join(map(repr, like))}?" if like else ""
+
     def _described(self, movie_idx: int) -> str:
         """Return what tells a movie from others of its title."""
         movies = self.movies
@@ -97,7 +118,7 @@ class MovieFinder:
         return f"{movies.movie_id[movie_idx]} ({year}, {number:,} rating{'' if number == 1 else 's'})"
 
     def _like(self, text: str) -> str:
-        """Return a question that names movies with a title much like a text, or how to look for one."""
+        """Return a question that names movies with a title much like a text; "" without any."""
         title = list(_readings(text, None))[-1][0]
         like = self.called(title)
         titles = self._by_key[0] | self._by_key[1]
@@ -106,7 +127,7 @@ class MovieFinder:
             like += titles.get(key, [])
         like = list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
         if not like:
-            return "; look for it with: python rec.py --include_seen --title PART_OF_IT"
+            return ""
         movies = self.movies
         named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
                  for movie in like)
@@ -125,11 +146,16 @@ def names_of(title: str) -> tuple[list[str], list[str]]:
 
 def title_key(title: str) -> str:
     """Return a title in the form in which titles are compared."""
+    return plain_words(title).replace(" ", "") or fold(title)
+
+
+def plain_words(title: str) -> str:
+    """Return the words of a title, letters and digits alone, its article in front."""
     plain = fold(title)
     rest, _, last = plain.rpartition(",")
     if rest and last.strip() in ARTICLES:
         plain = f"{last.strip()} {rest}"
-    return "".join(letter for letter in plain.translate(LETTERS) if letter.isalnum()) or plain
+    return " ".join("".join(letter if letter.isalnum() else " " for letter in plain.translate(LETTERS)).split())
 
 
 def fold(text: str) -> str:

@@ -1,6 +1,6 @@
 """Answer queries from a trained run: which movies would a person rate highest, and why; which movies are alike.
 
-    recommender = Recommender.load("runs/default", "data/processed")
+    recommender = Recommender.load("runs/default")
     history = recommender.history_of(user_id)
     print(recommender.recommend(history, top_n=10))
 
@@ -19,10 +19,11 @@ import torch
 from torch.nn.functional import normalize
 
 from models.blend import Blend
-from models.checkpoint import load_model
+from models.checkpoint import check_data_set, data_dir_of, load_model
 from models.user_tower import Context
 from preprocessing import dataset
-from preprocessing.dataset import DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
+from preprocessing.dataset import TEST, DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
+from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
 from recommending.top_k import BestMovies, best_of, only
@@ -83,14 +84,12 @@ class Recommender:
     """
 
     def __init__(self, model: Blend, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
-                 date: datetime.date | None = None) -> None:
+                 date: datetime.date | None = None, as_of_training: bool = False) -> None:
         """Take over what `load` reads."""
         self.model, self.meta, self.movies, self.ratings = model, meta, movies, ratings
-        self._users_file = users_file
-        last = meta["num_days"] - 1
-        self.day = last
-        if date is not None:
-            self.day = min(max((date - datetime.date.fromisoformat(meta["day_epoch"])).days, 0), last)
+        self._users_file, self.as_of_training = users_file, as_of_training
+        self._as_of = AsOf.of(date, meta)
+        self.day, self.as_of = self._as_of.day, self._as_of.date
         with torch.no_grad():
             self._movie_table = model.movie_table()
             self._user_tower = OneUserTower(model.user_based, self._movie_table)
@@ -98,22 +97,32 @@ class Recommender:
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
     @classmethod
-    def load(cls, run_dir: str | Path, data_dir: str | Path, date: datetime.date | None = None) -> "Recommender":
+    def load(cls, run_dir: str | Path, data_dir: str | Path | None = None,
+             date: datetime.date | None = None, as_of_training: bool = False) -> "Recommender":
         """Load the best checkpoint of a run and the data set it was trained on.
 
         Args:
-            date: the day to recommend as of; users have only the ratings that they had given by then. A date outside
-                the data set stands for its first or last.
+            data_dir: folder of the data set; the run remembers it.
+            date: the day to recommend as of; users have only the ratings that they had given by then, and movies of
+                later years are not listed. A date outside the data set stands for its first or last (`date_remarks`).
+            as_of_training: leave test ratings aside, as if nobody had given them: then they can measure a list, while
+                a list leaves out else whatever its user has rated, test ratings too.
 
         Raises:
             DataError: one of them is missing or damaged, or they do not belong together.
         """
-        run_dir, data_dir = Path(run_dir), Path(data_dir)
-        meta = dataset.read_meta(data_dir)
-        if not run_dir.is_dir():
-            raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir} --data_dir {data_dir}")
-        model, _ = load_model(run_dir / "best.pt", meta["fingerprint"])
-        return cls(model, meta, UsersFile(data_dir), dataset.read_movies(data_dir), RatingsFile(data_dir, meta), date)
+        best = Path(run_dir) / "best.pt"
+        folder = None if data_dir is None else Path(data_dir)
+        meta = None if folder is None else dataset.read_meta(folder)
+        if not best.parent.is_dir():
+            named = "" if folder is None else f" --data_dir {folder}"
+            raise DataError(f"{run_dir} not found; run: python main.py --run_dir {run_dir}{named}")
+        model, checkpoint = load_model(best, None)
+        folder = folder or data_dir_of(best, checkpoint)
+        meta = meta or dataset.read_meta(folder)
+        check_data_set(best, checkpoint, meta["fingerprint"])
+        return cls(model, meta, UsersFile(folder), dataset.read_movies(folder), RatingsFile(folder, meta), date,
+                   as_of_training)
 
     @cached_property
     def users(self) -> Users:
@@ -148,11 +157,16 @@ class Recommender:
         if user is None:
             raise DataError(f"user_id {user_id} is not in the data set; for somebody new, give ratings instead: "
                             'python rec.py --rate "MOVIE:STARS,...", or add --fallback popular')
-        ratings = self.ratings.read_user(user)
+        ratings = self.known(self.ratings.read_user(user, with_split=self.as_of_training))
         ratings = ratings.subset(slice(0, int(np.searchsorted(ratings.day, self.day, side="right"))))
         return History(torch.from_numpy(ratings.movie_idx.astype(np.int64)),
                        torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"],
                        torch.from_numpy(ratings.day.astype(np.int64)), user_id, user.user_idx)
+
+    def known(self, ratings: Ratings) -> Ratings:
+        """Return those of some ratings, read with their split where it counts, that a list is made from and leaves
+        out."""
+        return ratings.subset(ratings.known_split() != TEST) if self.as_of_training else ratings
 
     def history_from(self, ratings: dict[int, float]) -> History:
         """Return the history of somebody new from {movie_id: stars}; raises as `add_ratings` does."""
@@ -177,12 +191,20 @@ class Recommender:
                        torch.cat([history.day[kept], torch.full_like(movie_idx, self.day)]),
                        history.user_id, history.user_idx)
 
+    def date_remarks(self, filters: Filters | None = None, history: History | None = None) -> list[str]:
+        """Return sentences on what the date asked about does to a list, for who reads it; none without a date."""
+        later = self._passing(filters, history) & ~self._as_of.released(self.movies.year)
+        nothing_rated = None if history is None or len(history.movie_idx) else history.user_id
+        return self._as_of.remarks(int(later.sum()), nothing_rated)
+
     def movie_idx_of(self, movie_id: int) -> int:
         """Return the index of a movie.
 
         Raises:
             DataError: there is no such movie.
         """
+        if isinstance(movie_id, str):
+            raise DataError(f"{movie_id!r} is a text and no movie_id; movie_id_of({movie_id!r}) finds the one it names")
         movie_idx = position_of(self.movies.movie_id, movie_id)
         if movie_idx is None:
             raise DataError(f"movie_id {movie_id} is not in the data set")
@@ -207,14 +229,13 @@ class Recommender:
         return self.model.join(vector.unsqueeze(0), _user_idx(history))[0]
 
     @torch.no_grad()
-    def vectors_of(self, ratings: Ratings) -> torch.Tensor:
-        """Return the vectors, float (B, K), of users of the data set that follow each other, from all their ratings."""
-        first, last = int(ratings.user_idx[0]), int(ratings.user_idx[-1])
+    def vectors_of(self, users: range, ratings: Ratings) -> torch.Tensor:
+        """Return the vectors, float (B, K), of users of the data set that follow each other, from their ratings."""
         row, movie_idx, day = (torch.from_numpy(getattr(ratings, name).astype(np.int64))
                                for name in ("user_idx", "movie_idx", "day"))
         stars = torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"]
-        return self.model.user_vectors(self._movie_table, torch.arange(first, last + 1),
-                                       Context(row - first, movie_idx, stars, day), self.day)
+        return self.model.user_vectors(self._movie_table, torch.arange(users.start, users.stop),
+                                       Context(row - users.start, movie_idx, stars, day), self.day)
 
     @torch.inference_mode()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
@@ -247,6 +268,21 @@ class Recommender:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
         order = best_of(only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
         return self._lines(order, stars=(self.model.config.stars_mean + self._movie_table.mean[order]).tolist())
+
+    def search(self, text: str, filters: Filters) -> list[Recommendation]:
+        """Return the movies that pass whose title has a text in it, most ratings first; see `MovieFinder.search`."""
+        allowed = self._allowed(filters, None)
+        return self._lines(np.array([movie for movie in self._finder.search(text) if allowed[movie]], np.int64))
+
+    def suggestion(self, text: str) -> str:
+        """Return a question that names movies with a title much like a text, or words; "" where there are none."""
+        return self._finder.suggestion(text)
+
+    def busiest_users(self, top_n: int) -> list[tuple[int, int]]:
+        """Return the ids of the users with the most ratings, and these numbers; equal ones by their ids."""
+        number = np.diff(self.users.offset)
+        order = np.argsort(-number, kind="stable")[:top_n]
+        return list(zip(self.users.user_id[order].tolist(), number[order].tolist(), strict=True))
 
     @torch.inference_mode()
     def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
@@ -307,6 +343,10 @@ class Recommender:
 
     def _allowed(self, filters: Filters | None, history: History | None) -> np.ndarray:
         """Return which movies may be listed, bool (M,)."""
+        return self._passing(filters, history) & self._as_of.released(self.movies.year)
+
+    def _passing(self, filters: Filters | None, history: History | None) -> np.ndarray:
+        """Return which movies pass the filters, and are not to be left out as seen, bool (M,)."""
         filters, movies = filters or Filters(), self.movies
         allowed = movies.num_train_ratings >= filters.min_ratings
         if filters.year_from is not None:

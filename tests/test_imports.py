@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = ("preprocessing.dataset", "preprocessing.environment")  # what every stage uses of preprocessing
 MAY_IMPORT = {
     "preprocessing": {"preprocessing"},
     "models": {"models", "preprocessing"},
@@ -37,7 +38,7 @@ def test_models_use_only_the_schema_and_reader_of_preprocessing():
     for stage in ("models", "training", "recommending"):
         for path in (ROOT / stage).rglob("*.py"):
             used = {module for module in imported_modules(path) if module.startswith("preprocessing.")}
-            assert all(module.startswith("preprocessing.dataset") for module in used), path
+            assert all(module.startswith(SHARED) for module in used), path
 
 
 def test_the_commands_are_twins_that_know_only_their_stages():

@@ -448,8 +448,8 @@ def test_everybody_s_lists_and_vectors_are_the_same_from_small_pieces_on_two_thr
     columns = ["user_id", "rank", "movie_id"]
     assert lists[columns].equals(expected[columns]) and len(lists) > 3500
     assert lists["stars"].to_numpy() == pytest.approx(expected["stars"].to_numpy(), abs=2e-6)
-    assert len(list(vectors.iterdir())) == 4
-    for path in vectors.iterdir():
+    assert len(list(vectors.glob("*.npy"))) == 4
+    for path in vectors.glob("*.npy"):
         np.testing.assert_allclose(np.load(path), np.load(expected_vectors / path.name), rtol=1e-4, atol=2e-6)
 
 

@@ -245,7 +245,8 @@ def test_popular_movies_are_those_of_the_most_ratings_with_their_shrunk_means(as
 @pytest.mark.parametrize("top_n", [1, 3, 10, 25, 1000])
 def test_everybodys_lists_are_those_that_each_gets_alone(ask, truth, tmp_path, top_n):
     out = tmp_path / "recs.parquet"
-    assert ask("--all_users", "--out", out, "--top_n", top_n) == f"wrote the lists of {NUM_USERS} users to {out}\n"
+    assert ask("--all_users", "--out", out, "--top_n", top_n) == (
+        f"wrote the lists of {NUM_USERS - 1} users to {out}; 1 user had nothing left that could be listed\n")
     table = pq.read_table(out)
     assert {field.name: str(field.type) for field in table.schema} == {
         "user_id": "int64", "rank": "int32", "movie_id": "int32", "stars": "float"}
@@ -284,13 +285,38 @@ def test_everybodys_lists_go_on_after_an_interruption_to_the_same_bytes(ask, pla
 
 def test_products_of_exported_vectors_are_the_scores_of_the_lists(ask, truth, tmp_path):
     assert ask("--export_vectors", tmp_path / "out").startswith(f"wrote the vectors of {NUM_USERS} users and 36 movies")
-    exported = {path.stem: np.load(path) for path in (tmp_path / "out").iterdir()}
+    exported = {path.stem: np.load(path) for path in (tmp_path / "out").glob("*.npy")}
     assert exported["user_ids"].tolist() == [user_id(user) for user in range(NUM_USERS)]
     movies = np.flatnonzero(truth.in_training)
     assert exported["movie_ids"].tolist() == [movie_id(movie) for movie in movies]
     products = exported["user_vectors"] @ exported["movie_vectors"].T
     assert exported["user_vectors"].dtype == exported["movie_vectors"].dtype == np.float32
     np.testing.assert_allclose(products, truth.list_scores[:, movies], atol=2e-4)
+
+
+def test_an_export_says_which_coordinates_are_biases_so_that_similar_movies_can_be_found_in_it(ask, truth, tmp_path):
+    ask("--export_vectors", tmp_path / "out")
+    movie_ids, movies, users = (np.load(tmp_path / "out" / f"{name}.npy") for name in (
+        "movie_ids", "movie_vectors", "user_vectors"))
+    said = json.loads((tmp_path / "out" / "vectors.json").read_text())
+    blocks = said["blocks"]
+    assert [block["start"] for block in blocks] == [0, *(block["stop"] for block in blocks[:-1])]
+    assert blocks[-1]["stop"] == movies.shape[1] == users.shape[1]
+    for block in blocks:
+        part = slice(block["start"], block["stop"])
+        constant = {"user bias": movies, "movie bias": users}.get(block["what"])
+        assert constant is None or len(np.unique(constant[:, part])) == 1
+        assert (part.stop - part.start == 4) == (constant is None) and block["member"] in (0, 1)
+    own = [range(block["start"], block["stop"]) for block in blocks
+           if block["towers"] == "user-based" and block["what"] == "vector"]
+    vectors = movies[:, np.concatenate(own)]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors @ vectors[movie_ids == movie_id(12)][0]
+    order = np.argsort(-cosines)[1:11]
+    rows = ask("--similar_to", movie_id(12), "--json")["recommendations"]
+    assert [row["movie_id"] for row in rows] == movie_ids[order].tolist()
+    assert [row["similarity"] for row in rows] == pytest.approx(cosines[order].tolist(), abs=1e-4)
+    assert said["stars"] == "0.5 + 4.5 / (1 + exp(-score))" and said["as_of"] == str(FIRST_DAY + LAST)
 
 
 def test_the_map_shows_the_two_principal_axes_of_the_vectors_that_pass(ask, truth, tmp_path):

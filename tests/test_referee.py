@@ -183,6 +183,9 @@ class Asked:
             known = pd.concat([known[~known.movie.isin(list(RATE))], typed])
         self.known = referee.Ratings(*(known[name].to_numpy() for name in referee.Ratings._fields))
         self.allowed = data.num_ratings >= flags.get("--min_ratings", 1)
+        if "--date" in flags:  # movies of later years are not listed, those of unknown year are
+            as_of = datetime.date.fromisoformat(data.meta["day_epoch"]) + datetime.timedelta(self.day)
+            self.allowed &= data.movies.year.fillna(0).to_numpy(int) <= as_of.year
         if "--include_seen" not in flags:
             self.allowed[self.known.movie] = False
         self.top_n, self.flags = flags.get("--top_n", 10), []

@@ -103,10 +103,12 @@ class Trainer:
             yield metrics
 
     @torch.no_grad()
-    def checkpoint(self, fingerprint: str) -> dict:
-        """Return the model as it is now, with what is needed to use it (see models/checkpoint.py)."""
+    def checkpoint(self, fingerprint: str, flags: dict | None = None) -> dict:
+        """Return the model as it is now, with what is needed to use it (see models/checkpoint.py); `flags` are those of
+        the run, where it has any."""
         return {"fingerprint": fingerprint, **model_entries(self.model.eval()), "settings": vars(self.settings),
-                "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics), "refit": False}
+                "flags": flags or {}, "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics),
+                "refit": False}
 
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""

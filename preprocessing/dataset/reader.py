@@ -148,9 +148,9 @@ class RatingsFile:
             ratings, start = self.read_group(group, with_split), self.group_starts[group]
             yield ratings.subset(slice(max(rows.start - start, 0), rows.stop - start))
 
-    def read_user(self, user: User) -> Ratings:
-        """Read one user's ratings, in order of day, without the split."""
-        ratings = next(self.read_rows(user.rows, with_split=False))
+    def read_user(self, user: User, with_split: bool = False) -> Ratings:
+        """Read one user's ratings, in order of day."""
+        ratings = next(self.read_rows(user.rows, with_split))
         with damage_named(self.path):
             demand((ratings.user_idx == user.user_idx).all(), "ratings of one user where another's should be")
         return ratings

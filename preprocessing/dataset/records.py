@@ -75,7 +75,7 @@ class Ratings(NamedTuple):
     day: np.ndarray  # int16 or int32 (R,), since the data set's `day_epoch`
     split: np.ndarray | None  # uint8 (R,): TRAIN, VALIDATION or TEST; None where it was not read
 
-    def subset(self, rows: slice) -> "Ratings":
+    def subset(self, rows: slice | np.ndarray) -> "Ratings":
         """Return some of the rows."""
         split = None if self.split is None else self.split[rows]
         return Ratings(self.user_idx[rows], self.movie_idx[rows], self.stars[rows], self.day[rows], split)

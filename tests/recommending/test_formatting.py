@@ -69,7 +69,7 @@ def test_json_is_one_line_of_ascii_with_the_same_keys_for_every_list():
         text = as_json("new", rows(**values))
         assert text.isascii() and "\n" not in text
         result = json.loads(text)
-        assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "recommendations"]
+        assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "as_of", "recommendations"]
         assert [row["title"] for row in result["recommendations"]] == TITLES
         for row in result["recommendations"]:
             assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated",

@@ -12,7 +12,7 @@ from preprocessing.dataset import read_movies, read_users
 from recommending.recommender import Filters, Recommender
 
 NOBODY = ["--user_id", "5", "--fallback", "popular"]
-UNNAMED = {"kind": None, "user_id": None, "movie_id": None, "ranked_by": None}
+UNNAMED = {"kind": None, "user_id": None, "movie_id": None, "ranked_by": None, "as_of": None}
 ROW = ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated", "because"]
 
 
@@ -181,17 +181,16 @@ def test_the_seed_of_the_data_set_chooses_the_user(data_dir, run_dir):
     assert set(chosen) <= set(read_users(data_dir).user_id.tolist())
 
 
-def test_runs_default_and_data_processed_are_read_without_flags(capsys, data_dir, run_dir, tmp_path, monkeypatch):
+def test_runs_default_and_the_data_set_that_it_was_trained_on_are_read_without_flags(capsys, data_dir, run_dir,
+                                                                                   tmp_path, monkeypatch):
     place = ["--data_dir", str(data_dir), "--run_dir", str(run_dir)]
     assert rec.main([*place, "--json"]) == 0
     answer = capsys.readouterr().out
     (tmp_path / "runs").mkdir()
-    (tmp_path / "data").mkdir()
-    shutil.copytree(run_dir, tmp_path / "runs" / "default")
     monkeypatch.chdir(tmp_path)
     assert rec.main(["--json"]) == 1
-    assert "data/processed/meta.json not found; run: python preprocessing/" in capsys.readouterr().err
-    shutil.copytree(data_dir, tmp_path / "data" / "processed")
+    assert "runs/default not found; run: python main.py --run_dir runs/default\n" in capsys.readouterr().err
+    shutil.copytree(run_dir, tmp_path / "runs" / "default")
     assert rec.main(["--json"]) == 0 and capsys.readouterr().out == answer
     assert rec.main([*place, "--run_dir", "runs/none"]) == 1
     assert "runs/none not found; run: python main.py --run_dir runs/none --data_dir" in capsys.readouterr().err

@@ -95,8 +95,7 @@ def test_a_run_that_a_signal_ended_resumes_as_if_it_had_not(which, start, train,
     if which is signal.SIGKILL:
         assert (code, said) == (-9, "")
     else:
-        assert (code, said) == (143, f"\ninterrupted; go on with: python main.py --data_dir {data_dir} "
-                                     f"--run_dir {tmp_path} --resume\n")
+        assert (code, said) == (143, f"\ninterrupted; go on with: python main.py --run_dir {tmp_path} --resume\n")
     assert train(data_dir, tmp_path, *FLAGS, "--resume") == 0
     assert rows_of(tmp_path) == rows_of(whole) and len(rows_of(whole)) == 3
     for name in ("last.pt", "best.pt"):

@@ -49,8 +49,8 @@ def test_a_run_without_relevance_has_no_scores_of_it_and_is_not_resumed_with_it(
     data = load_dataset(data_dir)
     model, _ = load_model(tmp_path / "run" / "best.pt", data.meta["fingerprint"])
     assert relevance_scorer(model, data.train, 1, data.last_day) is None
-    assert train(data_dir, tmp_path / "run", "--epochs", "2", "--resume") == 1
-    assert "trained without an order by relevance; resume with the same --relevance_weight" in capsys.readouterr().err
+    assert train(data_dir, tmp_path / "run", "--epochs", "2", "--resume", "--relevance_weight", "1") == 1
+    assert "was trained with --relevance_weight 0.0, not 1.0; leave the flag out" in capsys.readouterr().err
 
 
 def test_relevance_orders_better_than_popularity_and_than_stars(data_dir, run_dir):

@@ -1,0 +1,13 @@
+"""A search of titles, in the forms in which people write them."""
+
+from recommending.recommender import Filters
+
+
+def test_a_search_knows_the_forms_in_which_people_write_titles(planted):
+    planted.movies.title[:] = ["Matrix, The", "Am\u00e9lie (Fabuleux destin d'Am\u00e9lie Poulain, Le)",
+                               "Schindler\u2019s List", "Theater", "The Atlantic", "X-Men 2"]
+    found = {text: [row.movie_id for row in planted.search(text, Filters(min_ratings=0))] for text in (
+        "the matrix", "amelie", "le fabuleux destin", "schindler's", "heat", "x men", "XMEN2", "at", "?")}
+    assert found == {"the matrix": [10], "amelie": [20], "le fabuleux destin": [20], "schindler's": [30],
+                     "heat": [40], "x men": [60], "XMEN2": [60], "at": [10, 40, 50], "?": []}
+    assert planted.suggestion("Teater") == "; did you mean Theater (40)?" and planted.suggestion("zzz") == ""
