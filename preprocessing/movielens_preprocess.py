@@ -66,7 +66,7 @@ TITLE_COLUMNS: Names = {
     "title": ("title", "movietitle", "filmtitle", "primarytitle", "name", "movie", "film", "moviename"),
     "year": ("year", "releaseyear", "yearofrelease", "startyear", "releasedate"),
 }
-TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by what it ends in
+TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by the ratings' suffix
 TIMES = {  # what pyarrow's reader makes of a text itself
     r"\d{1,18}": pa.int64(), r"\d{1,18}\.\d*": pa.float64(),
     r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?": pa.timestamp("s"),

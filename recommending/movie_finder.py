@@ -68,7 +68,7 @@ class MovieFinder:
             if re.fullmatch(r"-?[0-9]+", text):
                 raise DataError(f"movie_id {text[:60]} is not in the data set")
             of = f" of {year}" if year else ""
-            like = self._like(text) or "; look for it with: python rec.py --search PART_OF_IT"
+            like = self._like(text) or "; look for its movie_id with: python rec.py --search PART_OF_IT"
             raise DataError(f"no movie{of} is called {text[:60]!r}{like if with_suggestions else ''}")
         choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
         more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""

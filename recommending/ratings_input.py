@@ -130,13 +130,15 @@ def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
     if unknown and not own.stars:
         others = f"; none of {len(unknown):,} movies is found" if len(unknown) > 1 else ""
         raise DataError(f"{path}, line {unknown[0][0]}: {unknown[0][1]}{others}")
+    if empty and not own.stars:
+        raise DataError(f"{path}, line {empty[0]}: there are no stars, nor in any other line")
     if not own.stars:
         raise DataError(f"{path} holds no ratings; write lines of movie_id,stars or title,stars into it")
     if empty:
         listed = ", ".join(map(str, empty[:MOST_LISTED])) + (", .." if len(empty) > MOST_LISTED else "")
         own.remarks.append(f"{path}: {len(empty):,} without stars left out: line{'s' * (len(empty) > 1)} {listed}")
     if unknown:
-        own.remarks.append(f"{path}: {len(own.stars):,} movies found, {len(unknown):,} left out:")
+        own.remarks.append(f"{path}: {len(own.stars):,} of {len(own.stars) + len(unknown):,} movies found, not these:")
         own.remarks += [f"  line {line}: {sentence}" for line, sentence in unknown]
     return own
 
@@ -151,31 +153,35 @@ def _movie_id(recommender: Recommender, row: dict[str, str], title_first: bool, 
 
 
 def _columns_of(frame: "pd.DataFrame") -> tuple[str, ...]:
-    """Return what the columns of a file without header are; none if nobody can tell."""
+    """Return what the columns of a file without header are; names that mean nothing if nobody can tell."""
+    unknown = tuple(f"column {number}" for number in range(1, frame.shape[1] + 1))
     frame = frame.loc[:, (frame != "").any()]
     for columns, shape in SHAPES.items():
         if len(shape) == frame.shape[1] and all(_holds(frame[place], kind) for place, kind in zip(
                 frame.columns, shape, strict=True)):
             return columns
-    return ("title", "stars") if frame.shape[1] == 2 else ()
+    return ("title", "stars") if frame.shape[1] == 2 else unknown
 
 
 def _holds(column: "pd.Series", kind: str) -> bool:
-    """Tell whether a column holds numbers ("n"), years ("y") or, in some cell, anything else ("t")."""
+    """Tell whether a column holds mostly numbers ("n"), years alone ("y") or mostly anything else ("t")."""
     cells = column[column != ""]
     if kind == "y":
         return bool(cells.str.fullmatch(r"(1[89]|20)\d\d").all())
-    return bool(cells.map(is_number).all()) == (kind == "n")
+    return bool(cells.map(is_number).sum() >= len(cells) / 2) == (kind == "n")
 
 
 def _check_columns(path: Path, table: Table) -> None:
     """Raise DataError where a table has no column of movies or of stars, or ratings of several people."""
     frame = table.frame
+    if frame.empty:
+        return
     if "stars" not in frame or not {"title", "movie_id"} & set(frame):
         if table.named:
             raise DataError(f"{path}, line 1: no column is named for the movies (title or movie_id)")
-        raise DataError(f"{path}, line {frame.index[0]} is not movie_id,stars or title,stars (a title that holds a "
-                        "comma stands in double quotes)")
+        row = ",".join(frame.iloc[0])
+        raise DataError(f"{path}, line {frame.index[0]}: {row[:60]!r} is not movie_id,stars or title,stars (a title "
+                        "that holds a comma stands in double quotes)")
     people = frame["person"].unique().tolist() if "person" in frame else []
     if len(people) > 1:
         raise DataError(f"{path} holds the ratings of {len(people):,} people ({table.named.get('person', 'column 1')}: "

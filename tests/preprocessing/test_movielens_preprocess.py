@@ -65,9 +65,9 @@ def test_a_bad_line_is_named(preprocess, tmp_path, capsys, line, number):
 
 
 @pytest.mark.parametrize(("name", "titles", "text", "number"), [
-    ("ratings.csv", "movies.csv", "userId,movieId,rating,timestamp\n7,1,5.0,1\n9,3,x,1\n", 3),
+    ("ratings.csv", "movies.csv", "userId,movieId,rating,timestamp\n7,1,5.0,881250949\n9,3,x,881250949\n", 3),
     ("ratings.csv", "movies.csv", "userId,movieId,rating,timestamp\n7,1,5.2,1\n", 2),
-    ("ratings.dat", "movies.dat", "7::1::5::1\n\n9::1::0::1\n", 3)])
+    ("ratings.dat", "movies.dat", "7::1::5::881250949\n\n9::1::0::881250949\n", 3)])
 def test_a_bad_line_is_named_in_files_with_a_header_too(preprocess, capsys, name, titles, text, number):
     assert preprocess(name, titles, text) == 1
     assert f"{name}, line {number}:" in capsys.readouterr().err

@@ -36,10 +36,10 @@ def test_every_line_can_be_encoded():
 
 def test_a_row_shows_what_it_holds():
     row = Recommendation(1, 5, "Heat", None, 1234, stars=3.4, rated=1)
-    assert as_table([row], 5, "utf-8").split("\n")[1].split() == ["1", "Heat", "-", "1,234", "1", "3.40", "★★★½"]
+    assert as_table([row], 5, "utf-8").split("\n")[1].split() == ["1", "5", "Heat", "-", "1,234", "1", "3.40", "★★★½"]
     row.because = [Reason(6, "Alien", 1, 0.25)]
     assert as_table([row], 10, "utf-8").split("\n")[1:] == [
-        f"   1  Heat{' ' * 41}     -    1,234      1   3.40", "      +0.25 for 1 star given to Alien"]
+        f"   1   5  Heat{' ' * 37}     -    1,234      1   3.40", "      +0.25 for 1 star given to Alien"]
 
 
 def test_stars_are_drawn_to_the_nearest_half():

@@ -72,7 +72,7 @@ def test_a_list_has_ten_movies_without_a_length(capsys, data_dir, run_dir):
 
 @pytest.mark.parametrize("text", [
     "10,5\n30,3.5\n40,2\n", "movie_id,stars\n10,5\n30,3.5\n40,2\n", "MovieID,Rating\n10,5\n30,3.5\n40,2",
-    "movie,x\n10,5\n30,3.5\n40,2\n", "id,\n10,5\n30,3.5\n40,2\n",
+    "x,score,movie\na,5,10\nb,3.5,30\n,2,40\n", "id,,stars\n10,,5\n30,,3.5\n40,,2\n", "stars,id\n5,10\n3.5,30\n2,40\n",
     "\ufeffTitle , Stars\r\n10 , 5\r\n\r\n30,3.5\r\n40,2.0",
     'title,stars\n10,5\n"GOOD, the Bad and the Ugly, The",3.5\nélan,2\n',
 ])
@@ -89,18 +89,19 @@ def test_a_file_of_ratings_says_what_typed_ratings_say(ask, tmp_path, text, enco
 
 @pytest.mark.parametrize(("text", "line", "sentence"), [
     ("title,5\n", 1, "no movie is called 'title'; look for its movie_id with: python rec.py --include_seen --title"),
-    ("10,5\nmovie_id,stars\n", 2, "no movie is called 'movie_id'"),
-    ("stars,movie_id\n5,10\n", 1, "no movie is called 'stars'"),
-    ("movie_id,stars\n10,5\n\nheat,3\n", 4, "2 movies are called 'heat'; give the movie_id of one: 10 (1995), 20 ("),
+    ("10,5\nmovie_id,stars\n", 2, "'stars' is no number of stars"),
+    ("movie,x\n10,5\n", 1, "no column is named for stars (stars or yourrating or myrating); found: 'movie', 'x'"),
+    ("movie_id,stars\n\n\nheat,3\n", 4, "2 movies are called 'heat'; give the movie_id of one: 10 (1995, 100 rating"),
     ("11,5\n", 1, "movie_id 11 is not in the data set"),
     ("30,1\n10,5.5\n", 2, "movie_id 10 is given 5.5 stars, outside 1 to 5"),
     ("10,0.5\n", 1, "movie_id 10 is given 0.5 stars, outside 1 to 5"),
-    ("10,two\n", 1, "'two' is no number of stars"),
-    ("movie_id,stars\n10\n", 2, "'10' is not movie_id,stars or title,stars (a title that holds a comma "),
+    ("30,4\n10,two\n", 2, "'two' is no number of stars"),
+    ("movie_id,stars\n10\n", 2, "there are no stars, nor in any other line"),
+    ("10\n", 1, "'10' is not movie_id,stars or title,stars (a title that holds a comma "),
     ("10,5,2005-01-01\n", 1, "'10,5,2005-01-01' is not movie_id,stars"),
     ("10,5\n30,4\nÉLAN,3\n40,2\n", 4, "movie_id 40 is rated already in line 3"),
-    ('30,4\n"Heat,4\n', 2, "unexpected end of data"),
-    ("", None, "holds no ratings; write lines of movie_id,stars into it"),
+    ('30,4\n"Heat,4\n', 2, "a quotation mark is never closed"),
+    ("", None, "holds no ratings; write lines of movie_id,stars or title,stars into it"),
     ("title,stars\n", None, "holds no ratings"),
 ])
 def test_a_mistake_in_a_file_is_named_by_file_and_line(ask, capsys, tmp_path, text, line, sentence):
@@ -153,9 +154,10 @@ def test_a_table_says_what_json_says(ask, planted):
             (["--similar_to", 30], "like movie 30, Good, the Bad and the Ugly, The", ["cosine"]),
             (NOBODY, "popular movies, most ratings first; stars are their mean", ["stars"])):
         rows, lines = ask(*flags, "--json")["recommendations"], ask(*flags).splitlines()
-        assert lines[0] == heading and lines[1].split() == ["rank", "title", "year", "ratings", *last]
+        assert lines[0] == heading and lines[1].split() == ["rank", "id", "title", "year", "ratings", *last]
         for row, line in zip(rows, lines[2:], strict=True):
-            shown = [str(row["rank"]), *row["title"].split(), str(row["year"] or "-"), f"{row['num_ratings']:,}"]
+            shown = [str(row["rank"]), str(row["movie_id"]), *row["title"].split(), str(row["year"] or "-"),
+                     f"{row['num_ratings']:,}"]
             if row["rated"]:
                 shown.append(f"{row['rated']:g}")
             if row["similarity"] is not None:
