@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -45,6 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scaling", action="store_true", help="also measure a hundredth and a tenth of the ratings")
     parser.add_argument("--splits", action="store_true", help="also measure every kind of split")
     args = parser.parse_args(argv)
+    if find_spec("pandas") is None:
+        print("error: pandas is not installed; run: pip install -r requirements-bench.txt", file=sys.stderr)
+        return 1
+    if sys.platform != "linux":
+        print("memory is measured on Linux alone, here it reads 0", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = args.work_dir or Path(temporary)
         raw_dir = args.raw_dir or make_raw(work_dir, args.ratings)
@@ -229,10 +235,10 @@ def _sample(pid: int, peak: list[float], stop: threading.Event) -> None:
         while waiting:
             current = waiting.pop()
             try:
-                rollup = Path(f"/proc/{current}/smaps_rollup").read_text()
+                rollup = Path(f"/proc/{current}/smaps_rollup").read_text(encoding="utf-8")
                 total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE).group(1))
                 for task in Path(f"/proc/{current}/task").iterdir():
-                    waiting += [int(child) for child in (task / "children").read_text().split()]
+                    waiting += [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
             except (OSError, AttributeError):
                 continue
         peak[0] = max(peak[0], total / 1024)

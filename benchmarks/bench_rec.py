@@ -23,7 +23,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,7 +40,7 @@ from models.blend import Blend
 from models.checkpoint import model_entries, save_checkpoint
 from models.config import ModelConfig
 from preprocessing import dataset
-from preprocessing.dataset import writer
+from preprocessing.dataset import machine, writer
 from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
 from recommending import batch
 from recommending.recommender import Recommender
@@ -199,7 +198,7 @@ def run_all_users(data_dir: Path, run_dir: Path, out: Path) -> dict:
     start = time.perf_counter()
     batch.recommend_all(recommender, out, TOP_N, run_dir / "best.pt")
     all_users_s = time.perf_counter() - start
-    peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    peak_rss_mib = machine.peak_rss_mib()
     matmul_s += bare_products(recommender, num_users - num_users // 2)
     return {"users": num_users, "all_users_s": round(all_users_s, 2), "matmul_s": round(matmul_s, 2),
             "normal_equations_s": round(normal_s, 2), "all_users_over_matmul": round(all_users_s / matmul_s, 3),

@@ -34,11 +34,12 @@ import main as train_command
 from benchmarks import train_floor
 from benchmarks.train_floor import Clock, Enough, run_epochs
 from preprocessing.dataset import Movies, Users
+from preprocessing.dataset.machine import peak_rss_mib
 from training.batches import DataSet, RatingTensors
 from training.build import build_model
 from training.engine import RELEVANCE_USERS, Engine, Settings
 from training.optimizer import default_batch_size
-from training.trainer import Trainer, peak_rss_mib
+from training.trainer import Trainer
 
 NETFLIX_USERS, NETFLIX_MOVIES, NETFLIX_RATINGS, NUM_DAYS = 480_189, 17_770, 100_480_507, 2243
 MOST_OF_A_USER = 17_653

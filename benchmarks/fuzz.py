@@ -59,7 +59,7 @@ def main() -> int:
         command = [sys.executable, __file__, "--parser", name, "--seconds", str(max(args.seconds // len(SEEDS), 1)),
                    "--seed", str(args.seed)]
         start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace",
                               env={**os.environ, "TQDM_DISABLE": "1"})
         tried = re.search(r"number_of_executed_units: *(\d+)", done.stderr)
         rows.append({"parser": name, "inputs": int(tried[1]) if tried else 0, "crashes": int(done.returncode != 0),
@@ -82,7 +82,8 @@ def fuzz(name: str, seconds: int, seed: int) -> int:
         for number, text in enumerate(SEEDS[name]):
             (corpus / str(number)).write_bytes(text)
         words = Path(folder) / "words"
-        words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in TOKENS))
+        words.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in TOKENS),
+                         encoding="utf-8")
         atheris.Setup([sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={MOST_BYTES}",
                        f"-seed={seed}", f"-dict={words}", "-timeout=20", "-print_final_stats=1",
                        f"-artifact_prefix={folder}/"], check)

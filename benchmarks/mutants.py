@@ -73,19 +73,21 @@ def main(argv: list[str] | None = None) -> int:
                         help="keep what tests pass through which lines here, and take it from here where it is there")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, metavar="N")
     args = parser.parse_args(argv)
+    if sys.platform != "linux":
+        parser.error("this program forks and kills as Linux does")
     begin = time.monotonic()
     faults = choose_faults(args)
     with tempfile.TemporaryDirectory(prefix="mutants") as folder:
         trees = [Path(folder) / f"tree{number}" for number in range(args.processes)]
         copy_tree(trees[0])
         known = args.map is not None and args.map.exists()
-        paths = json.loads(args.map.read_text()) if known else passed_through(trees[0], args.processes)
+        paths = json.loads(args.map.read_text(encoding="utf-8")) if known else passed_through(trees[0], args.processes)
         for tree in trees[1:]:
             shutil.copytree(trees[0], tree, symlinks=True)
         if not known:
             check_without_faults(paths, trees)
             if args.map:
-                args.map.write_text(json.dumps(paths))
+                args.map.write_text(json.dumps(paths), encoding="utf-8")
         results = plant(faults, paths, trees, args.out)
     return report(results, time.monotonic() - begin)
 
@@ -98,7 +100,8 @@ def choose_faults(args: argparse.Namespace) -> list[Fault]:
     files = args.files or product_files()
     if args.survivors_of:
         before = {tuple(row["fault"][name] for name in ("file", "function", "old", "new"))
-                  for row in json.loads(args.survivors_of.read_text()) if row["fate"] in ("survived", "untested")}
+                  for row in json.loads(args.survivors_of.read_text(encoding="utf-8"))
+                  if row["fate"] in ("survived", "untested")}
         everything = [fault for file in files for fault in places(file)] + aimed(files)
         return list({fault.key: fault for fault in everything if fault.key in before}.values())
     drawn: list[Fault] = []
@@ -117,7 +120,7 @@ def choose_faults(args: argparse.Namespace) -> list[Fault]:
 def copy_tree(tree: Path) -> None:
     """Copy what git tracks, and what it does not ignore, as it is now."""
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
-                           capture_output=True, text=True).stdout
+                           capture_output=True, encoding="utf-8").stdout
     for file in filter(None, files.split("\0")):
         if (ROOT / file).exists():
             (tree / file).parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +155,7 @@ def plant(faults: list[Fault], paths: dict, trees: list[Path], out: Path | None)
             for noticed in ((result.fault.file, result.by), result.by):
                 tests.kills[noticed] += result.fate == "noticed"
             if out is not None:
-                out.write_text(json.dumps([asdict(one) for one in results], indent=1))
+                out.write_text(json.dumps([asdict(one) for one in results], indent=1), encoding="utf-8")
                 if result.fate in ("survived", "untested"):
                     bar.write(f"{result.fate}: {describe(result.fault)}")
             bar.update()
@@ -227,7 +230,7 @@ def run_tests(chosen: list[str], limit_s: float, compiled: bool) -> tuple[str, s
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what the tests have left running
-        said = json.loads(verdict.read_text()) if verdict.exists() else {"code": 1, "by": "crash"}
+        said = json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else {"code": 1, "by": "crash"}
         return ("survived", "") if said["code"] == 0 else ("noticed", said["by"])
 
 
@@ -252,7 +255,8 @@ def in_child(chosen: list[str], folder: Path, verdict: Path, compiled: bool) -> 
         if tests and not code:
             code = pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp")],
                                plugins=[first])
-    verdict.write_text(json.dumps({"code": int(code), "by": first.by or f"exit code {int(code)}"}))
+    verdict.write_text(json.dumps({"code": int(code), "by": first.by or f"exit code {int(code)}"}),
+                       encoding="utf-8")
     return 0
 
 

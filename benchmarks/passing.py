@@ -77,7 +77,7 @@ class Watch:
         for file in data.measured_files():
             lines[file] = dict(data.contexts_by_lineno(file))
         self.out.write_text(json.dumps({"lines": lines, "seconds": self.seconds, "fixtures": self.fixtures,
-                                        "bad": self.bad}))
+                                        "bad": self.bad}), encoding="utf-8")
 
 
 def passed_through(tree: Path, processes: int) -> dict:
@@ -116,10 +116,10 @@ def watch(task: tuple[Path, str]) -> dict:
                 f"pytest.main([{file!r}, '-q', '-p', 'no:cacheprovider', '--basetemp', {folder + '/tmp'!r}], "
                 f"plugins=[passing.Watch(Path({str(tree)!r}), Path({str(out)!r}))])")
         done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
         if not out.exists():
             raise SystemExit(f"{file} cannot be run:\n{done.stdout[-2000:]}")
-        return json.loads(out.read_text())
+        return json.loads(out.read_text(encoding="utf-8"))
 
 
 class PassingTests:

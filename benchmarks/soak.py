@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import psutil
 import torch
 
 import main
@@ -36,7 +37,8 @@ from training.distributed import ALONE
 MODEL = ["--embedding_dim", "32", "--ensemble_size", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
 EPOCHS = 4  # of a run that is killed; enough that most kills hit one
 
-context = multiprocessing.get_context("fork")  # so that a kill falls into the work and not into the imports
+# Forked, so that a kill falls into the work and not into the imports.
+context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
 
 class Broken(Exception):
@@ -52,6 +54,8 @@ def run() -> int:
     parser.add_argument("--epochs", type=int, default=100, help="of the long run; 0 for none (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     args = parser.parse_args()
+    if sys.platform != "linux":
+        parser.error("this program forks and kills as Linux does")
     end, code = time.monotonic() + 60 * args.minutes, 0
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -165,8 +169,8 @@ def train_for_long(place: Path, epochs: int, end: float) -> dict:
         save_checkpoint(args.run_dir / "last.pt", checkpoint | trainer.state_dict())
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
         load_checkpoint(args.run_dir / "best.pt", data.meta["fingerprint"])
-        rss.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
-        files.append(len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+        rss.append(psutil.Process().memory_info().rss / 2**20)
+        files.append(psutil.Process().num_fds())
         if time.monotonic() > end:
             break
     growth = rss[-1] / rss[0] - 1

@@ -14,6 +14,7 @@ import contextlib
 import mmap
 import pickle
 import struct
+import sys
 import warnings
 import zipfile
 import zlib
@@ -90,9 +91,8 @@ def _load(path: Path, fingerprint: str | None, map_location: torch.device | str)
     train = f"python main.py --run_dir {path.parent}"
     try:
         _check_archive(path)
-        with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
-              torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)):  # what is written over stays in memory
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # about what is refused anyway
+            checkpoint = _read(path, map_location)
         checkpoint.get("format")
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None
@@ -121,12 +121,20 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     new_folders = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]  # the innermost first
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(run_dir, f"another run is working in {run_dir}; wait for it, or name another --run_dir"):
+        with locked(run_dir / ".lock", f"another run is working in {run_dir}; wait for it, or name another --run_dir"):
             yield
     finally:
         with contextlib.suppress(OSError):  # not empty: there are checkpoints
             for folder in new_folders:
                 folder.rmdir()
+
+
+def _read(path: Path, map_location: torch.device | str) -> dict:
+    """Return what an archive holds; its tensors are mapped, but not where the system replaces no file that is."""
+    if sys.platform == "win32":
+        return torch.load(path, map_location=map_location, weights_only=True)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE):  # what is written over stays in memory
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
 
 def _check_archive(path: Path) -> None:

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Movies, Ratings, Users, writer
+from preprocessing.dataset.machine import num_cores
 from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
 from preprocessing.indexing import Index, KeyLayout, PairError, Partition
 from preprocessing.lines import STARS_BITS
-from preprocessing.parsing import num_cores
 from preprocessing.splitting import SplitPlan, split_users
 
 GROUP_ROWS = 1 << 17  # ratings in a row group, as near as whole users allow
@@ -210,22 +210,24 @@ def _verify(folder: Path, index: Index, digests: list[bytes]) -> None:
     """Read the ratings back: they must be what was written, and no (user, movie) pair may be in train and in test."""
 
     def check(first: int) -> None:
-        file = dataset.RatingsFile(folder)  # a reader is not shared between threads
-        for group in range(first, len(digests), num_cores()):
-            ratings = file.read_group(group)
-            if _digest(_content(index.layout, ratings)) != digests[group]:
-                raise DataError(f"{file.path} reads back otherwise than it was written; the disk may be failing")
-            pairs = ratings.user_idx.astype(np.int64) * index.layout.num_movies + ratings.movie_idx
-            train, test = np.sort(pairs[ratings.split == TRAIN]), pairs[ratings.split == TEST]
-            if len(train) and (train[np.minimum(np.searchsorted(train, test), len(train) - 1)] == test).any():
-                raise DataError("train and test share a (user, movie) pair; please report this as a bug")
-            bar.update(len(pairs))
+        with dataset.RatingsFile(folder) as file:  # a reader is not shared between threads
+            for group in range(first, len(digests), num_cores()):
+                ratings = file.read_group(group)
+                if _digest(_content(index.layout, ratings)) != digests[group]:
+                    raise DataError(f"{file.path} reads back otherwise than it was written; the disk may be failing")
+                pairs = ratings.user_idx.astype(np.int64) * index.layout.num_movies + ratings.movie_idx
+                train, test = np.sort(pairs[ratings.split == TRAIN]), pairs[ratings.split == TEST]
+                if len(train) and (train[np.minimum(np.searchsorted(train, test), len(train) - 1)] == test).any():
+                    raise DataError("train and test share a (user, movie) pair; please report this as a bug")
+                bar.update(len(pairs))
 
     with (tqdm(total=int(index.offset[-1]), desc="verify", unit=" ratings", unit_scale=True, leave=False,
                disable=None) as bar,
           ThreadPoolExecutor(num_cores()) as threads):
         list(threads.map(check, range(num_cores())))
-    if len(dataset.RatingsFile(folder)) != index.offset[-1]:
+    with dataset.RatingsFile(folder) as file:
+        num_ratings = len(file)
+    if num_ratings != index.offset[-1]:
         raise DataError(f"{folder / 'ratings.parquet'} lacks ratings that were written; the disk may be failing")
 
 

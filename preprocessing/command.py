@@ -2,13 +2,12 @@
 
 import argparse
 import hashlib
-import resource
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.building import Statistics
+from preprocessing.dataset import machine
 from preprocessing.titles import Titles
 
 MOST_FILES = 100  # of a folder that meta.json names one by one
@@ -97,8 +96,7 @@ def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated_id
         print(remark)
     split_counts = ", ".join(f"{name} {split[f'num_{name}']:,}" for name in ("train", "validation", "test"))
     print(f"split {split['method']} (seed {split['seed']}): {split_counts}; train and test share no pair")
-    peak_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / (1024 if sys.platform == "linux" else 2**20)
+    peak_mib = machine.peak_rss_mib(with_children=True)
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in statistics.seconds.items())
     print(f"{elapsed_s:.1f} s ({stages}), {num_ratings / elapsed_s:,.0f} ratings/s, peak memory {peak_mib:,.0f} MiB")
     print(f"written to {args.out_dir}; next: python main.py --data_dir {args.out_dir}")

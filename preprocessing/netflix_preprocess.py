@@ -16,7 +16,6 @@ Writes ratings.parquet, users.parquet, movies.parquet and meta.json (see preproc
 
 import argparse
 import itertools
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ import numpy as np
 from preprocessing import building, command, indexing, parsing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
+from preprocessing.dataset.machine import available_bytes
 from preprocessing.raw_files import RawFile, disk_file, find_files, size_of
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
@@ -152,13 +152,6 @@ def partition_bounds(offset: np.ndarray, max_rows: int) -> list[int]:
     return [*bounds, groups[-1]]
 
 
-def available_bytes() -> int:
-    """Return how many bytes of memory are free now."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def known_totals(meta: dict) -> str | None:

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, machine
+from preprocessing.dataset.machine import num_cores
 from preprocessing.lines import Parsed, parse_block
 from preprocessing.raw_files import (
     BYTE_ORDER_MARK,
@@ -37,6 +38,7 @@ from preprocessing.raw_files import (
 
 RANGE_BYTES = 8 << 20  # read by one task of a process
 BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor's cache
+MOST_PROCESSES = 61  # Windows waits for no more
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
 WAITING_TASKS = 2  # for each process; what was read of archives for them is in memory
 
@@ -178,11 +180,6 @@ def find_lines(files: Sequence[RawFile], movie_id: int, user_id: int) -> Iterato
 # --- processes -------------------------------------------------------------------------------------------------
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cut(files: Sequence[RawFile]) -> Iterator[list[Piece]]:
     """Cut files into tasks of about RANGE_BYTES: pieces of one file or, where files are small, of many."""
     task: list[Piece] = []
@@ -214,13 +211,12 @@ def _cut_members(members: list[RawFile]) -> Iterator[Piece]:
 
 def _parse_pieces(tasks: Iterator[list[Piece]], num_bytes: int, with_stars: bool) -> Iterator[tuple[Piece, Parsed]]:
     """Yield the pieces of tasks in order, parsed; a process per core parses them where they are many."""
-    num_processes = min(num_cores(), -(-num_bytes // RANGE_BYTES))
+    num_processes = min(num_cores(), -(-num_bytes // RANGE_BYTES), MOST_PROCESSES)
     if num_processes < 2 or num_bytes < 2 * RANGE_BYTES:
         for task in tasks:
             yield from zip(task, _parse_task(_sources(task), with_stars), strict=True)
         return
-    context = get_context("fork" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(num_processes, context, _start_worker, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(num_processes, get_context(machine.start_method()), _start_worker, (os.getpid(),)) as pool:
         waiting: deque[tuple[list[Piece], Future]] = deque()
 
         def first() -> Iterator[tuple[Piece, Parsed]]:
@@ -259,12 +255,11 @@ def _start_worker(parent_pid: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler would turn it into one task's exception
 
     def watch() -> None:
-        while os.getppid() == parent_pid:
+        while machine.has_parent(parent_pid):
             time.sleep(0.5)
         os._exit(1)
 
-    if os.name == "posix":
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------

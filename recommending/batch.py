@@ -30,7 +30,7 @@ from pyarrow import csv
 from tqdm import tqdm
 
 from models.blend import STANDARD_ERRORS
-from preprocessing.dataset import DataError, Ratings, locked, replaced, sync
+from preprocessing.dataset import DataError, Ratings, lock_beside, locked, replaced, sync
 from recommending.recommender import Recommender
 from recommending.top_k import BestProducts
 
@@ -61,7 +61,7 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
     folder = out.with_name(f".{out.name}.parts")
     try:
         folder.mkdir(exist_ok=True)
-        with locked(folder, BUSY.format(out)):
+        with locked(lock_beside(out), BUSY.format(out)):
             with open(checkpoint, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             _check_plan(folder, {"data_set": recommender.meta["fingerprint"], "run": digest, "top_n": top_n,
@@ -127,7 +127,7 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     user_ids, known = recommender.users.user_id, recommender.recommendable
     try:
         partial.mkdir(exist_ok=True)
-        with locked(partial, BUSY.format(folder)):
+        with locked(lock_beside(folder), BUSY.format(folder)):
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
             np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].numpy())
             np.save(partial / "user_ids.npy", user_ids)
@@ -141,6 +141,7 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
                     vectors[users.start:users.stop] = found.numpy()
                     bar.update(len(users))
             vectors.flush()
+            del vectors  # which maps its file: Windows moves no folder with one in use
             for path in partial.iterdir():
                 sync(path)
             partial.rename(folder)
@@ -249,7 +250,8 @@ def _join(parts: list[Path], out: Path) -> int:
               else pq.ParquetWriter(file, schema, **PARQUET)) as writer:
             for part in parts:
                 try:
-                    table = pq.ParquetFile(part, page_checksum_verification=True).read()
+                    with pq.ParquetFile(part, page_checksum_verification=True) as source:
+                        table = source.read()
                 except (pa.ArrowException, OSError) as error:
                     raise DataError(f"{part} is damaged ({error}); remove it and give the same command "
                                     "again") from None

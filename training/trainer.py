@@ -4,8 +4,6 @@
 """
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from models.blend import Blend
 from models.checkpoint import model_entries
 from preprocessing.dataset import DataError
+from preprocessing.dataset.machine import peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
@@ -146,9 +145,3 @@ class Trainer:
         lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_LR
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())
-
-
-def peak_rss_mib() -> float:
-    """Return the largest memory that this process has held so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 if sys.platform == "linux" else 2**20)

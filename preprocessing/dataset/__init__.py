@@ -1,7 +1,7 @@
 """A processed data set: the format that all stages share. `schema.py` says what its files hold."""
 
 from preprocessing.dataset.exit_codes import Terminated, exit_code
-from preprocessing.dataset.folder import locked, replaced, sync
+from preprocessing.dataset.folder import lock_beside, locked, replaced, sync
 from preprocessing.dataset.hashing import hash_ids, uniform
 from preprocessing.dataset.reader import RatingsFile, UsersFile, read_meta, read_movies, read_users
 from preprocessing.dataset.records import (
@@ -20,5 +20,5 @@ from preprocessing.dataset.records import (
 from preprocessing.dataset.schema import FILES, PREPROCESS
 
 __all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Movies", "Ratings",
-           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "exit_code", "hash_ids", "locked",
-           "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]
+           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "exit_code", "hash_ids", "lock_beside",
+           "locked", "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]

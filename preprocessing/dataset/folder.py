@@ -6,9 +6,9 @@ The new one is written under a hidden name beside the old one, synced to the dis
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,18 +36,20 @@ def replace_dataset(out_dir: Path) -> Iterator[Path]:
                             "choose another --out_dir")
     new_parents = [folder for folder in out_dir.parents if not folder.exists()]  # the innermost first
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    if partial.is_symlink():
-        partial.unlink()
-    partial.mkdir(exist_ok=True)
+    partial, aside = (out_dir.with_name(f".{out_dir.name}.{state}") for state in ("partial", "partial.old"))
     try:
-        with locked(partial, f"another run is writing {out_dir}; wait for it, or choose another --out_dir"):
+        with locked(lock_beside(out_dir), f"another run is writing {out_dir}; wait for it, or choose another "
+                                          "--out_dir"):
+            _finish_exchange(aside, out_dir)
+            if partial.is_symlink():
+                partial.unlink()
+            partial.mkdir(exist_ok=True)
             try:
                 _empty(partial)
                 yield partial
                 for path in partial.iterdir():
                     sync(path)
-                _exchange(partial, out_dir)
+                _exchange(partial, out_dir, aside)
                 sync(out_dir.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -74,26 +76,42 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, otherwise: str) -> Iterator[None]:
-    """Hold a folder for this process; the lock vanishes with the process.
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock, an empty file that is there for so long; the lock, though not the file, vanishes with the process.
 
     Raises:
         DataError: another process holds it; `otherwise` is the sentence.
     """
-    lock = os.open(folder, os.O_RDONLY)
+    from filelock import FileLock, Timeout  # takes a list of movies 20 ms, which needs none
+
+    if path.is_symlink():  # in a folder from a stranger it could be one to anywhere
+        path.unlink()
+    lock = FileLock(path)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(otherwise) from None
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(otherwise) from None
+    try:
         yield
     finally:
-        os.close(lock)
+        with contextlib.suppress(OSError):  # of Windows, which removes no open file
+            path.unlink()  # while it is held: whoever waits for this file sees that it is gone, and makes another
+        lock.release()
+        if os.name == "nt":
+            with contextlib.suppress(OSError):  # another run has opened it
+                path.unlink()
+
+
+def lock_beside(path: Path) -> Path:
+    """Return the lock of whoever writes a file or folder that is replaced whole."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # and syncs what it may write to
     try:
         os.fsync(descriptor)
     finally:
@@ -109,19 +127,31 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _exchange(new: Path, old: Path) -> None:
-    """Put folder `new` in the place of folder `old`, in one step where the system can swap two names, as Linux can."""
+def _exchange(new: Path, old: Path, aside: Path) -> None:
+    """Put folder `new` in the place of folder `old`, in one step where the system can swap two names, as Linux can;
+    elsewhere in two, between which `old` is called `aside`."""
     if not old.exists():
         new.rename(old)
         return
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     at_cwd, rename_exchange = -100, 2
     if swap is not None:
         if swap(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), rename_exchange) == 0:
             return
         if ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    aside = new.with_name(new.name + ".old")
     old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside)
+    try:
+        new.rename(old)
+    finally:
+        _finish_exchange(aside, old)
+
+
+def _finish_exchange(aside: Path, old: Path) -> None:
+    """Put the folder that an exchange, perhaps of a killed run, has set aside back, or remove it if it is replaced."""
+    if aside.is_symlink():
+        aside.unlink()
+    elif aside.is_dir() and not old.exists():
+        aside.rename(old)
+    elif aside.is_dir():
+        shutil.rmtree(aside)

@@ -132,6 +132,12 @@ class RatingsFile:
     def __len__(self) -> int:
         return int(self.group_starts[-1])
 
+    def __enter__(self) -> "RatingsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # Windows moves no folder in which a file is open
+
     @property
     def schema(self) -> pa.Schema:
         return self._file.schema_arrow

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import resource
 import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -17,7 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing import command, movielens_preprocess, netflix_preprocess, synthetic_netflix
+from preprocessing import movielens_preprocess, netflix_preprocess, synthetic_netflix
+from preprocessing.dataset import machine
 
 FILES = ("ratings.parquet", "users.parquet", "movies.parquet", "meta.json")
 SPLITS = ("train", "validation", "test")
@@ -231,10 +231,10 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
         stars = stars - 0.5 * (stars == 3)
         (tmp_path / "u.item").write_bytes((raw[name] / "u.item").read_bytes())
         np.savetxt(tmp_path / "u.data", np.stack([user_id, movie_id, stars, seconds], 1), "%d\t%d\t%.1f\t%d")
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter()
+    before, begin = machine.peak_rss_mib(), time.perf_counter()
     data_set = made(name, "--split", method, "--seed", 12, folder=tmp_path if half else None)
     measured_s = time.perf_counter() - begin
-    after = sum(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    after = machine.peak_rss_mib(with_children=True)
     values, counts = np.unique(stars, return_counts=True)
     counts_of_splits = ", ".join(f"{name} {len(pairs_in(data_set, name)):,}" for name in SPLITS)
     totals, known, *histogram, mean, split, costs, written = data_set.printed
@@ -255,9 +255,10 @@ def test_the_summary_is_what_numpy_makes_of_the_text(made, text, raw, tmp_path, 
 
 @pytest.mark.parametrize(("platform", "units_of_a_mib"), [("linux", 1024), ("darwin", 1_048_576)])
 def test_the_peak_memory_is_that_of_the_command_and_its_processes(made, monkeypatch, platform, units_of_a_mib):
+    resource = pytest.importorskip("resource", reason="the system's figures, which Windows lacks")
     peak_mib = {resource.RUSAGE_SELF: 4_000_000, resource.RUSAGE_CHILDREN: 30_000}
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=peak_mib[who] * units_of_a_mib))
-    monkeypatch.setattr(command, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(machine, "sys", SimpleNamespace(platform=platform))
     assert made(MOVIELENS).printed[-2].endswith(" ratings/s, peak memory 4,030,000 MiB")
 
 

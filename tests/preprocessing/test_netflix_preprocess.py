@@ -2,12 +2,10 @@
 
 import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from preprocessing import building, dataset, netflix_preprocess, parsing
-from preprocessing.dataset import schema, writer
+from preprocessing.dataset import lock_beside, locked, schema, writer
 
 FILES = {"ratings.parquet", "users.parquet", "movies.parquet", "meta.json"}
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -557,6 +555,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_older_data_set(kit, older
     ratings = kit.draw_ratings(22, num_users=1500, num_movies=60, num_days=2000, density=0.7)
     raw_dir = write_raw(ratings=ratings, name="big")
     before = kit.snapshot(older.parent)
+    resource = pytest.importorskip("resource", reason="limits of the system, which Windows lacks")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
     try:
@@ -594,7 +593,7 @@ def test_a_killed_run_leaves_the_older_data_set_and_the_next_one_cleans_up(kit, 
                            capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert kit.snapshot(older) == before
-    assert sorted(path.name for path in older.parent.iterdir()) == [".out.partial", "out"]
+    assert sorted(path.name for path in older.parent.iterdir()) == [".out.lock", ".out.partial", "out"]
     assert run(raw, older).code == 0
     assert [path.name for path in older.parent.iterdir()] == ["out"]
     assert {path.name for path in older.iterdir()} == FILES
@@ -617,15 +616,12 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(kit, older, raw, run)
     hidden.mkdir()
     (hidden / "ratings.parquet").write_bytes(b"the first run is writing this")
     before = kit.snapshot(older.parent)
-    first = os.open(hidden, os.O_RDONLY)
-    try:
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(lock_beside(older), "held"):
         result = run(raw, older)
-    finally:
-        os.close(first)
+        (older.parent / ".out.lock").unlink()
+        assert kit.snapshot(older.parent) == before
     assert result.code == 1
     assert "another run" in result.err and "Traceback" not in result.err
-    assert kit.snapshot(older.parent) == before
     assert run(raw, older).code == 0
 
 

@@ -170,14 +170,15 @@ def test_little_text_is_parsed_without_other_processes(tmp_path, monkeypatch):
 
 
 def test_a_process_that_parses_rests_and_ends_when_its_parent_is_gone(monkeypatch):
-    parents, rests_s, exit_codes, handlers, daemons = [7, 7, 1], [], [], {}, []
+    rests_s, exit_codes, handlers, daemons = [], [], {}, []
+    answers = {7: [True, True, False]}
 
     def run_at_once(target, daemon):
         daemons.append(daemon)
         return SimpleNamespace(start=target)
 
-    monkeypatch.setattr(parsing, "os", SimpleNamespace(name="posix", getppid=lambda: parents.pop(0),
-                                                       _exit=exit_codes.append))
+    monkeypatch.setattr(parsing.machine, "has_parent", lambda parent_pid: answers[parent_pid].pop(0))
+    monkeypatch.setattr(parsing, "os", SimpleNamespace(_exit=exit_codes.append))
     monkeypatch.setattr(parsing, "time", SimpleNamespace(sleep=rests_s.append))
     monkeypatch.setattr(parsing, "threading", SimpleNamespace(Thread=run_at_once))
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)

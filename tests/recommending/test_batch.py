@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import torch
 
 import rec
 from preprocessing import dataset
-from preprocessing.dataset import DataError, RatingsFile, writer
+from preprocessing.dataset import DataError, RatingsFile, lock_beside, locked, writer
 from recommending import batch, top_k
 from recommending.recommender import Recommender
 
@@ -176,11 +175,9 @@ def test_a_damaged_part_is_named_and_made_again_once_it_is_removed(recommender, 
 def test_two_at_once_and_an_output_that_exists_are_refused(recommender, run_dir, tmp_path):
     out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.parts"
     partial.mkdir()
-    lock = os.open(partial, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(DataError, match=r"another run is writing .*recs\.parquet"):
+    with (locked(lock_beside(out), "held"),
+          pytest.raises(DataError, match=r"another run is writing .*recs\.parquet")):
         batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
-    os.close(lock)
     out.write_text("mine")
     with pytest.raises(DataError, match=r"recs\.parquet exists already"):
         batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
