@@ -1,6 +1,9 @@
 # Works from nothing but Python 3.11 or newer, pip and make, also under a path with spaces.
 PYTHON ?= python3
 PY := .venv/bin/python
+# What was tested is what is installed; `make PIP_CONSTRAINT= ...` takes the newest that requirements.txt allows.
+PIP_CONSTRAINT ?= requirements-lock.txt
+export PIP_CONSTRAINT
 
 .PHONY: help install demo test lint golden mutants clean
 .DEFAULT_GOAL := help
@@ -14,10 +17,10 @@ demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, reco
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
 	@echo "the training curve lies in demo/run/training.png"
 
-test: .venv/dev ## check style and types, then run the tests, a process per core
+test: .venv/dev ## check style and types, then run the tests, a process per core; say which are skipped, and why
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal -rs
 
 lint: .venv/dev ## check style and types, without the tests
 	$(PY) -m ruff check
@@ -46,10 +49,10 @@ demo/run/test_metrics.json: demo/processed/meta.json
 		{ echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/run: requirements.txt | .venv/bin/python
+.venv/run: requirements.txt requirements-lock.txt | .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements.txt requirements-dev.txt | .venv/bin/python
+.venv/dev: requirements.txt requirements-dev.txt requirements-lock.txt | .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/run

@@ -91,8 +91,10 @@ def _load(path: Path, fingerprint: str | None, map_location: torch.device | str)
     train = f"python main.py --run_dir {path.parent}"
     try:
         _check_archive(path)
-        with warnings.catch_warnings(action="ignore"):  # about what is refused anyway
-            checkpoint = _read(path, map_location)
+        with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
+              contextlib.nullcontext() if sys.platform == "win32"  # which replaces no file that is mapped
+              else torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)):  # written over in memory alone
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=sys.platform != "win32")
         checkpoint.get("format")
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None
@@ -127,14 +129,6 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty: there are checkpoints
             for folder in new_folders:
                 folder.rmdir()
-
-
-def _read(path: Path, map_location: torch.device | str) -> dict:
-    """Return what an archive holds; its tensors are mapped, but not where the system replaces no file that is."""
-    if sys.platform == "win32":
-        return torch.load(path, map_location=map_location, weights_only=True)
-    with torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE):  # what is written over stays in memory
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
 
 def _check_archive(path: Path) -> None:

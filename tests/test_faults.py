@@ -251,7 +251,7 @@ def test_no_pickle_anywhere_in_the_source():
         text = path.read_text(encoding="utf-8")
         assert "pickle.load" not in text and "allow_pickle=True" not in text and "eval(" not in text.replace(
             ".eval(", ""), path
-        assert text.count("torch.load(") == text.count("weights_only=True, mmap=True)"), path
+        assert text.count("torch.load(") == text.count("weights_only=True, mmap="), path
 
 
 @pytest.mark.parametrize("change", [
@@ -507,7 +507,7 @@ def read_only(copies) -> Iterator[Path]:
 def test_a_read_only_folder_is_named_and_nothing_changes(train, capsys, raw_dir, read_only):
     before, data_dir, run_dir = snapshot(read_only), read_only / "data", read_only / "run"
     assert str(read_only / "new") in sentence_of(capsys, train(data_dir, read_only / "new"))
-    assert f"{run_dir}/.test_metrics.json" in sentence_of(capsys, train(data_dir, run_dir, "--eval_only"))
+    assert f"error: {run_dir}: Permission denied" in sentence_of(capsys, train(data_dir, run_dir, "--eval_only"))
     with pytest.raises(OSError, match="denied") as error, folders.replace_dataset(read_only / "out"):
         pass
     assert str(read_only) in str(error.value.filename)

@@ -91,6 +91,9 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise DataError(otherwise) from None
+    except OSError as error:
+        error.filename = str(path.parent)  # which cannot be written; of the lock nobody knows
+        raise
     try:
         yield
     finally:
