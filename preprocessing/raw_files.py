@@ -45,8 +45,9 @@ class Member:
     data: bytes | None = None  # all of them, of a file that is read whole
 
     def __str__(self) -> str:
-        """Return the name that a message gives it."""
-        return ":".join([str(self.path), *self.names])
+        """Return the name that a message gives it; what stands in an archive cannot steer a terminal."""
+        names = "".join(letter if letter.isprintable() else "?" for name in self.names for letter in f":{name}")
+        return f"{self.path}{names}"
 
     @property
     def name(self) -> str:
@@ -187,7 +188,7 @@ def _walk(file: IO[bytes], name: str, size: int | None = None, names: tuple[str,
         file, name, size = _OPENERS[suffix](file), stem, None
         suffix = _suffix(name)[1]
     if suffix == ".tar":
-        with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES) as archive:  # a stream: never goes back
+        with tarfile.open(fileobj=file, mode="r|*", bufsize=BLOCK_BYTES, tarinfo=_Entry) as archive:  # never goes back
             for entry in archive:
                 if entry.isfile() and (member := archive.extractfile(entry)):
                     yield from _walk(member, entry.name, entry.size, (*names, entry.name))
@@ -202,6 +203,19 @@ def _walk(file: IO[bytes], name: str, size: int | None = None, names: tuple[str,
                         yield from _walk(opened, info.filename, info.file_size, (*names, info.filename))
     else:
         yield names, size, file
+
+
+class _Entry(tarfile.TarInfo):
+    """An entry of a tar archive; a damaged one raises an error, where tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not any(buf):  # zeros: the end
+                raise
+            raise tarfile.ReadError(f"an entry is damaged or cut: {error}") from None
 
 
 @contextlib.contextmanager

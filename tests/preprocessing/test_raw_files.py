@@ -280,10 +280,25 @@ def test_a_damaged_archive_is_refused_by_name(files, write, refuse, name, how):
     assert message.startswith(f"error: {raw_dir / name} cannot be read as an archive (") and "fetch it again" in message
 
 
-def test_a_cut_tar_is_refused(files, write, refuse):
+@pytest.mark.parametrize("at", [-257, -200, 200, 255, 256, 600])
+def test_a_tar_that_is_cut_at_its_last_file_is_refused(files, write, refuse, at):
+    """Before, within and after its header, and within its content; tarfile takes some of them for the end."""
     data = tar(by_movie(files))
-    raw_dir = write({"training_set.tar": data[:data.rindex(b"ustar") + 600], "movie_titles.txt": TITLES})
+    raw_dir = write({"training_set.tar": data[:data.rindex(b"ustar") + at], "movie_titles.txt": TITLES})
     assert f"{raw_dir / 'training_set.tar'} cannot be read as an archive (" in refuse(raw_dir)
+
+
+def test_a_tar_with_a_damaged_header_is_refused(files, write, refuse):
+    data = tar(by_movie(files))
+    position = data.rindex(b"ustar") - 250
+    raw_dir = write({"t.tar": data[:position] + b"\xff" + data[position + 1:], "movie_titles.txt": TITLES})
+    assert f"{raw_dir / 't.tar'} cannot be read as an archive (an entry is damaged or cut: " in refuse(raw_dir)
+
+
+def test_a_name_in_an_archive_cannot_steer_a_terminal(write, run, tmp_path):
+    raw_dir = write({"a.zip": zipped({"combined_data_1.txt": GOOD, "movie_titles.csv": TITLES,
+                                      "\x1b[2J/probe.txt": b"1:\n7\n9\n"})})
+    assert f"{raw_dir}/a.zip:?[2J/probe.txt: left out 1 of 2 pairs" in run(raw_dir, tmp_path / "out").out
 
 
 def test_a_zip_with_a_password_is_refused(files, write, refuse):
