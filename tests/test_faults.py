@@ -561,11 +561,13 @@ def test_of_two_runs_in_one_folder_the_second_stops(train, capsys, copies):
     with lock_run(run_dir):
         for flags in (["--resume"], ["--overwrite"], ["--eval_only"]):
             assert f"another run is working in {run_dir}" in sentence_of(capsys, train(data_dir, run_dir, *flags))
-        assert snapshot(run_dir) == {**before, ".lock": b""}
+        assert {path.name for path in run_dir.iterdir()} == {*before, ".lock"}
+        assert {name: (run_dir / name).read_bytes() for name in before} == before
         assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir)]) == 0  # reading is no work
     assert train(data_dir, run_dir, "--eval_only") == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a process that holds the lock")
 def test_locks_vanish_with_their_process(tmp_path):
     out, into = os.pipe()
     if not (child := os.fork()):

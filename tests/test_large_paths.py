@@ -146,6 +146,7 @@ def test_many_keys_are_sorted_on_any_number_of_cores(monkeypatch, size, cores):
     assert (keys == expected).all()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks a parent that ends")
 def test_a_worker_leaves_ctrl_c_to_its_parent_and_ends_with_it():
     out, into = os.pipe()
     if not (parent := os.fork()):

@@ -105,6 +105,7 @@ rec.main(sys.argv[1:])
 """
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills by a signal that Windows lacks")
 def test_a_killed_run_goes_on_after_its_last_part(capsys, many_groups, run_dir, small_parts, tmp_path, monkeypatch):
     flags = ["--data_dir", str(many_groups), "--run_dir", str(run_dir), "--all_users", "--out"]
     assert rec.main([*flags, str(tmp_path / "whole.parquet")]) == 0
