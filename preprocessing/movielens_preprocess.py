@@ -68,7 +68,7 @@ TITLE_COLUMNS: Names = {
 }
 TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "": ("u.item",)}  # by the ratings' suffix
 TIMES = {  # what pyarrow's reader makes of a text itself
-    r"\d{1,18}": pa.int64(), r"\d{1,18}\.\d*": pa.float64(),
+    r"\d{1,19}": pa.int64(), r"\d{1,18}\.\d*": pa.float64(),
     r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?": pa.timestamp("s"),
 }
 DATE = r"^(?P<first>\d{1,4})[-/.](?P<second>\d{1,2})[-/.](?P<third>\d{1,4})(?:[ T,].*)?$"
@@ -282,7 +282,7 @@ def _seconds(times: pa.ChunkedArray) -> tuple[np.ndarray, str]:
     """
     if pa.types.is_string(times.type):
         times = pc.utf8_trim_whitespace(times)
-        are_numbers = pc.match_substring_regex(times, r"^\d{1,18}(\.\d*)?$")
+        are_numbers = pc.match_substring_regex(times, r"^\d{1,19}(\.\d*)?$")
         if not pc.any(pc.not_equal(times, "")).as_py():
             return np.zeros(len(times), np.int64), ""
         if np.asarray(are_numbers).mean() < 0.5:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing import movielens_preprocess
-from preprocessing.dataset import RatingsFile, read_meta, read_movies, read_users
+from preprocessing.dataset import DataError, RatingsFile, read_meta, read_movies, read_users
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TITLES = {"u.item": "1|Toy Story (1995)|01-Jan-1995||x\n3|M\xe9|||\n",
@@ -94,3 +94,106 @@ def test_canonical_split_of_movielens_100k_is_its_test_file(tmp_path):
     assert pairs == expected
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert (meta["num_ratings"], meta["num_users"], meta["num_movies"]) == (100_000, 943, 1682)
+
+
+HEADER = "userId,movieId,rating,timestamp\n"
+
+
+@pytest.mark.parametrize(("times", "days"), [
+    (("1120000000", "1120086400"), ("2005-06-28", "2005-06-29")),
+    (("1120000000123", "1120086400000"), ("2005-06-28", "2005-06-29")),
+    (("1120000000000000", "1120086400000000"), ("2005-06-28", "2005-06-29")),
+    (("1120000000000000000", "1120086400000000000"), ("2005-06-28", "2005-06-29")),
+    (("1120000000.0", "1120086400.75"), ("2005-06-28", "2005-06-29")),
+    (("1120000000", "1120086400.5"), ("2005-06-28", "2005-06-29")),
+    (("2005-06-28", "2005-06-29"), ("2005-06-28", "2005-06-29")),
+    (("2005-06-28 23:59:59", "2005-06-29 00:00"), ("2005-06-28", "2005-06-29")),
+    (("2005-06-28T23:30:00-09:00", "2005-06-29T00:30:00.125Z"), ("2005-06-28", "2005-06-29")),
+    (("2005/6/28", "2005/06/29 11:00"), ("2005-06-28", "2005-06-29")),
+    (("20050628", "20050629"), ("2005-06-28", "2005-06-29")),
+    (("28.6.2005", "1.7.2005"), ("2005-06-28", "2005-07-01")),
+    (("6/28/2005 5:00 PM", "7/1/2005"), ("2005-06-28", "2005-07-01")),
+])
+def test_times_are_read_in_any_unit_and_form(tmp_path, times, days):
+    path = tmp_path / "ratings.csv"
+    path.write_text(HEADER + "".join(f'{user},1,4,"{time}"\n' for user, time in enumerate(times, start=7)))
+    raw = movielens_preprocess.read_ratings(path)
+    assert [str(day) for day in raw.seconds.astype("datetime64[s]").astype("datetime64[D]")] == list(days)
+    assert raw.user_id.tolist() == [7, 8] and raw.stars.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(("lines", "number", "problem"), [
+    (["7,1,4,2005", "7,2,4,2006"], 2, "none since 1990 in seconds"),  # years
+    (["7,1,4,1120000000", "7,2,4,77"], 3, "none since 1990 in seconds"),  # an id
+    (["7,1,4,1120000000", "7,2,4,1120000000000"], 2, "none since 1990 in thousandths"),  # two units
+    (["7,1,4,9999999999999999999"], 2, "a time that is none|a date that is none"),
+    (["7,1,4,2005-06-28", "7,2,4,2005-02-30"], 3, "a date that is none"),
+    (["7,1,4,2005-06-28", "7,2,4,1905-06-28"], 3, "a date that is none since 1990"),
+    (["7,1,4,2005-06-28", "7,2,4,"], 3, "a date that is none"),
+    (["7,1,4,1120000000", "", "7,2,4,soon"], 4, "none since 1990"),
+    (["7,1,4,3/4/2005", "7,2,4,5/6/2005"], 2, "nothing tells whether month or day comes first"),
+    (["7,1,4,1120000000", "7,2,8,1120000000"], 3, "no half star from 0.5 to 5"),
+    (["7,1,4,1120000000", "7,2,0,1120000000"], 3, "no half star from 0.5 to 5"),
+    (["7,1,4,1120000000", "7,2,3.3,1120000000"], 3, "no half star from 0.5 to 5"),
+    (["7,1,4,1120000000", "7,2,,1120000000"], 3, "is no rating"),
+    (["7,1,4,1120000000", "7,2.5,4,1120000000"], 3, "is no rating"),
+    (["7,1,4,1120000000", "-7,2,4,1120000000"], 3, "is no rating"),
+    (["7,1,4,1120000000", "7,2147483648,4,1120000000"], 3, "no number below 2147483648"),
+    (["7,1,4,1120000000", "7,2,4,1120000000,"], 3, "5 fields separated by ',', not 4 as in the first line"),
+    (["7,1,4,1120000000", "7,2,4"], 3, "3 fields separated by ',', not 4"),
+])
+def test_what_nobody_could_have_meant_is_refused_with_its_line(tmp_path, lines, number, problem):
+    path = tmp_path / "ratings.csv"
+    path.write_text(HEADER + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=f"ratings.csv, line {number}: .*{problem}"):
+        movielens_preprocess.read_ratings(path)
+
+
+@pytest.mark.parametrize("times", [("0", "0"), ("", "")])
+def test_times_that_say_nothing_are_none(tmp_path, times):
+    path = tmp_path / "ratings.csv"
+    path.write_text(HEADER + "".join(f"{user},1,4,{time}\n" for user, time in enumerate(times, start=7)))
+    assert movielens_preprocess.read_ratings(path).seconds.tolist() == [0, 0]
+
+
+def test_ids_and_stars_that_a_spreadsheet_has_saved_are_numbers(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text('"user_id";"item";"score"\n"7.0";"1.0";"4,5"\n8;2;3\n')
+    raw = movielens_preprocess.read_ratings(path)
+    assert (raw.user_id.tolist(), raw.movie_id.tolist(), raw.stars.tolist()) == ([7, 8], [1, 2], [4.5, 3])
+
+
+@pytest.mark.parametrize(("header", "sentence"), [
+    ("who,what,how", r"line 1: no column is named for user_id .*; found: 'who', 'what', 'how'"),
+    ("userId,userId,movieId,rating", "line 1: 2 columns are called 'userId'"),
+])
+def test_a_header_that_names_no_ratings_is_refused(tmp_path, header, sentence):
+    path = tmp_path / "ratings.csv"
+    path.write_text(f"{header}\n7,1,4,5\n")
+    with pytest.raises(DataError, match=sentence):
+        movielens_preprocess.read_ratings(path)
+
+
+def test_a_pair_rated_twice_is_named_by_its_second_line_in_any_order_of_columns(preprocess, capsys):
+    assert preprocess("ratings.csv", "movies.csv", "movieId,userId,rating\n1,11,4\n11,1,3\n3,1,5\n\n11,1,4\n") == 1
+    assert "ratings.csv, line 6: '11,1,4' is wrong: user 1 rated movie 11 twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "year", "title"), [
+    ("Alien (1979)", 1979, "Alien"), ("Alien (1979) (TV)", 1979, "Alien (TV)"), ("Show (2001–2004)", 2001, "Show"),
+    ("Show (2001-02)", 2001, "Show"), ("Show (2001- )", 2001, "Show"), ("Show (2001 - present)", 2001, "Show"),
+    ("Alien ( 1979 )", 1979, "Alien"), ("Alien (1979/II)", 1979, "Alien"),
+    ("Class of (1984) (1982)", 1982, "Class of (1984)"),
+    ("Alien (1979))", 1979, "Alien"), ("(1979)", 1979, "(1979)"), ("Planet (3000)", 0, "Planet (3000)"),
+    ("1984", 0, "1984"), (" Alien 3 ", 0, "Alien 3"),
+])
+def test_a_year_is_the_last_in_parentheses(text, year, title):
+    assert movielens_preprocess.year_and_title(text) == (year, title)
+
+
+def test_a_catalogue_may_have_a_column_of_years(tmp_path):
+    path = tmp_path / "movies.csv"
+    path.write_text("year,title,id\n1979,Alien,3.0\n1986.0,Aliens,2\n,Cube,1\n1999,Alien 5 (2012),9\n")
+    titles = movielens_preprocess.read_titles(path)
+    assert titles.movie_id.tolist() == [1, 2, 3, 9] and titles.year.tolist() == [0, 1986, 1979, 2012]
+    assert titles.title == ["Cube", "Aliens", "Alien", "Alien 5"]
