@@ -182,7 +182,7 @@ RECOMMEND_PATHS = [
     (LISTS + " --all_users --out {tmp}/r.parquet --min_ratings 5", NO_CHANGE, "does not go with --min_ratings", 2),
     (LISTS + " --all_users", NO_CHANGE, "--all_users and --out FILE go together", 2),
     (LISTS + " --all_users --out {data}/users.parquet", NO_CHANGE, "users.parquet exists already; remove it, or", 1),
-    (LISTS + " --all_users --out {tmp}/recs.csv", NO_CHANGE, "wrote the lists of 400 users to {tmp}/recs.csv", 0),
+    (LISTS + " --all_users --out {tmp}/recs.csv", NO_CHANGE, "wrote the lists of 388 users to {tmp}/recs.csv", 0),
     (LISTS + " --all_users --out {tmp}/recs.xlsx", NO_CHANGE, "recs.xlsx must end in .parquet or .csv", 2),
     (LISTS + " --all_users --out {tmp}/r.parquet --title x", NO_CHANGE, "it does not go with --title", 2),
     (LISTS + " --export_vectors {tmp}/vectors", NO_CHANGE, "wrote the vectors of 400 users", 0),

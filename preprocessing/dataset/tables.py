@@ -68,7 +68,7 @@ def read_table(path: Path, columns: Names, needed: tuple[str, ...],
     """
     import pandas as pd  # half a second, so only where a table is read
 
-    text = decode(path.read_bytes()).replace("\0", "")
+    text = decode(path.read_bytes()).replace("\0", "").replace("\r", "\n")
     text = re.sub(r"(?m)^[ \t]+$", "", text)
     if not text.strip():
         return Table(pd.DataFrame(columns=list(needed), dtype=str), {})
@@ -122,7 +122,8 @@ def decode(data: bytes) -> str:
             if 2 * num_foreign >= sum(letter > "\x7f" for letter in text):  # few of them UTF-8, so that is chance
                 text = data.decode("ascii", errors="surrogateescape")
             text = text.translate(_WINDOWS)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def encoding_of(data: bytes) -> str:

@@ -88,7 +88,7 @@ def test_a_file_of_ratings_says_what_typed_ratings_say(ask, tmp_path, text, enco
 
 
 @pytest.mark.parametrize(("text", "line", "sentence"), [
-    ("title,5\n", 1, "no movie is called 'title'; look for its movie_id with: python rec.py --include_seen --title"),
+    ("title,5\n", 1, "no movie is called 'title'; look for its movie_id with: python rec.py --search"),
     ("10,5\nmovie_id,stars\n", 2, "'stars' is no number of stars"),
     ("movie,x\n10,5\n", 1, "no column is named for stars (stars or yourrating or myrating); found: 'movie', 'x'"),
     ("movie_id,stars\n\n\nheat,3\n", 4, "2 movies are called 'heat'; give the movie_id of one: 10 (1995, 100 rating"),
