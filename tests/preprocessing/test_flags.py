@@ -171,7 +171,8 @@ def test_auto_of_movielens_is_latest_where_there_are_timestamps_and_else_random(
         made, text, tmp_path, file_name, separator, method):
     width = 4 if method == "latest" else 3
     lines = [separator.join(map(str, row[:width])) for row in text.rows]
-    (tmp_path / file_name).write_text("\n".join(["userId,movieId,rating"] * (separator == ",") + lines) + "\n")
+    header = ",".join(["userId", "movieId", "rating", "timestamp"][:width])
+    (tmp_path / file_name).write_text("\n".join([header] * (separator == ",") + lines) + "\n")
     titles_name, titles = MOVIES[(tmp_path / file_name).suffix]
     (tmp_path / titles_name).write_text(titles)
     auto, named = (made(MOVIELENS, *flags, folder=tmp_path) for flags in ((), ("--split", method)))

@@ -274,8 +274,8 @@ def test_half_as_many_stars_in_steps_of_half_a_star_are_another_data_set(write):
 
 
 def test_a_pair_in_the_training_file_and_in_the_test_file_is_refused_with_its_line(tmp_path, capsys):
-    (tmp_path / "u1.base").write_text("7\t3\t5\t1\n8\t3\t5\t1\n")
-    (tmp_path / "u1.test").write_text("9\t3\t5\t1\n8\t4\t5\t1\n8\t3\t5\t1\n")
+    (tmp_path / "u1.base").write_text("7\t3\t5\t881250949\n8\t3\t5\t881250949\n")
+    (tmp_path / "u1.test").write_text("9\t3\t5\t881250949\n8\t4\t5\t881250949\n8\t3\t5\t881250949\n")
     (tmp_path / "u.item").write_text("3|A|\n")
     flags = ["--raw_dir", str(tmp_path), "--out_dir", str(tmp_path / "out"), "--split", "u1"]
     assert movielens_preprocess.main(flags) == 1
@@ -283,12 +283,12 @@ def test_a_pair_in_the_training_file_and_in_the_test_file_is_refused_with_its_li
 
 
 @pytest.mark.parametrize("files", [
-    {"ratings.csv": "h\n7,3000000000,5\n8,3,4\n", "movies.csv": "h\n3,A,x\n"},
-    {"ratings.csv": "h\n7,-3,5\n8,3,4\n", "movies.csv": "h\n3,A,x\n"},
-    {"ratings.csv": "h\n-7,3,5\n8,3,4\n", "movies.csv": "h\n3,A,x\n"},
-    {"u.data": "7\t3\t5\t1\n", "u.item": "3000000000|A|\n"},
-    {"u.data": "7\t3\t5\t1\n", "u.item": "\xb2|A|\n"},
-    {"u.data": "7\t3\t5\t1\n", "u.item": f"{'1' * 5000}|A|\n"}],
+    {"ratings.csv": "userId,movieId,rating\n7,3000000000,5\n8,3,4\n", "movies.csv": "movieId,title,x\n3,A,x\n"},
+    {"ratings.csv": "userId,movieId,rating\n7,-3,5\n8,3,4\n", "movies.csv": "movieId,title,x\n3,A,x\n"},
+    {"ratings.csv": "userId,movieId,rating\n-7,3,5\n8,3,4\n", "movies.csv": "movieId,title,x\n3,A,x\n"},
+    {"u.data": "7\t3\t5\t881250949\n", "u.item": "3000000000|A|\n"},
+    {"u.data": "7\t3\t5\t881250949\n", "u.item": "\xb2|A|\n"},
+    {"u.data": "7\t3\t5\t881250949\n", "u.item": f"{'1' * 5000}|A|\n"}],
     ids=["movie id of 32 bits", "negative movie id", "negative user id", "title id of 32 bits", "id of no digit",
          "title id of 5,000 digits"])
 def test_an_id_that_cannot_be_is_refused_in_one_sentence(tmp_path, capsys, files):
@@ -300,5 +300,5 @@ def test_an_id_that_cannot_be_is_refused_in_one_sentence(tmp_path, capsys, files
 
 @pytest.mark.parametrize("letter", ["\x85", "\x1c", "\x0c"])
 def test_a_title_with_a_letter_that_only_python_takes_for_a_line_end_stays_whole(write, letter):
-    made = write(movielens_preprocess, {"u.data": "7\t3\t5\t1\n", "u.item": f"3|A{letter}B (2000)|\n"})
-    assert made.movies["title"] == [f"A{letter}B"]
+    made = write(movielens_preprocess, {"u.data": "7\t3\t5\t881250949\n", "u.item": f"3|A{letter}B (2000)|\n"})
+    assert made.movies["title"] == ["A" + letter.replace("\x85", "…") + "B"]  # 0x85 as Windows means it
