@@ -37,6 +37,7 @@ from preprocessing.raw_files import (
 )
 
 RANGE_BYTES = 8 << 20  # read by one task of a process
+MEMBER_BYTES = 1 << 20  # of a member of an archive, read at once
 BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor's cache
 MOST_PROCESSES = 61  # Windows waits for no more
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
@@ -205,7 +206,7 @@ def _cut_plain(paths: Iterable[RawFile]) -> Iterator[Piece]:
 
 def _cut_members(members: list[RawFile]) -> Iterator[Piece]:
     """Read members of archives, one after the other, in pieces."""
-    for file, offset, text in read_blocks(members, RANGE_BYTES, SLACK_BYTES):
+    for file, offset, text in read_blocks(members, min(MEMBER_BYTES, RANGE_BYTES), SLACK_BYTES):
         yield Piece(file, offset, offset + len(text), text)
 
 
