@@ -14,7 +14,6 @@ import contextlib
 import mmap
 import pickle
 import struct
-import sys
 import warnings
 import zipfile
 import zlib
@@ -30,6 +29,7 @@ from preprocessing.dataset import DataError, locked, replaced
 
 FORMAT = 10
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
+PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
           ArithmeticError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error)  # what a bad file makes raise
 
@@ -92,9 +92,9 @@ def _load(path: Path, fingerprint: str | None, map_location: torch.device | str)
     try:
         _check_archive(path)
         with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
-              contextlib.nullcontext() if sys.platform == "win32"  # which replaces no file that is mapped
-              else torch.serialization.set_default_mmap_options(mmap.MAP_PRIVATE)):  # written over in memory alone
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=sys.platform != "win32")
+              contextlib.nullcontext() if PRIVATE is None
+              else torch.serialization.set_default_mmap_options(PRIVATE)):  # written over in memory alone
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=PRIVATE is not None)
         checkpoint.get("format")
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None

@@ -114,6 +114,8 @@ def written(rows: list[list[str]], separator: str, encoding: str, line_end: str)
         file = io.StringIO(newline="")
         csv.writer(file, delimiter=separator, lineterminator=line_end).writerows(rows)
         text = file.getvalue()
+    if encoding == "cp1252" and not text.encode(encoding).decode("utf-8", "ignore").isascii():
+        encoding = "utf-8"  # nobody could tell these bytes from UTF-8
     return text.encode(encoding)
 
 
