@@ -243,7 +243,8 @@ def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device:
         raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
     if trainer.ranks.is_main:
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
-        print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
+        if not trainer.is_finished:
+            print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: bool) -> None:

@@ -106,7 +106,7 @@ def read_table(path: Path, columns: Names, needed: tuple[str, ...],
 
 
 def decode(data: bytes) -> str:
-    """Return the text of a file; every line ends in "\\n".
+    """Return the text of a file; lines end in "\\n", also where "\\r" ends them all.
 
     It is UTF-16 or UTF-8, with or without byte order mark, or Windows' cp1252, or UTF-8 with a few of its bytes.
     """
@@ -227,7 +227,7 @@ def split_line(line: str, separator: str, is_quoted: bool) -> list[str]:
 def _rows(text: str, separator: str, is_quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield each row's line, from 1, and its fields."""
     plain, mark = _one_mark(text, separator)
-    reader = csv.reader(io.StringIO(plain), delimiter=mark, skipinitialspace=True,
+    reader = csv.reader(io.StringIO(plain.replace("\r", "\n")), delimiter=mark, skipinitialspace=True,
                         quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
     line = 1
     for fields in reader:
