@@ -224,16 +224,11 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
               f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
               flush=True)
-    is_new = len(trainer.metrics) > done
-    if ranks.is_main and args.resume and not is_new:
-        more = "patience" if done < trainer.num_epochs else "epochs" if args.epochs <= done else None
-        print(f"nothing is left to train after epoch {done}; "
-              + (f"a larger --{more} may go on" if more else "the learning rate has fallen to zero"), flush=True)
-    return trainer.metrics, is_new
+    return trainer.metrics, len(trainer.metrics) > done
 
 
 def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device: torch.device) -> None:
-    """Put a trainer into the state of last.pt; raise DataError where it has none."""
+    """Put a trainer into the state of last.pt, and say how it goes on; raise DataError where there is none."""
     last = args.run_dir / "last.pt"
     checkpoint = load_checkpoint(last, fingerprint, device)
     try:
@@ -243,8 +238,13 @@ def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device:
         raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
     if trainer.ranks.is_main:
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)  # of which the last row may be missing
-        if not trainer.is_finished:
-            print(f"resuming after epoch {checkpoint['epoch']} of up to {trainer.num_epochs}", flush=True)
+        done = len(trainer.metrics)
+        if trainer.is_finished:
+            more = "patience" if done < trainer.num_epochs else "epochs" if args.epochs <= done else None
+            print(f"nothing is left to train after epoch {done}; "
+                  + (f"a larger --{more} may go on" if more else "the learning rate has fallen to zero"), flush=True)
+        else:
+            print(f"resuming after epoch {done} of up to {trainer.num_epochs}", flush=True)
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: bool) -> None:

@@ -10,6 +10,7 @@ Half stars are kept: stars are then stored in steps of 0.5, and meta.json says s
 """
 
 import argparse
+import contextlib
 import itertools
 import re
 import sys
@@ -180,11 +181,9 @@ def read_ratings(path: Path) -> RawRatings:
     form = form_of(path)
     columns = None
     if form.time_type is not None:
-        try:
+        with contextlib.suppress(pa.ArrowInvalid):
             columns = _read_columns(path, form, {"user_id": pa.int64(), "movie_id": pa.int64(), "stars": pa.float64(),
                                                  "time": form.time_type})
-        except pa.ArrowInvalid:
-            columns = None
     if columns is None or any(column.null_count for column in columns.values()):
         try:
             text = _read_columns(path, form, dict.fromkeys(COLUMNS, pa.string()))

@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 14  # of an archive, read at once; tarfile copies what is lef
 MAX_DEPTH = 2  # of folders in the raw folder, as in download/training_set/mv_0000001.txt
 
 _OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
+_SHORT = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}  # of a compressed .tar
 _ARCHIVES = (".tar", ".zip")
 _KINDS = {  # of which files are which: of each kind, those of the first pattern that fits any
     "ratings": (r"combined_data_.*\.txt", r"mv_\d+\.txt"),
@@ -324,12 +324,7 @@ def _first_movie(file: RawFile) -> tuple[int, str]:
 
 def _suffix(name: str) -> tuple[str, str]:
     """Return a name without its last suffix, and the suffix, in small letters; .tgz is .tar.gz."""
-    name = _long_name(name)
-    stem, point, suffix = name.rpartition(".")
-    return (stem, point + suffix) if point else (name, "")
-
-
-def _long_name(name: str) -> str:
-    """Return a name in small letters, with .tar.gz for .tgz."""
     stem, point, suffix = name.lower().rpartition(".")
-    return stem + _SHORT.get(point + suffix, point + suffix)
+    if point + suffix in _SHORT:
+        return f"{stem}.tar", _SHORT[point + suffix]
+    return (stem, point + suffix) if point else (suffix, "")
