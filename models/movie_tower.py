@@ -20,34 +20,48 @@ MEAN_SHRINK = 5.0  # a mean, of a movie or a user, counts as if there were so ma
 class MovieTable(NamedTuple):
     """The vectors of all movies (N = M), or of those of a training step.
 
-    In training the E members are in G groups, each of which sees another context of every user. There users and movies
-    have G rows each: row g B + b is user b as group g sees them, and row n G + g has movie n's vectors in group g.
+    In training the E members may be in two groups, G = 2, each of which sees another context of every user. There users
+    and movies have a row for each: first come the users as group 0 sees them, then as group 1 does, and row 2 n + g has
+    movie n's vectors in group g. A user has no row where a group has nothing to predict of them.
 
-        users   [group 0: user 0 .. user B - 1][group 1: user 0 .. user B - 1]
+        users   [group 0: user 0, user 1, ..][group 1: user 0, user 2, ..]
         movies  [movie 0: group 0, group 1][movie 1: group 0, group 1] ..
     """
 
     rows: torch.Tensor  # float (N G, E / G, D + 2): a movie's vector, what the user's bias multiplies, its bias
     mean: torch.Tensor  # float (M,): each movie's shrunk mean of the training stars, less the global mean
+    pooled: torch.Tensor  # float (N, 2 P): what ratings of a movie add to a pooled history
+    over_time: torch.Tensor | None  # float (N, PERIODS): its biases over time, see temporal.py; None without that part
     position: torch.Tensor | None = None  # int64 (M,): where a movie is among the N; None where they are all
     groups: int = 1  # G
+    first_rows: int | None = None  # users' rows of group 0, where there are two; None for half of them
 
     @property
     def vectors(self) -> torch.Tensor:
         """The vectors alone, float (N G, E / G, D)."""
         return self.rows[..., :-2]
 
+    def indices(self, movie_idx: torch.Tensor) -> torch.Tensor:
+        """Return where movies, int64 (R,), are among the N."""
+        return movie_idx if self.position is None else self.position.index_select(0, movie_idx)
+
     def pattern(self, row: torch.Tensor, movie_idx: torch.Tensor, num_rows: int) -> RatingPattern:
         """Return which rows of users and of movies ratings join.
 
         Args:
             row, movie_idx: int64 (R,), the ratings' rows of users and movies.
-            num_rows: of users, G B.
+            num_rows: of users.
         """
-        indices = movie_idx if self.position is None else self.position.index_select(0, movie_idx)
+        indices = self.indices(movie_idx)
         if self.groups > 1:
-            indices = indices * self.groups + row // (num_rows // self.groups)
+            indices = 2 * indices + (row >= self.second_group(num_rows))
         return RatingPattern(row, indices, num_rows, *self.rows.shape[:2])
+
+    def second_group(self, num_rows: int) -> int:
+        """Return the row of users at which group 1 begins, of so many; all of them where there is one group."""
+        if self.groups == 1:
+            return num_rows
+        return num_rows // 2 if self.first_rows is None else self.first_rows
 
 
 class StepMovies(NamedTuple):
@@ -59,11 +73,22 @@ class StepMovies(NamedTuple):
     target: MovieTable
 
     def detached(self) -> "StepMovies":
-        """Return the same as leaves of a graph of their own, so that the movie tower's gradients are computed once a
-        step, however many pieces its users are in."""
-        context, target = (table._replace(rows=table.rows.detach().requires_grad_())
+        """Return the same as leaves of a graph of their own, so that gradients go on to the movie tower and to the
+        tables once a step, however many pieces its users are in."""
+        pooled, over_time = _leaf(self.context.pooled), _leaf(self.context.over_time)
+        context, target = (table._replace(rows=_leaf(table.rows), pooled=pooled, over_time=over_time)
                            for table in (self.context, self.target))
         return self._replace(context=context, target=target)
+
+    def of_piece(self, first_rows: int) -> "StepMovies":
+        """Return the same for a piece of a step's users, so many of whose rows are of group 0."""
+        return self._replace(context=self.context._replace(first_rows=first_rows),
+                             target=self.target._replace(first_rows=first_rows))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what gradients reach: of `detached`, leaf by leaf of what it was made of."""
+        tensors = (self.context.rows, self.target.rows, self.context.pooled, self.context.over_time)
+        return [tensor for tensor in tensors if tensor is not None]
 
     def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float) -> torch.Tensor:
         """Return the sum over targets and members of (l2 + movie_l2 / n_m) |q_m|^2, a scalar, n_m being the movie's
@@ -74,6 +99,10 @@ class StepMovies(NamedTuple):
         """
         weight = l2 + movie_l2 / self.num_ratings.clamp(min=1)
         return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.context.groups))
+
+
+def _leaf(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().requires_grad_()
 
 
 class MovieTower(nn.Module):

@@ -14,13 +14,15 @@ Letters: B users, R context ratings, T targets, M movies, N movies of a sample, 
 rating's vectors.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from models.config import ModelConfig
 from models.movie_tower import MEAN_SHRINK
-from models.ops.ragged import pool
-from models.ops.rating_pattern import counts
+from models.ops.ragged import gather_distinct, pool
+from models.ops.rating_pattern import counts, distinct
 from models.user_tower import Context
 
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
@@ -54,12 +56,20 @@ class Relevance(nn.Module):
         low, high = self.config.stars_low, self.config.stars_high
         return ((stars - low) / (high - low) - INDIFFERENT).clamp(min=0)
 
-    def tastes(self, context: Context, num_users: int) -> torch.Tensor:
-        """Return t_u, float (B, L), from the users' context ratings."""
+    def tastes(self, context: Context, num_users: int, in_training: bool = False) -> torch.Tensor:
+        """Return t_u, float (B, L), from the users' context ratings.
+
+        Args:
+            in_training: take the gradient of the movies of the context alone.
+        """
         row, movie_idx, count = context.row, context.movie_idx, counts(context.row, num_users)
         surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, movie_idx)
         mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
-        pooled = pool(self.history, surprise - mean.index_select(0, row), row, movie_idx, num_users)
+        history, weight = self.history, surprise - mean.index_select(0, row)
+        if in_training:
+            found, position = distinct(movie_idx, len(history))
+            history, movie_idx = gather_distinct(history, found), position.index_select(0, movie_idx)
+        pooled = pool(history, weight, row, movie_idx, num_users)
         return pooled * (count + 1).rsqrt().unsqueeze(1)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
@@ -76,34 +86,38 @@ class Relevance(nn.Module):
         """Return all movies' vectors, float (M, L + 1 + K), from their vectors of the rating, q_m, float (M, K)."""
         return torch.cat([self.vectors, self.popularity.unsqueeze(1), rating_vectors], 1)
 
-    def loss(self, context: Context, row: torch.Tensor, movie_idx: torch.Tensor, stars: torch.Tensor,
-             num_users: int, probability: torch.Tensor | None = None,
-             sampled: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(self, context: Context, row: torch.Tensor, movie_idx: torch.Tensor, weight: torch.Tensor,
+             num_users: int, candidates: "Candidates") -> torch.Tensor:
         """Return `multinomial_loss` of target ratings; a scalar, the sum over users.
-
-        A target counts by `liking`, and a user by the root of the number of their targets.
 
         Args:
             context: what is known of the users, not to be recommended to them.
-            row, movie_idx, stars: int64, int64 and float (T,), the targets.
+            row, movie_idx, weight: int64, int64 and float (T,), the targets.
             num_users: B.
-            probability, sampled: float and bool (M,), each movie's probability to be in a sample that takes the place
-                of all movies, and whether it is. It counts for the 1 / probability movies that it stands for, as a
-                candidate (the logQ correction of Yi et al. 2019) and as a target.
+            candidates: the movies of which the targets are to be the likeliest.
         """
-        weight = self.liking(stars) * counts(row, num_users)[row].rsqrt()
-        tastes = self.tastes(context, num_users)
-        if sampled is None or probability is None:
-            return multinomial_loss(tastes, self.vectors, self.popularity, context.row, context.movie_idx, row,
-                                    movie_idx, weight)
-        sample = sampled.nonzero().squeeze(1)  # (N,)
-        position = torch.zeros_like(sampled, dtype=torch.int64)  # of a movie in the sample
-        position[sample] = torch.arange(len(sample), device=sample.device)
-        known, asked = (sampled[idx].nonzero().squeeze(1) for idx in (context.movie_idx, movie_idx))
-        vectors, bias = self.vectors.index_select(0, sample), self.popularity.index_select(0, sample)
-        return multinomial_loss(tastes, vectors, bias - probability[sample].log(), context.row[known],
-                                position[context.movie_idx[known]], row[asked], position[movie_idx[asked]],
-                                weight[asked] / probability[movie_idx[asked]])
+        tastes, seen_row, seen_movie = self.tastes(context, num_users, in_training=True), context.row, context.movie_idx
+        movies, position, probability = candidates
+        vectors, bias = gather_distinct(self.vectors, movies), gather_distinct(self.popularity, movies)
+        if probability is not None:
+            is_candidate = torch.zeros_like(position, dtype=torch.bool)
+            is_candidate[movies] = True
+            known, asked = (is_candidate[idx].nonzero().squeeze(1) for idx in (seen_movie, movie_idx))
+            seen_row, seen_movie, row, movie_idx = seen_row[known], seen_movie[known], row[asked], movie_idx[asked]
+            bias, weight = bias - probability[movies].log(), weight[asked] / probability[movie_idx]
+        return multinomial_loss(tastes, vectors, bias, seen_row, position[seen_movie], row, position[movie_idx], weight)
+
+
+class Candidates(NamedTuple):
+    """Movies that a step chooses between: all that have training ratings, or a sample of them.
+
+    A movie of a sample counts for the 1 / probability movies that it stands for, as a candidate (the logQ correction
+    of Yi et al. 2019) and as a target.
+    """
+
+    movies: torch.Tensor  # int64 (N,)
+    position: torch.Tensor  # int64 (M,), where a movie is among them
+    probability: torch.Tensor | None = None  # float (M,), of each movie to be in the sample; None where it is certain
 
 
 def sampling_probabilities(num_ratings: torch.Tensor, size: int) -> torch.Tensor:

@@ -23,9 +23,19 @@ class MovieBiasOverTime(nn.Module):
         self.days = -(-num_days // PERIODS)  # of a period
         self.table = nn.Parameter(torch.zeros(num_movies, PERIODS))
 
-    def forward(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the scores of movies, int64 (R,), on days, int64 (R,); float (R,)."""
-        return self.table.view(-1).index_select(0, (day // self.days).add_(movie_idx, alpha=PERIODS))
+    def forward(self, rows: torch.Tensor, indices: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the scores of movies on days, float (R,).
+
+        Args:
+            rows: float (N, PERIODS), of the table.
+            indices: int64 (R,), the movies' among them.
+            day: int64 (R,).
+        """
+        return rows.view(-1).index_select(0, (day // self.days).add_(indices, alpha=PERIODS))
+
+    def on_day(self, movie_idx: torch.Tensor, day: int) -> torch.Tensor:
+        """Return what is added to the scores of movies, int64 (N,), on a day; float (N,)."""
+        return self.table[movie_idx, day // self.days]
 
 
 class RecentUserBias(nn.Module):
@@ -55,18 +65,31 @@ class RecentUserBias(nn.Module):
         """
         last = torch.maximum(_last_days(row, day, num_users), _last_days(target_row, target_day, num_users))
         age, target_age = (last.index_select(0, rows) - days for rows, days in ((row, day), (target_row, target_day)))
-        num_windows = -(-self.num_days // WINDOWS[-1]) * (WINDOWS[-1] // WINDOWS[0])  # of the shortest
-        cell = (age >> WINDOWS[0].bit_length() - 1) + row * num_windows
-        sums = residual.new_zeros(2, num_users * num_windows)  # of residuals, and their number
-        sums[0].index_add_(0, cell, residual)
-        sums[1].index_add_(0, cell, torch.ones_like(residual))
+        one = torch.stack([residual, torch.ones_like(residual)])
         score = torch.zeros_like(target_day, dtype=residual.dtype)
         for window, weight, shrinkage in zip(WINDOWS, self.weight, self.log_shrinkage.exp(), strict=True):
-            shorter = window // WINDOWS[0]  # windows that make one of these
-            total, count = sums.view(2, -1, shorter).sum(2).index_select(
-                1, (target_age >> window.bit_length() - 1) + target_row * (num_windows // shorter))
+            bits, num_windows = window.bit_length() - 1, -(-self.num_days // window)
+            cell, target_cell = ((rows + 1) * num_windows - 1 - (ages >> bits)
+                                 for rows, ages in ((row, age), (target_row, target_age)))  # by user and in time
+            total, count = _sums_of_cells(cell, one, target_cell)
             score = score + total / (count + shrinkage) * weight
         return score
+
+
+def _sums_of_cells(cell: torch.Tensor, values: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Return the sums of values (K, R) over the ratings of the cells that are asked for, (K, T); in the time of the
+    ratings, however many cells there could be.
+
+    Args:
+        cell: int64 (R,), of each rating, ascending.
+        asked: int64 (T,).
+    """
+    num_ratings = len(cell)
+    run = torch.cat([cell.new_zeros(min(num_ratings, 1)), (cell[1:] != cell[:-1]).cumsum(0)])
+    cells = cell.new_full((num_ratings + 1,), torch.iinfo(cell.dtype).max).scatter_(0, run, cell)  # that have ratings
+    sums = values.new_zeros(len(values), num_ratings + 1).index_add_(1, run, values)
+    position = torch.searchsorted(cells, asked)
+    return sums.index_select(1, position) * (cells.index_select(0, position) == asked)
 
 
 def _last_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:

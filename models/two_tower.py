@@ -30,7 +30,8 @@ from torch import nn
 from models.config import ModelConfig
 from models.movie_tower import CONSTANT, MovieTable, MovieTower, StepMovies, rows_of
 from models.ops.array_ops import with_one
-from models.ops.ragged import paired_dot
+from models.ops.ragged import gather_distinct, paired_dot
+from models.ops.rating_pattern import distinct, positions
 from models.temporal import MovieBiasOverTime, RecentUserBias
 from models.user_tower import Context, UserTower
 
@@ -69,7 +70,7 @@ class TwoTower(nn.Module):
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
-            embedding: float (G B, user_dim), these users' rows of the user table, once for every group of members.
+            embedding: float (rows, user_dim), of the users' rows, see `MovieTable`.
             context, target: what is known, and what is asked for, by group and user.
             movies: of the step.
 
@@ -80,7 +81,7 @@ class TwoTower(nn.Module):
         users, residual = self._users(movies.context, embedding, context)
         pattern = movies.target.pattern(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), movies.target.rows, pattern)
-        of_day = self._movie_bias_over_time(target.movie_idx, target.day)
+        of_day = self._movie_bias_over_time(movies.target, target.movie_idx, target.day)
         of_day = of_day + self._recent_user_bias(context, residual, target.row, target.day, len(users))
         squared_norms = users.square().sum((1, 2)) @ pattern.count.to(users.dtype)
         return score + of_day.unsqueeze(1) + self.offset, squared_norms, pattern.movie_count.to(users.dtype)
@@ -90,22 +91,29 @@ class TwoTower(nn.Module):
         """Return the movies of a step.
 
         Args:
-            movie_idx: int64 (R,), of its ratings.
-            noise: factors on the movie vectors as the context and as the targets see them, float (M, E * D): dropout's
-                smooth sibling (Srivastava et al. 2014, section 10).
+            movie_idx: int64 (N,), distinct, at least those of its ratings; see `distinct_movies`.
+            noise: factors on the movie vectors as the context and as the targets see them, float (S, E * D), movie m's
+                in row m modulo S: dropout's smooth sibling (Srivastava et al. 2014, section 10).
             groups: G, of members.
         """
-        distinct, position = self._distinct_movies(movie_idx)
-        vectors, bias = self.movie_tower(distinct)
-        shape = (len(distinct) * groups, self.config.ensemble_size // groups)
+        num_movies, over_time = self.config.num_movies, self.movie_bias_over_time
+        position = None if len(movie_idx) == num_movies else positions(movie_idx, num_movies)
+        vectors, bias = self.movie_tower(movie_idx)
+        shape = (len(movie_idx) * groups, self.config.ensemble_size // groups)
         vectors, bias = vectors.view(*shape, self.config.member_dim), bias.view(shape)
+        pooled = gather_distinct(self.user_tower.pooled, movie_idx)
+        biases = None if over_time is None else gather_distinct(over_time.table, movie_idx)
 
-        def table(vectors: torch.Tensor) -> MovieTable:
-            return MovieTable(rows_of(vectors, bias, self._constant), self.movie_tower.mean, position, groups)
+        def table(noise: torch.Tensor | None) -> MovieTable:
+            noisy = vectors
+            if noise is not None:
+                rows = movie_idx if len(noise) >= num_movies else movie_idx % len(noise)
+                noisy = vectors * noise.index_select(0, rows).view_as(vectors)
+            return MovieTable(rows_of(noisy, bias, self._constant), self.movie_tower.mean, pooled, biases, position,
+                              groups)
 
-        context, target = (table(vectors if noise is None
-                                 else vectors * noise[k].index_select(0, distinct).view_as(vectors)) for k in range(2))
-        return StepMovies(self.movie_tower.num_ratings[distinct], vectors, context, target)
+        context, target = map(table, (None, None) if noise is None else noise)
+        return StepMovies(self.movie_tower.num_ratings[movie_idx], vectors, context, target)
 
     def movie_table(self) -> MovieTable:
         """Return the vectors of the whole catalogue."""
@@ -114,7 +122,9 @@ class TwoTower(nn.Module):
         for block in torch.arange(config.num_movies, device=self.offset.device).split(MOVIES_PER_BLOCK):
             vectors, bias = self.movie_tower(block)
             rows[block] = rows_of(vectors, bias, self._constant)
-        return MovieTable(rows, self.movie_tower.mean)
+        over_time = self.movie_bias_over_time
+        return MovieTable(rows, self.movie_tower.mean, self.user_tower.pooled,
+                          None if over_time is None else over_time.table)
 
     def predict(self, movies: MovieTable, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
         """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
@@ -122,7 +132,7 @@ class TwoTower(nn.Module):
         users, residual = self._users(movies, embedding, context)
         pattern = movies.pattern(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), movies.rows, pattern).mean(1) + self.offset
-        score = score + self._movie_bias_over_time(target.movie_idx, target.day)
+        score = score + self._movie_bias_over_time(movies, target.movie_idx, target.day)
         return score + self._recent_user_bias(context, residual, target.row, target.day, len(users))
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
@@ -143,8 +153,9 @@ class TwoTower(nn.Module):
         else:
             rows = movies.rows.clone()
             rows[..., -2] = CONSTANT
-        of_day = self._movie_bias_over_time(movie_idx, torch.full_like(movie_idx, day))
-        rows[..., -1] += (self.offset + of_day).unsqueeze(1)
+        rows[..., -1] += self.offset
+        if self.movie_bias_over_time is not None:
+            rows[..., -1] += self.movie_bias_over_time.on_day(movie_idx, day).unsqueeze(1)
         return rows.flatten(1)
 
     def user_vectors(self, movies: MovieTable, embedding: torch.Tensor, context: Context, day: int) -> torch.Tensor:
@@ -173,13 +184,14 @@ class TwoTower(nn.Module):
 
     def _users(self, movies: MovieTable, embedding: torch.Tensor,
                context: Context) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.user_tower(embedding, context, movies, self._movie_bias_over_time(context.movie_idx, context.day))
+        of_day = self._movie_bias_over_time(movies, context.movie_idx, context.day)
+        return self.user_tower(embedding, context, movies, of_day)
 
-    def _movie_bias_over_time(self, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
+    def _movie_bias_over_time(self, movies: MovieTable, movie_idx: torch.Tensor, day: torch.Tensor) -> torch.Tensor:
         """Return movies' biases over time, float (R,)."""
-        if self.movie_bias_over_time is None:
+        if self.movie_bias_over_time is None or movies.over_time is None:
             return self.offset.new_zeros(len(day))
-        return self.movie_bias_over_time(movie_idx, day)
+        return self.movie_bias_over_time(movies.over_time, movies.indices(movie_idx), day)
 
     def _recent_user_bias(self, context: Context, residual: torch.Tensor, row: torch.Tensor, day: torch.Tensor,
                    num_users: int) -> torch.Tensor:
@@ -188,15 +200,7 @@ class TwoTower(nn.Module):
             return self.offset.new_zeros(len(row))
         return self.recent_user_bias(context.row, context.day, residual.mean(1), row, day, num_users)
 
-    def _distinct_movies(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the movies that occur, int64 (N,), and each movie's position among them, int64 (M,)."""
-        num_movies, device = self.config.num_movies, self.offset.device
-        every = torch.arange(num_movies, device=device)
-        if device.type != "cpu":  # finding them would make the host wait for the device
-            return every, every
-        occurs = torch.zeros(num_movies, dtype=torch.bool)
-        occurs[movie_idx] = True
-        distinct = occurs.nonzero().squeeze(1)
-        position = torch.zeros(num_movies, dtype=torch.int64)
-        position[distinct] = every[:len(distinct)]
-        return distinct, position
+    def distinct_movies(self, movie_idx: torch.Tensor) -> torch.Tensor:
+        """Return the movies that occur in int64 (R,), ascending, int64 (N,); all of them on a GPU, where finding them
+        would make the host wait."""
+        return distinct(movie_idx, self.config.num_movies)[0]

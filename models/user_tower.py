@@ -57,10 +57,15 @@ class UserTower(nn.Module):
         """
         prior, l2, target = self.regression(embedding, context, movies, movie_bias)
         pattern = movies.pattern(context.row, context.movie_idx, len(embedding))
-        if self.config.has("fold_in"):
+        if not self.config.has("fold_in"):
+            with torch.no_grad():
+                return prior, residuals(target, prior, movies.rows, pattern)
+        if pattern.row.device.type != "cpu" or pattern.count.all():
             return ridge_solve(movies.rows, target, prior, l2, pattern)
-        with torch.no_grad():
-            return prior, residuals(target, prior, movies.rows, pattern)
+        known = pattern.count.nonzero().squeeze(1)  # the solution of others is their prior
+        solution, residual = ridge_solve(movies.rows, target, prior.index_select(0, known), l2.index_select(0, known),
+                                         pattern.of_rows(known))
+        return prior.index_copy(0, known, solution), residual
 
     def regression(self, embedding: torch.Tensor, context: Context, movies: MovieTable,
                    movie_bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -80,22 +85,32 @@ class UserTower(nn.Module):
 
         mean = sum_by_user(surprise) / (count + MEAN_SHRINK)
         spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
-        pooled = pool(self.pooled, surprise - mean.index_select(0, row), row, context.movie_idx, num_users)
+        pooled = pool(movies.pooled, surprise - mean.index_select(0, row), row, movies.indices(context.movie_idx),
+                      num_users)
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
         x = torch.cat([embedding * config.has("user_embedding"),
                        pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
                        features * config.has("user_features")], 1)
-        hidden = torch.relu(self.hidden(x))
-        prior = self.out(self.dropout(hidden)).view(num_users, config.ensemble_size, config.member_dim + 1)
-        prior = self._of_group(prior, movies.groups)  # (B, E, D + 1)
+        hidden = self.dropout(torch.relu(self.hidden(x)))
+        prior = self._prior(hidden, movies)
         if not config.has("biases"):
             prior = prior * (torch.arange(config.member_dim + 1, device=prior.device) < config.member_dim)
-        l2 = self.log_base.exp() + self.log_per_rating.exp() * count.view(-1, 1, 1)
-        return prior, self._of_group(l2, movies.groups), above_mean / config.slope - movie_bias
+        members, count = config.ensemble_size // movies.groups, count.view(-1, 1, 1)
+        base, per_rating = self.log_base.exp(), self.log_per_rating.exp()
+        l2 = torch.cat([base[group * members:][:members] + per_rating[group * members:][:members] * of_group
+                        for group, of_group in enumerate(_by_group(count, movies))])
+        return prior, l2, above_mean / config.slope - movie_bias
 
-    def _of_group(self, values: torch.Tensor, groups: int) -> torch.Tensor:
-        """Return of each row, which has all members, the members of its group (see `MovieTable`)."""
-        if groups == 1:
-            return values
-        members = self.config.ensemble_size // groups
-        return torch.cat([rows[:, group * members:][:, :members] for group, rows in enumerate(values.chunk(groups))])
+    def _prior(self, hidden: torch.Tensor, movies: MovieTable) -> torch.Tensor:
+        """Return the second layer's output of each row for the members of its group (see `MovieTable`), float
+        (B, E, D + 1)."""
+        members, dim = self.config.ensemble_size // movies.groups, self.config.member_dim + 1
+        by_group = zip(_by_group(hidden, movies), self.out.weight.split(members * dim),
+                       self.out.bias.split(members * dim), strict=True)
+        return torch.cat([nn.functional.linear(*of_group) for of_group in by_group]).view(len(hidden), members, dim)
+
+
+def _by_group(rows: torch.Tensor, movies: MovieTable) -> tuple[torch.Tensor, ...]:
+    """Divide the users' rows by groups of members."""
+    second = movies.second_group(len(rows))
+    return (rows,) if movies.groups == 1 else (rows[:second], rows[second:])

@@ -20,6 +20,9 @@ from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Mo
 from training.distributed import ALONE, Ranks
 
 
+CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
+
+
 @dataclass
 class RatingTensors:
     """Ratings of one split (train, validation or test), in user order; R ratings, U users."""
@@ -180,6 +183,11 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1,
     movie_idx, stars, day = (getattr(ratings, name).index_select(0, position) for name in ("movie_idx", "stars", "day"))
     stars = stars.float()
     return Batch(users, row, movie_idx.long(), stars if stars_step == 1 else stars * stars_step, day.long())
+
+
+def in_context_of(batch: Batch, seed: int) -> torch.Tensor:
+    """Draw which ratings of a batch are context in a step of an epoch, bool (R,)."""
+    return uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_FRACTION
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:

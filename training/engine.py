@@ -11,10 +11,13 @@ An engine trains one pair of towers. For the item-based ones, "users" are the mo
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from models.config import flag
@@ -22,14 +25,16 @@ from models.movie_tower import StepMovies
 from models.ops.rating_pattern import row_starts
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
-from training.batches import Batch, RatingTensors, batch_of, uniform
+from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.distributed import Ranks
-from training.optimizer import RowAdam, build_optimizers, lr_factor, relevance_optimizer, set_lr
-from training.relevance import RelevanceLoss
+from training.optimizer import SHARED_LR, USER_LR, RowAdam, build_optimizers, lr_factor
+from training.relevance import RelevanceTrainer
+from training.threads import in_threads
 
-NOISE_SHIFTS = 4096  # rows of noise beyond one per movie
+Gradients = list[torch.Tensor | None]
+
+NOISE_ROWS, NOISE_SHIFTS = 2**15, 4096  # of noise: one per movie, but no more than so many, and others beyond
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
-CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 GPU_PIECE_RATINGS = 2**20  # the same on a GPU
@@ -62,7 +67,7 @@ class Engine:
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
                  l2: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
-                 relevance: RelevanceLoss | None = None) -> None:
+                 relevance: RelevanceTrainer | None = None) -> None:
         """Make an engine.
 
         Args:
@@ -79,13 +84,12 @@ class Engine:
         self.stars_step = stars_step
         self.num_ratings = ratings.offset.diff().cpu()  # of each user; on a GPU, known without waiting for it
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
-        self.optimizers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
-        self.user_rows = RowAdam(model.user_embedding, settings.lr)
+        self.tables, self.layers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
+        self.user_rows = RowAdam(model.user_embedding, settings.lr * USER_LR)
         self.relevance = relevance
         self.groups = 2 if model.config.ensemble_size % 2 == 0 else 1  # two see the halves both ways round
+        self.factor = 0.0  # of the learning rate in the last step
         self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
-        if relevance is not None:
-            self.optimizers.append(relevance_optimizer(relevance.relevance, settings.lr))
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
         """Run the steps of an epoch, 1 to num_epochs; return the sums over all ranks of loss and squared error, and
@@ -108,6 +112,7 @@ class Engine:
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
+        self.tables.catch_up()
         self._share_rows()
         self.ranks.sum_(sums)
         return sums
@@ -116,65 +121,90 @@ class Engine:
              factor: float, number: int = 0) -> torch.Tensor:
         """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
         rank's sums of loss, squared error and count."""
-        with_relevance = self.relevance is not None and number % self.relevance_every == 0
-        optimizers = self.optimizers if with_relevance else self.optimizers[:2]  # that of relevance is the last
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        movies = self.model.step_movies(batch.movie_idx, noise, self.groups)
-        detached = movies.detached()
-        results = (self._backward(piece, detached, seed, number, with_relevance) for piece in pieces(batch))
-        sums, num_targets, row_grads = zip(*results, strict=True)
+        relevance = self.relevance if number % self.relevance_every == 0 else None
+        for parameter in self._parameters(relevance):
+            parameter.grad = None
+        distinct = self.model.distinct_movies(batch.movie_idx)
+        if self.ranks.size > 1:  # the other ranks meet others
+            distinct = torch.arange(self.model.config.num_movies, device=distinct.device)
+        self.tables.catch_up(distinct)
+        movies = self.model.step_movies(distinct, noise, self.groups)
+        parts = list(pieces(batch))
+        tasks: list[Callable[[], tuple]] = [partial(self._gradients, part, movies.detached(), seed) for part in parts]
+        if relevance is not None:
+            tasks.append(partial(self._train_relevance, relevance, parts, seed, number, factor))
+        *of_parts, last = in_threads(tasks)
+        sums, num_targets, row_grads, grads = zip(*of_parts, *[last] * (relevance is None), strict=True)
         norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2)
-        grads = [(table.rows, leaf.rows.grad) for table, leaf in ((movies.context, detached.context),
-                                                                  (movies.target, detached.target))]
-        reached = [(rows, grad) for rows, grad in grads if grad is not None]
-        torch.autograd.backward([0.5 * norms, *(rows for rows, _ in reached)], [None, *(grad for _, grad in reached)])
-        self.ranks.sum_(*self.shared_gradients(with_relevance))
-        set_lr(optimizers, factor)
-        for optimizer in optimizers:
-            optimizer.step()
+        movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
+            [of_layers for _, of_layers in grads])
+        for parameter, grad in zip(self._layers(), layer_grads, strict=True):
+            parameter.grad = grad
+        reached = [(tensor, grad) for tensor, grad in zip(movies.tensors(), movie_grads, strict=True)
+                   if grad is not None]
+        torch.autograd.backward([0.5 * norms, *(tensor for tensor, _ in reached)],
+                                [None, *(grad for _, grad in reached)])
+        if self.ranks.size > 1:
+            self.ranks.sum_(*self.shared_gradients(relevance))
+            if relevance is not None:
+                relevance.move(factor)
+        self.tables.step(factor)
+        for group in self.layers.param_groups:
+            group["lr"] = self.settings.lr * SHARED_LR * factor
+        self.layers.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
+        self.factor = factor
         step_sums = torch.stack(sums).sum(0)
         step_sums[0] += norms.detach()
+        if relevance is not None:
+            step_sums[0] += 0 * last[0]  # is not finite where that is not
         return step_sums
 
-    def shared_gradients(self, with_relevance: bool) -> list[torch.Tensor]:
-        """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
+    def shared_gradients(self, relevance: RelevanceTrainer | None) -> list[torch.Tensor]:
+        """Return the last step's gradients of the parameters that all ranks share, whole: what travels, once a step.
 
         Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
         """
-        parameters = list(self.model.parameters())
-        if with_relevance and self.relevance is not None:
-            parameters += self.relevance.relevance.parameters()
+        parameters = self._parameters(relevance)
         for parameter in parameters:
             if parameter.grad is None:  # this rank's users did not touch it
                 parameter.grad = torch.zeros_like(parameter)
+            elif parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def state_dict(self) -> dict:
-        """Return the state of the optimizers."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "user_rows": self.user_rows.state}
+        """Return the state of the optimizers between epochs."""
+        return {"tables": self.tables.momentum, "layers": self.layers.state_dict(), "user_rows": self.user_rows.state,
+                "relevance": [table.state for table in self.relevance.tables] if self.relevance is not None else []}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         """Take over a saved state, but not its rates: these are of the flags."""
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            kept = [{name: group[name] for name in ("base_lr", "weight_decay")} for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, values in zip(optimizer.param_groups, kept, strict=True):
-                group.update(values)
-        for name, value in state["user_rows"].items():
-            self.user_rows.state[name].copy_(value)
+        for momentum, saved in zip(self.tables.momentum, state["tables"], strict=True):
+            momentum.copy_(saved)
+        self.layers.load_state_dict(state["layers"])  # every step sets its rate
+        of_relevance = [] if self.relevance is None else self.relevance.tables
+        for optimizer, saved in zip([self.user_rows, *of_relevance],
+                                    [state["user_rows"], *state["relevance"]], strict=True):
+            for name, value in optimizer.state.items():
+                value.copy_(saved[name])
+
+    def _parameters(self, relevance: RelevanceTrainer | None) -> list[nn.Parameter]:
+        """Return what a step moves, with relevance or without."""
+        return [*self.model.parameters(), *([] if relevance is None else relevance.relevance.parameters())]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None]]:
         """Yield the users of every step that are this rank's, with their ratings, and the step's noise on the movie
         vectors."""
         config, settings, device = self.model.config, self.settings, self.model.offset.device
-        torch.manual_seed(self._epoch_seed(epoch))
-        order = torch.randperm(config.num_users)
-        shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2)).tolist()
+        chance = torch.Generator().manual_seed(self._epoch_seed(epoch))
+        order = torch.randperm(config.num_users, generator=chance)
+        shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2), generator=chance).tolist()
         # In every step a movie gets another row of this table: as good as fresh noise, and far cheaper.
-        table = 1 + settings.movie_noise * torch.randn(config.num_movies + NOISE_SHIFTS, config.embedding_dim)
+        num_rows = min(config.num_movies, NOISE_ROWS)
+        table = 1 + settings.movie_noise * torch.randn(num_rows + NOISE_SHIFTS, config.embedding_dim,
+                                                           generator=chance)
         table = table.to(device)
         self.model.train()
         first, last = self.owned
@@ -185,35 +215,48 @@ class Engine:
                                   for weights in (None, self.num_ratings[order].double()))
         order = (steps * config.num_users + order).to(device).sort().values % config.num_users  # ascending in a step
         for step, (users, total) in enumerate(zip(order.split(num_users), num_ratings, strict=True)):
-            context, target = (table[shift:shift + config.num_movies] for shift in shifts[step])
+            context, target = (table[shift:shift + num_rows] for shift in shifts[step])
             noise = (context, target) if settings.movie_noise else None
             yield batch_of(self.ratings, users, self.stars_step, total), noise
 
-    def _backward(self, batch: Batch, movies: StepMovies, seed: int, number: int,
-                  with_relevance: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Add the gradients of a piece of a batch, down to the detached movies of the step.
+    def _gradients(self, batch: Batch, movies: StepMovies,
+                   seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
+        """Differentiate the loss of a piece of a batch.
+
+        Args:
+            movies: of the step, detached for this piece.
 
         Returns:
-            Its sums, float64 (3,); the number of its targets by movie and group, float (N G,); and the gradients of the
-            users' rows, (B, D).
+            Its sums, float64 (3,); the number of its targets by movie and group, float (N G,); the gradients of the
+            users' rows, (B, D); those of the movies and of the shared layers.
         """
         model, settings = self.model, self.settings
-        in_context = uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_FRACTION
-        context, target = halves(batch, in_context, both_ways=self.groups == 2)
+        context, target, user_of_row, first_rows = halves(batch, in_context_of(batch, seed), self.groups == 2)
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
-        embedding = (rows * keep).repeat(self.groups, 1)
-        score, squared_norms, num_targets = model(embedding, context.context(), target.target(), movies)
+        embedding = (rows * keep).index_select(0, user_of_row)
+        score, squared_norms, num_targets = model(embedding, context.context(), target.target(),
+                                                  movies.of_piece(first_rows))
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared + 0.5 * self.l2 * squared_norms
-        loss.backward()
-        if with_relevance and self.relevance is not None:
-            relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)
-            relevance.backward()
-            loss = loss + 0 * relevance.detach()  # is not finite where that is not
+        leaves, layers = movies.tensors(), self._layers()
+        of_rows, *grads = torch.autograd.grad(loss, [rows, *leaves, *layers], allow_unused=True)
         count = torch.full((), score.numel(), dtype=torch.float64, device=score.device)
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(), count])
-        return sums, num_targets, torch.zeros_like(rows) if rows.grad is None else rows.grad
+        return (sums, num_targets, torch.zeros_like(rows) if of_rows is None else of_rows,
+                (grads[:len(leaves)], grads[len(leaves):]))
+
+    def _train_relevance(self, relevance: RelevanceTrainer, parts: list[Batch], seed: int, number: int,
+                         factor: float) -> tuple[torch.Tensor]:
+        """Differentiate the loss of relevance and, where no other rank has a share in it, move by it; return it."""
+        loss = relevance.differentiate(parts, seed, number, self.settings.relevance_weight)
+        if self.ranks.size == 1:
+            relevance.move(factor)
+        return (loss,)
+
+    def _layers(self) -> list[nn.Parameter]:
+        """Return the parameters of the shared layers."""
+        return self.layers.param_groups[0]["params"]
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.seed * 1_000_003 + epoch
@@ -236,33 +279,64 @@ class Engine:
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
 
 
-def halves(batch: Batch, in_context: torch.Tensor, both_ways: bool) -> tuple[Batch, Batch]:
-    """Return the context and the targets of a batch; for two groups of members both ways round, the users of the second
-    after those of the first (see `MovieTable`).
+def halves(batch: Batch, in_context: torch.Tensor,
+           both_ways: bool) -> tuple[Batch, Batch, torch.Tensor, int]:
+    """Divide a batch into context and targets; for two groups of members both ways round.
 
     Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
     each other than if they saw the same, and their mean errs less, in the time of one model.
-    """
-    if not both_ways:
-        return batch.subset(in_context), batch.subset(~in_context)
 
-    if in_context.device.type != "cpu":  # where the host need not learn how many are context
+    Returns:
+        The context and the targets; both have the same rows (see `MovieTable`), on a CPU only those with targets.
+        Each row's user, as a position in the batch, int64 (rows,), and how many of the rows are of the first group.
+    """
+    num_users, device = len(batch.users), in_context.device
+    users = torch.arange(num_users, device=device)
+    if not both_ways:
+        context, target = batch.subset(in_context), batch.subset(~in_context)
+        return _with_targets(context, target, users, num_users)
+    if device.type != "cpu":  # where the host need not learn how many are context
         orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
     else:
-        context, target = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
-        orders = torch.cat([context, target]), torch.cat([target, context])
+        known, asked = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
+        orders = torch.cat([known, asked]), torch.cat([asked, known])
 
     def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
         both = batch.subset(order)
-        both.users = both.users.repeat(2)
-        both.row += len(batch.users) * in_second.index_select(0, order)
+        both.row += num_users * in_second.index_select(0, order)
         return both
 
-    return one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
+    context, target = one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
+    return _with_targets(context, target, users.repeat(2), num_users)
+
+
+def _with_targets(context: Batch, target: Batch, user_of_row: torch.Tensor,
+                  first_rows: int) -> tuple[Batch, Batch, torch.Tensor, int]:
+    """Leave out rows without targets, of which nothing is learned; on a GPU they stay, as the host would wait."""
+    if user_of_row.device.type != "cpu":
+        return context, target, user_of_row, first_rows
+    has_targets = torch.zeros(len(user_of_row), dtype=torch.bool)
+    has_targets[target.row] = True
+    if has_targets.all():
+        return context, target, user_of_row, first_rows
+    new_row = has_targets.cumsum(0) - 1
+    context = context.subset(has_targets.index_select(0, context.row))
+    for batch in (context, target):
+        batch.row = new_row.index_select(0, batch.row)
+    return context, target, user_of_row[has_targets], int(has_targets[:first_rows].sum())
+
+
+def _sums(by_piece: list[Gradients]) -> Gradients:
+    """Add the gradients of pieces, in order."""
+    sums = []
+    for grads in zip(*by_piece, strict=True):
+        reached = [grad for grad in grads if grad is not None]
+        sums.append(sum(reached[1:], reached[0]) if reached else None)
+    return sums
 
 
 def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
-    """Cut a batch between users, so that no piece has more ratings than `most`, unless it is a single user.
+    """Cut a batch between users into equal pieces of about `most` ratings at most, but of a user at least.
 
     Gradients add up over users, so that of the pieces is that of the batch.
 
@@ -271,14 +345,14 @@ def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
     """
     if most is None:
         most = GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS
-    if len(batch.row) <= most:
+    num_pieces = -(-len(batch.row) // most)
+    if num_pieces <= 1:
         yield batch
         return
-    end = row_starts(batch.row, len(batch.users))[1:].tolist()  # of each user's ratings
-    first = start = 0
-    for user in range(1, len(end) + 1):
-        if user == len(end) or end[user] - start > most:
-            rows = slice(start, end[user - 1])
-            yield Batch(batch.users[first:user], batch.row[rows] - first, batch.movie_idx[rows], batch.stars[rows],
-                        batch.day[rows])
-            first, start = user, end[user - 1]
+    end = row_starts(batch.row, len(batch.users))[1:]  # of each user's ratings
+    marks = torch.arange(1, num_pieces, device=end.device) * len(batch.row) // num_pieces
+    bounds = [0, *(torch.searchsorted(end, marks) + 1).tolist(), len(batch.users)]
+    for first, last in pairwise(sorted(set(bounds))):
+        rows = slice(int(end[first - 1]) if first else 0, int(end[last - 1]))
+        yield Batch(batch.users[first:last], batch.row[rows] - first, batch.movie_idx[rows], batch.stars[rows],
+                    batch.day[rows])

@@ -3,59 +3,48 @@
     movie tables     SGD with Nesterov momentum: a movie moves in proportion to its ratings, where Adam would move a
                      rare movie's row as far as a popular one's
     shared layers    Adam
-    relevance        Adam, its movie tables too
-    user table       Adam by rows: a user is in one step per epoch, so only that step's rows are read and written
+    relevance        Adam by rows: of the movies that are candidates or context in the step
+    user table       Adam by rows: a user is in one step per epoch
+
+A step reads and writes only the rows that it meets.
 """
 
 import math
 
+import numpy as np
 import torch
+from torch.optim.sgd import sgd
 
 from models.ops import backend
 from models.relevance import Relevance
 from models.two_tower import TwoTower
 
 TABLE_LR, SHARED_LR, USER_LR = 1.5, 10.0, 20.0  # multiples of the base learning rate
+MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
 STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
+STEP_RATINGS = 8192  # in a step, at least, on average
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
-def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of the shared parameters.
+def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tuple["TableSGD", torch.optim.Optimizer]:
+    """Return the optimizers of the movie tables and of the shared layers.
 
     Args:
-        lr: the base learning rate, which `set_lr` scales.
+        lr: the base learning rate.
         time_decay: weight of the squares of the movies' biases over time in the loss of every step.
     """
-    tables = [model.movie_tower.embedding, model.movie_tower.bias, model.user_tower.pooled]
-    over_time = [model.movie_bias_over_time.table] if model.movie_bias_over_time else []
-    table_ids = {id(table) for table in tables + over_time}
-    layers = [parameter for parameter in model.parameters() if id(parameter) not in table_ids]
-    groups: list[dict] = [{"params": tables}]
-    groups += [{"params": [table], "weight_decay": time_decay} for table in over_time]
-    optimizers = [torch.optim.SGD(groups, lr * TABLE_LR, momentum=0.9, nesterov=True, fused=True),
-                  torch.optim.Adam(layers, lr * SHARED_LR, BETAS, EPSILON, fused=True)]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
-    return optimizers
+    tables = {model.movie_tower.embedding: 0.0, model.movie_tower.bias: 0.0, model.user_tower.pooled: 0.0}
+    if model.movie_bias_over_time is not None:
+        tables[model.movie_bias_over_time.table] = time_decay
+    layers = [parameter for parameter in model.parameters() if parameter not in tables]
+    return TableSGD(tables, lr), torch.optim.Adam(layers, lr * SHARED_LR, BETAS, EPSILON, fused=True)
 
 
-def relevance_optimizer(relevance: Relevance, lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer of relevance; `lr` is the base learning rate, which `set_lr` scales."""
-    optimizer = torch.optim.Adam(relevance.parameters(), lr * SHARED_LR, BETAS, EPSILON, fused=True)
-    for group in optimizer.param_groups:
-        group["base_lr"] = group["lr"]
-    return optimizer
-
-
-def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every learning rate to its base times a factor."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+def relevance_optimizers(relevance: Relevance, lr: float) -> list["RowAdam"]:
+    """Return the optimizers of relevance, one for each of its tables; `lr` is the base learning rate."""
+    return [RowAdam(parameter.data.view(len(parameter), -1), lr * SHARED_LR) for parameter in relevance.parameters()]
 
 
 def planned_epochs(num_users: int, most: int) -> int:
@@ -64,17 +53,24 @@ def planned_epochs(num_users: int, most: int) -> int:
     return min(most, 20, max(8, 120_000 // num_users))
 
 
-def default_batch_size(num_users: int) -> int:
+def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> int:
     """Return how many users a step has: 128, but up to 512 where an epoch still has 400 steps, and 4096 where it has
-    100 of them.
+    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS.
 
     A movie moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
     the same for all sizes, nearly all of it on a GPU.
+
+    Args:
+        num_users, num_ratings: of the data set, in training.
+        fewest: in place of 128.
     """
+    size = fewest
     if num_users >= FEWEST_STEPS * LARGEST_STEP:
-        return LARGEST_STEP
-    size = 128
-    while num_users >= STEPS_OF_AN_EPOCH * 2 * size:
+        size = LARGEST_STEP
+    else:
+        while num_users >= STEPS_OF_AN_EPOCH * 2 * size:
+            size *= 2
+    while size < num_users and size * num_ratings < STEP_RATINGS * num_users:
         size *= 2
     return size
 
@@ -84,6 +80,74 @@ def lr_factor(step: int, num_steps: int) -> float:
     return min(1.0, (step + 1) / (WARM_UP * num_steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
+class TableSGD:
+    """SGD with Nesterov momentum and weight decay on tables of movies, in steps that meet some of the movies.
+
+    What a movie's momentum and decay do to it in a step that does not meet it, it gets made up for when it is met
+    again: without a gradient g a step is linear in a row p and its momentum b,
+
+        b' = mu b + decay p        p' = p - lr (decay p + mu b')
+
+    and many steps are the product of their 2 x 2 matrices. So a step costs what its movies do.
+    """
+
+    def __init__(self, decays: dict[torch.nn.Parameter, float], lr: float) -> None:
+        """Take over tables of M rows each with the weight of its decay."""
+        self.tables, self.decays, self.lr = list(decays), list(decays.values()), lr * TABLE_LR
+        self.momentum = [torch.zeros_like(table) for table in self.tables]
+        self.met = self.done = torch.zeros(0)  # movies of the step; of each movie the last step that has moved it
+        self.catch_up()
+
+    @torch.no_grad()
+    def catch_up(self, movies: torch.Tensor | None = None) -> None:
+        """Bring movies, ascending int64 (N,), to where the steps so far would have moved them; None for all.
+
+        Where they are most of the movies, the others come along: to pick them out would take longer.
+        """
+        device, num_movies = self.tables[0].device, len(self.tables[0])
+        is_most = movies is None or 2 * len(movies) >= num_movies
+        self.met = torch.arange(num_movies, device=device) if is_most else movies
+        if self._num_steps:
+            done = self.done[self.met]
+            late = (done < self._num_steps).nonzero().squeeze(1)
+            rows, done = self.met[late], done[late]
+            for table, momentum, products in zip(self.tables, self.momentum, self._products, strict=True):
+                product = torch.from_numpy(products).to(table.dtype)[done].view(-1, 2, 2, *(1,) * (table.dim() - 1))
+                p, b = table[rows], momentum[rows]
+                table[rows] = product[:, 0, 0] * p + product[:, 0, 1] * b
+                momentum[rows] = product[:, 1, 0] * p + product[:, 1, 1] * b
+            self.done[rows] = self._num_steps
+        if len(self.met) == num_movies:  # nobody is late
+            self._num_steps, self.done = 0, torch.zeros(num_movies, dtype=torch.int64)
+            self._products = [np.eye(2)[None] for _ in self.tables]  # of the steps since each step, (steps + 1, 2, 2)
+
+    _num_steps = 0  # since nobody was late
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Move the movies that `catch_up` was last called for by their gradients, with the learning rate scaled by
+        `factor`; a table without a gradient has one of zero."""
+        lr, is_all = self.lr * factor, len(self.met) == len(self.tables[0])
+        for decay in dict.fromkeys(self.decays):
+            tables, moments = ([column[k] for k, own in enumerate(self.decays) if own == decay]
+                               for column in (self.tables, self.momentum))
+            grads = [_gradient_of(table, self.met) for table in tables]
+            rows, momentum = ([tensor.data if is_all else tensor.index_select(0, self.met) for tensor in column]
+                              for column in (tables, moments))
+            sgd(rows, grads, momentum, weight_decay=decay, momentum=MOMENTUM, lr=lr, dampening=0.0, nesterov=True,
+                maximize=False, fused=True)
+            if not is_all:
+                for tensor, values in zip([*tables, *moments], [*rows, *momentum], strict=True):
+                    tensor.index_copy_(0, self.met, values)
+        if is_all:
+            return
+        for k, decay in enumerate(self.decays):
+            move = np.array([[1 - lr * decay * (1 + MOMENTUM), -lr * MOMENTUM**2], [decay, MOMENTUM]])
+            self._products[k] = np.concatenate([move @ self._products[k], np.eye(2)[None]])
+        self._num_steps += 1
+        self.done[self.met] = self._num_steps
+
+
 class RowAdam:
     """Adam (Kingma and Ba 2015) on the rows of a table that a step touched; other rows cost nothing.
 
@@ -91,12 +155,35 @@ class RowAdam:
     """
 
     def __init__(self, table: torch.Tensor, lr: float) -> None:
-        self.table, self.lr = table, lr * USER_LR
+        self.table, self.lr = table, lr
         self.state = {"mean": torch.zeros_like(table), "square": torch.zeros_like(table),
                       "steps": torch.zeros(len(table), 1, device=table.device)}
 
     @torch.no_grad()
     def step(self, rows: torch.Tensor, grad: torch.Tensor, factor: float) -> None:
         """Update rows, int64 (B,), by their gradients (B, D), with the learning rate scaled by `factor`."""
-        backend.of_device(self.table.device).row_adam(self.table, self.state["mean"], self.state["square"],
-                                                      self.state["steps"], rows, grad, self.lr * factor, BETAS, EPSILON)
+        backend.of_rows(rows).row_adam(self.table, self.state["mean"], self.state["square"], self.state["steps"], rows,
+                                       grad, self.lr * factor, BETAS, EPSILON)
+
+    @torch.no_grad()
+    def step_of(self, gradient: torch.Tensor, factor: float) -> None:
+        """Update the rows that a gradient of the table, sparse or not, reaches; on a GPU, which need not learn which
+        these are, all rows."""
+        rows, grad = torch.arange(len(self.table), device=self.table.device), gradient
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, grad = gradient.indices()[0], gradient.values()
+        grad = grad.view(len(grad), -1)
+        if grad.device.type == "cpu":
+            reached = grad.any(1).nonzero().squeeze(1)
+            rows, grad = rows[reached], grad[reached]
+        self.step(rows, grad, factor)
+
+
+def _gradient_of(table: torch.nn.Parameter, movies: torch.Tensor) -> torch.Tensor:
+    """Return a table's gradient of movies, int64 (N,): all, or those of its sparse gradient; zero if it has none."""
+    if table.grad is None:
+        return table.new_zeros(len(movies), *table.shape[1:])
+    if len(movies) == len(table):
+        return table.grad.to_dense() if table.grad.is_sparse else table.grad
+    return table.grad.coalesce().values()

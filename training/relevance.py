@@ -10,13 +10,16 @@ from collections.abc import Callable
 import torch
 
 from models.blend import Blend
-from models.ops.rating_pattern import counts
-from models.relevance import Relevance, sampling_probabilities
-from training.batches import Batch, RatingTensors, batch_of, uniform
+from models.ops.rating_pattern import counts, positions
+from models.relevance import Candidates, Relevance, sampling_probabilities
+from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.distributed import ALONE, Ranks
 from training.metrics import RELEVANT_STARS
+from training.optimizer import relevance_optimizers
 
 SAMPLE = 4096  # movies
+CELLS_PER_RATING = 32  # of an epoch: users of the loss times candidates
+USER_SALT = 1 << 44  # makes the draw of users another than that of what is their context
 EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
 STACKING_CELLS = 2**21  # users times movies that the weights of an epoch are fitted to
 STACKING_STEPS = 2  # of Newton's method in an epoch; the next goes on from where it ends
@@ -24,35 +27,86 @@ STACKING_PRIOR = 1.0  # precision of the weights' Gaussian prior, whose mean is 
 BLOCK_CELLS = 2**20  # users times movies whose scores are in memory at once
 
 
-class RelevanceLoss:
-    """The loss of a step's batch, or of a piece of it.
+class RelevanceTrainer:
+    """The loss of a step's batch, or of a piece of it, and the optimizers that follow its gradient.
 
     Its targets are chosen as the test split is. Where that is what users rated last, they are what a user rated after a
     random moment, and the context is what they had rated before. Else context and targets are those of the step.
     """
 
-    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, by_time: bool) -> None:
-        """Make the loss; `num_ratings`, float (M,), are the movies' training ratings."""
-        self.relevance, self.by_time, self.probability = relevance, by_time, None
-        if int((num_ratings > 0).sum()) > SAMPLE:
-            self.probability = sampling_probabilities(num_ratings, SAMPLE)
-            self.movies = torch.arange(len(num_ratings), device=num_ratings.device)
-
-    def __call__(self, batch: Batch, in_context: torch.Tensor, seed: int, step: int) -> torch.Tensor:
-        """Return the loss of a batch; a scalar, the sum over users.
+    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, of_users: torch.Tensor, by_time: bool,
+                 lr: float) -> None:
+        """Make a trainer.
 
         Args:
-            in_context: bool (R,), the context of the rating's step.
+            num_ratings, of_users: float (M,) and int64 (U,), training ratings of movies and of users, over all ranks.
+            by_time: whether the test split is what users rated last.
+            lr: the base learning rate.
+        """
+        self.tables = relevance_optimizers(relevance, lr)
+        self.relevance, self.by_time = relevance, by_time
+        rated = (num_ratings > 0).nonzero().squeeze(1)
+        self.candidates, self.num_ratings = Candidates(rated, positions(rated, len(num_ratings))), num_ratings
+        if len(rated) > SAMPLE:
+            self.candidates = self.candidates._replace(probability=sampling_probabilities(num_ratings, SAMPLE))
+        cells = int((of_users > 1).sum()) * min(len(rated), SAMPLE)
+        self.fraction = CELLS_PER_RATING * int(of_users.sum()) / max(cells, 1)  # of users, in an epoch
+
+    def differentiate(self, parts: list[Batch], seed: int, step: int, weight: float) -> torch.Tensor:
+        """Add the gradients of a step's loss, the sum over its pieces times a weight, to the parameters; return it."""
+        losses = []
+        for part in parts:
+            loss = weight * self.loss(part, seed, step)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def move(self, factor: float) -> None:
+        """Follow the gradients, with the learning rate scaled by `factor`."""
+        for table, parameter in zip(self.tables, self.relevance.parameters(), strict=True):
+            if parameter.grad is not None:
+                table.step_of(parameter.grad, factor)
+
+    def loss(self, batch: Batch, seed: int, step: int) -> torch.Tensor:
+        """Return the loss of a batch; a scalar, the sum over users.
+
+        A target counts by how much it was liked, and a user by the root of the number of their targets.
+
+        Args:
             seed, step: of the epoch, and the number of the step in it.
         """
-        if self.by_time:
-            in_context = before_a_moment(batch, seed)
+        in_context = before_a_moment(batch, seed) if self.by_time else in_context_of(batch, seed)
         context, target = batch.subset(in_context), batch.subset(~in_context)
-        sampled = None
-        if self.probability is not None:
-            sampled = uniform(seed, torch.full_like(self.movies, step), self.movies) < self.probability
-        return self.relevance.loss(context.context(), target.row, target.movie_idx, target.stars, len(target.users),
-                                   self.probability, sampled)
+        weight = self.relevance.liking(target.stars) * counts(target.row, len(batch.users))[target.row].rsqrt()
+        num_users = len(batch.users)
+        if context.row.device.type == "cpu":
+            context, target, weight, num_users = self._of_use(context, target, weight, seed)
+        return self.relevance.loss(context.context(), target.row, target.movie_idx, weight, num_users,
+                                   self._candidates_of(seed, step))
+
+    def _of_use(self, context: Batch, target: Batch, weight: torch.Tensor,
+                seed: int) -> tuple[Batch, Batch, torch.Tensor, int]:
+        """Leave out users of whom nothing is learned, without context or without a target that they liked, and, where
+        users are many beside their ratings, all but a fraction that is drawn; return the number of the others too."""
+        is_of_use = counts(context.row, len(context.users)).bool()
+        is_of_use &= counts(target.row[weight > 0], len(context.users)).bool()
+        if self.fraction < 1:
+            is_of_use &= uniform(seed ^ USER_SALT, context.users) < self.fraction
+        if is_of_use.all():
+            return context, target, weight, len(is_of_use)
+        new_row, chosen = is_of_use.cumsum(0) - 1, is_of_use.index_select(0, target.row)
+        context, target = context.subset(is_of_use.index_select(0, context.row)), target.subset(chosen)
+        context.row, target.row = new_row.index_select(0, context.row), new_row.index_select(0, target.row)
+        return context, target, weight[chosen], int(is_of_use.sum())
+
+    def _candidates_of(self, seed: int, step: int) -> Candidates:
+        """Return the candidates of a step."""
+        if self.candidates.probability is None:
+            return self.candidates
+        movies = torch.arange(len(self.num_ratings), device=self.num_ratings.device)
+        drawn = uniform(seed, torch.full_like(movies, step), movies) < self.candidates.probability
+        movies = drawn.nonzero().squeeze(1)
+        return self.candidates._replace(movies=movies, position=positions(movies, len(drawn)))
 
 
 def before_a_moment(batch: Batch, seed: int) -> torch.Tensor:

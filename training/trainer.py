@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -19,8 +20,9 @@ from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_errors
-from training.optimizer import TABLE_LR, default_batch_size, planned_epochs
-from training.relevance import RelevanceLoss, fit_weights
+from training.optimizer import default_batch_size, planned_epochs
+from training.relevance import RelevanceTrainer, fit_weights
+from training.threads import in_threads, shared_out
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
@@ -58,19 +60,22 @@ class Trainer:
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         self.val_users = with_validation[uniform(0, with_validation) < measured]
         self.num_epochs = planned_epochs(data.num_users, settings.epochs)
-        batch_size = settings.batch_size or default_batch_size(data.num_users)
+        batch_size = settings.batch_size or default_batch_size(data.num_users, self.num_ratings)
         relevance = None
         if model.relevance is not None:
-            relevance = RelevanceLoss(model.relevance, model.user_based.movie_tower.num_ratings,
-                                      data.meta["split"]["method"] in ("latest", "probe"))
+            of_users = data.train.offset.diff().to(device)
+            ranks.sum_(of_users)
+            relevance = RelevanceTrainer(model.relevance, model.user_based.movie_tower.num_ratings, of_users,
+                                         data.meta["split"]["method"] in ("latest", "probe"), settings.lr)
         num_rated = int((data.movies.num_train_ratings > 0).sum())
         self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
                                self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance)]
         if model.item_based is not None:
             ratings, owned = by_movie(data, ranks)
+            batch_size = (math.ceil(settings.batch_size / 2) if settings.batch_size
+                          else default_batch_size(data.num_movies, self.num_ratings, fewest=64))
             self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
-                                       math.ceil(batch_size / 2), settings.seed + ITEM_BASED_SEED, self.stars_step,
-                                       ranks))
+                                       batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks))
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf
 
@@ -91,7 +96,8 @@ class Trainer:
         while not self.is_finished:
             epoch = len(self.metrics) + 1
             try:
-                metrics = self._run_epoch(epoch)
+                with shared_out():
+                    metrics = self._run_epoch(epoch)
             except torch.linalg.LinAlgError:  # in evaluation, where the last step has spoilt the vectors
                 raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "
                                 f"again with a smaller --lr than {self.settings.lr:g}") from None
@@ -131,7 +137,8 @@ class Trainer:
         total = sum(len(engine.ratings) for engine in self.engines)
         with tqdm(total=total, desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True, leave=False,
                   mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
-            sums = torch.stack([engine.run_epoch(epoch, self.num_epochs, bar) for engine in self.engines]).sum(0)
+            sums = torch.stack(in_threads([partial(engine.run_epoch, epoch, self.num_epochs, bar)
+                                           for engine in self.engines])).sum(0)
         if self.model.item_based is not None:
             item_based = self.engines[1]
             self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step, item_based.owned)
@@ -142,6 +149,6 @@ class Trainer:
         loss, squared, count = sums.tolist()  # a GPU is done then
         elapsed_s = time.perf_counter() - start
         errors = predict_errors(self.model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)
-        lr = self.engines[0].optimizers[0].param_groups[0]["lr"] / TABLE_LR
+        lr = self.settings.lr * self.engines[0].factor
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())

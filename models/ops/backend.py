@@ -34,8 +34,16 @@ def of_pattern(pattern: RatingPattern, row_width: int = 0) -> ModuleType:
 
 
 def of_device(device: torch.device) -> ModuleType:
-    """Return the backend for `uniform` and `row_adam`: triton_kernels.py on a GPU that runs it, else array_ops.py."""
+    """Return the backend for `uniform`: triton_kernels.py on a GPU that runs it, else array_ops.py."""
     return _forced or (_gpu_backend(device) if device.type == "cuda" else array_ops)
+
+
+def of_rows(rows: torch.Tensor) -> ModuleType:
+    """Return the backend for `row_adam` of rows, int64 (B,)."""
+    if _forced is None and rows.device.type == "cpu":
+        from models.ops import numba_kernels
+        return numba_kernels
+    return of_device(rows.device)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import numba
 import numpy as np
 import torch
 
-from models.ops.array_ops import row_adam, sum_by_movie, sum_by_user, uniform
+from models.ops.array_ops import sum_by_movie, sum_by_user, uniform
 from models.ops.rating_pattern import RatingPattern
 
 __all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
@@ -76,6 +76,13 @@ def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     _in_threads(_ridge_again, _ridge_again_threaded, np.arange(num_users + 1), factor.shape[-1] // num_vectors, factor,
                 right, solution)
     return solution
+
+
+def row_adam(table: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, steps: torch.Tensor, rows: torch.Tensor,
+             grad: torch.Tensor, lr: float, betas: tuple[float, float], epsilon: float) -> None:
+    """Do what `array_ops.row_adam` does."""
+    _run(_row_adam, *(tensor.numpy() for tensor in (table, mean, square, steps.view(-1), rows, grad.contiguous())),
+         lr, *betas, epsilon)
 
 
 def keep_best(scores: torch.Tensor, user_tail: torch.Tensor, movie_tail: torch.Tensor, slack: torch.Tensor,
@@ -277,6 +284,22 @@ def _ridge_again(factor, right, solution, first, last):
 def _ridge_again_threaded(factor, right, solution, bounds):
     for thread in numba.prange(len(bounds) - 1):
         _ridge_again(factor, right, solution, bounds[thread], bounds[thread + 1])
+
+
+@compiled
+def _row_adam(table, mean, square, steps, rows, grad, lr, beta_mean, beta_square, epsilon):
+    dim = table.shape[1]
+    one, beta_mean, beta_square = table.dtype.type(1), table.dtype.type(beta_mean), table.dtype.type(beta_square)
+    epsilon = table.dtype.type(epsilon)
+    for k in range(len(rows)):
+        row = rows[k]
+        steps[row] += 1
+        scale = table.dtype.type(lr * np.sqrt(1 - np.float64(beta_square) ** steps[row])
+                                 / (1 - np.float64(beta_mean) ** steps[row]))
+        for i in range(dim):
+            mean[row, i] += (one - beta_mean) * (grad[k, i] - mean[row, i])
+            square[row, i] = beta_square * square[row, i] + (one - beta_square) * grad[k, i] * grad[k, i]
+            table[row, i] -= scale * mean[row, i] / (np.sqrt(square[row, i]) + epsilon)
 
 
 @compiled

@@ -36,7 +36,10 @@ def pool(table: torch.Tensor, weight: torch.Tensor, row: torch.Tensor, indices: 
 
 
 def gather_distinct(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return table[index] of distinct rows, int64 (N,), whose gradients need not be added up."""
+    """Return table[index] of distinct rows, int64 (N,), whose gradients need not be added up.
+
+    On a CPU the gradient is a sparse tensor of these rows: it costs as much as they do, however long the table is.
+    """
     return _GatherDistinct.apply(table, index)
 
 
@@ -103,7 +106,11 @@ class _GatherDistinct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.saved_tensors[0], grad), None
+        (index,) = ctx.saved_tensors
+        if grad.device.type != "cpu":
+            return grad.new_zeros(ctx.shape).index_copy_(0, index, grad), None
+        return torch.sparse_coo_tensor(index.unsqueeze(0), grad, ctx.shape, is_coalesced=True,
+                                       check_invariants=False), None
 
 
 class _RidgeSolve(torch.autograd.Function):

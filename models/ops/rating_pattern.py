@@ -18,6 +18,11 @@ class RatingPattern:
         self.row, self.indices = row, indices
         self.num_users, self.num_movies, self.num_vectors = num_users, num_movies, num_vectors
 
+    def of_rows(self, rows: torch.Tensor) -> "RatingPattern":
+        """Return the pattern of some of the rows, int64 (K,), ascending, which have all of the ratings."""
+        row = positions(rows, self.num_users).index_select(0, self.row)
+        return RatingPattern(row, self.indices, len(rows), self.num_movies, self.num_vectors)
+
     @cached_property
     def indptr(self) -> torch.Tensor:
         """Where the ratings of each user begin, and the end of the last, int64 (B + 1,)."""
@@ -60,6 +65,26 @@ class RatingPattern:
 def row_starts(row: torch.Tensor, num_rows: int) -> torch.Tensor:
     """Return where each row begins in ascending rows, int64 (R,), and the end of the last, int64 (B + 1,)."""
     return torch.searchsorted(row, torch.arange(num_rows + 1, device=row.device))
+
+
+def distinct(index: torch.Tensor, num_values: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the numbers below `num_values` that occur in int64 (R,), ascending, int64 (N,), and where each is among
+    them, int64 (num_values,); on a GPU all numbers, as finding them would make the host wait."""
+    if index.device.type != "cpu":
+        every = torch.arange(num_values, device=index.device)
+        return every, every
+    occurs = torch.zeros(num_values, dtype=torch.bool)
+    occurs[index] = True
+    found = occurs.nonzero().squeeze(1)
+    return found, positions(found, num_values)
+
+
+def positions(found: torch.Tensor, num_values: int) -> torch.Tensor:
+    """Return where numbers below `num_values` are among distinct ones, int64 (N,); int64 (num_values,), 0 if nowhere.
+    """
+    position = torch.zeros(num_values, dtype=torch.int64, device=found.device)
+    position[found] = torch.arange(len(found), device=found.device)
+    return position
 
 
 def counts(index: torch.Tensor, num_values: int) -> torch.Tensor:
