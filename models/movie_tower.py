@@ -75,7 +75,8 @@ class StepMovies(NamedTuple):
     def detached(self) -> "StepMovies":
         """Return the same as leaves of a graph of their own, so that gradients go on to the movie tower and to the
         tables once a step, however many pieces its users are in."""
-        pooled, over_time = _leaf(self.context.pooled), _leaf(self.context.over_time)
+        pooled, over_time = _leaf(self.context.pooled), self.context.over_time
+        over_time = None if over_time is None else _leaf(over_time)
         context, target = (table._replace(rows=_leaf(table.rows), pooled=pooled, over_time=over_time)
                            for table in (self.context, self.target))
         return self._replace(context=context, target=target)
@@ -101,8 +102,8 @@ class StepMovies(NamedTuple):
         return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.context.groups))
 
 
-def _leaf(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.detach().requires_grad_()
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_()
 
 
 class MovieTower(nn.Module):

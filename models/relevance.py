@@ -56,6 +56,11 @@ class Relevance(nn.Module):
         low, high = self.config.stars_low, self.config.stars_high
         return ((stars - low) / (high - low) - INDIFFERENT).clamp(min=0)
 
+    def weight(self, row: torch.Tensor, stars: torch.Tensor, num_users: int) -> torch.Tensor:
+        """Return the weights of targets in the loss, float (T,): by how much they were liked, and a user's by the root
+        of their number; row int64 (T,), stars float (T,)."""
+        return self.liking(stars) * counts(row, num_users)[row].rsqrt()
+
     def tastes(self, context: Context, num_users: int, in_training: bool = False) -> torch.Tensor:
         """Return t_u, float (B, L), from the users' context ratings.
 
@@ -65,11 +70,13 @@ class Relevance(nn.Module):
         row, movie_idx, count = context.row, context.movie_idx, counts(context.row, num_users)
         surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, movie_idx)
         mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
-        history, weight = self.history, surprise - mean.index_select(0, row)
+        weight = surprise - mean.index_select(0, row)
         if in_training:
-            found, position = distinct(movie_idx, len(history))
-            history, movie_idx = gather_distinct(history, found), position.index_select(0, movie_idx)
-        pooled = pool(history, weight, row, movie_idx, num_users)
+            found, position = distinct(movie_idx, len(self.history))
+            pooled = pool(gather_distinct(self.history, found), weight, row, position.index_select(0, movie_idx),
+                          num_users)
+        else:
+            pooled = pool(self.history, weight, row, movie_idx, num_users)
         return pooled * (count + 1).rsqrt().unsqueeze(1)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:

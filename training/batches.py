@@ -19,7 +19,6 @@ from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Ratings, Users
 from training.distributed import ALONE, Ranks
 
-
 CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
 
 

@@ -11,10 +11,9 @@ An engine trains one pair of towers. For the item-based ones, "users" are the mo
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -31,7 +30,7 @@ from training.optimizer import SHARED_LR, USER_LR, RowAdam, build_optimizers, lr
 from training.relevance import RelevanceTrainer
 from training.threads import in_threads
 
-Gradients = list[torch.Tensor | None]
+Gradients = Sequence[torch.Tensor | None]
 
 NOISE_ROWS, NOISE_SHIFTS = 2**15, 4096  # of noise: one per movie, but no more than so many, and others beyond
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
@@ -336,7 +335,8 @@ def _sums(by_piece: list[Gradients]) -> Gradients:
 
 
 def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
-    """Cut a batch between users into equal pieces of about `most` ratings at most, but of a user at least.
+    """Cut a batch between users into pieces about as large as each other, none with more ratings than `most`, unless it
+    is a single user.
 
     Gradients add up over users, so that of the pieces is that of the batch.
 
@@ -345,14 +345,18 @@ def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
     """
     if most is None:
         most = GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS
-    num_pieces = -(-len(batch.row) // most)
-    if num_pieces <= 1:
+    if len(batch.row) <= most:
         yield batch
         return
     end = row_starts(batch.row, len(batch.users))[1:]  # of each user's ratings
-    marks = torch.arange(1, num_pieces, device=end.device) * len(batch.row) // num_pieces
-    bounds = [0, *(torch.searchsorted(end, marks) + 1).tolist(), len(batch.users)]
-    for first, last in pairwise(sorted(set(bounds))):
-        rows = slice(int(end[first - 1]) if first else 0, int(end[last - 1]))
+    first = start = 0
+    while first < len(batch.users):
+        rest = len(batch.row) - start
+        even = start + rest / max(math.ceil(rest / most), 1)  # where a piece ends if all that follow are as large
+        last = min(int(torch.searchsorted(end, even)), len(end) - 1)
+        last -= last > first and int(end[last]) - start > most
+        last = last + 1 if rest else len(end)
+        rows = slice(start, int(end[last - 1]))
         yield Batch(batch.users[first:last], batch.row[rows] - first, batch.movie_idx[rows], batch.stars[rows],
                     batch.day[rows])
+        first, start = last, rows.stop

@@ -24,7 +24,8 @@ MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
 STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
-STEP_RATINGS = 8192  # in a step, at least, on average
+STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
+STEP_RATINGS, SMALLEST_EPOCH = 8192, 8  # in a step, at least, on average, unless an epoch has no more steps
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
@@ -47,15 +48,15 @@ def relevance_optimizers(relevance: Relevance, lr: float) -> list["RowAdam"]:
     return [RowAdam(parameter.data.view(len(parameter), -1), lr * SHARED_LR) for parameter in relevance.parameters()]
 
 
-def planned_epochs(num_users: int, most: int) -> int:
-    """Return over how many epochs the learning rate falls to zero: 20, but down to 8 where many users teach the movies
-    more."""
-    return min(most, 20, max(8, 120_000 // num_users))
+def planned_epochs(num_users: int, num_steps: int, most: int) -> int:
+    """Return over how many epochs, of `num_steps` each, the learning rate falls to zero: 20, but down to 8 where many
+    users teach the movies more."""
+    return min(most, 20, max(8, 120_000 // num_users, STEPS_OF_A_RUN // num_steps))
 
 
 def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> int:
     """Return how many users a step has: 128, but up to 512 where an epoch still has 400 steps, and 4096 where it has
-    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS.
+    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS or an epoch few steps.
 
     A movie moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
     the same for all sizes, nearly all of it on a GPU.
@@ -70,7 +71,7 @@ def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> i
     else:
         while num_users >= STEPS_OF_AN_EPOCH * 2 * size:
             size *= 2
-    while size < num_users and size * num_ratings < STEP_RATINGS * num_users:
+    while size * SMALLEST_EPOCH < num_users and size * num_ratings < STEP_RATINGS * num_users:
         size *= 2
     return size
 
@@ -95,8 +96,9 @@ class TableSGD:
         """Take over tables of M rows each with the weight of its decay."""
         self.tables, self.decays, self.lr = list(decays), list(decays.values()), lr * TABLE_LR
         self.momentum = [torch.zeros_like(table) for table in self.tables]
-        self.met = self.done = torch.zeros(0)  # movies of the step; of each movie the last step that has moved it
-        self.catch_up()
+        num_movies, self.num_steps = len(self.tables[0]), 0  # steps since nobody was late
+        self.met = self.done = torch.zeros(num_movies, dtype=torch.int64)  # of the step; steps that have moved a movie
+        self.products = [np.eye(2)[None]] * len(self.tables)  # of the steps after each step, (num_steps + 1, 2, 2)
 
     @torch.no_grad()
     def catch_up(self, movies: torch.Tensor | None = None) -> None:
@@ -105,23 +107,22 @@ class TableSGD:
         Where they are most of the movies, the others come along: to pick them out would take longer.
         """
         device, num_movies = self.tables[0].device, len(self.tables[0])
-        is_most = movies is None or 2 * len(movies) >= num_movies
-        self.met = torch.arange(num_movies, device=device) if is_most else movies
-        if self._num_steps:
+        if movies is None or 2 * len(movies) >= num_movies:
+            movies = torch.arange(num_movies, device=device)
+        self.met = movies
+        if self.num_steps:
             done = self.done[self.met]
-            late = (done < self._num_steps).nonzero().squeeze(1)
+            late = (done < self.num_steps).nonzero().squeeze(1)
             rows, done = self.met[late], done[late]
-            for table, momentum, products in zip(self.tables, self.momentum, self._products, strict=True):
+            for table, momentum, products in zip(self.tables, self.momentum, self.products, strict=True):
                 product = torch.from_numpy(products).to(table.dtype)[done].view(-1, 2, 2, *(1,) * (table.dim() - 1))
                 p, b = table[rows], momentum[rows]
                 table[rows] = product[:, 0, 0] * p + product[:, 0, 1] * b
                 momentum[rows] = product[:, 1, 0] * p + product[:, 1, 1] * b
-            self.done[rows] = self._num_steps
+            self.done[rows] = self.num_steps
         if len(self.met) == num_movies:  # nobody is late
-            self._num_steps, self.done = 0, torch.zeros(num_movies, dtype=torch.int64)
-            self._products = [np.eye(2)[None] for _ in self.tables]  # of the steps since each step, (steps + 1, 2, 2)
-
-    _num_steps = 0  # since nobody was late
+            self.num_steps, self.products = 0, [np.eye(2)[None]] * len(self.tables)
+            self.done = torch.zeros(num_movies, dtype=torch.int64)
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -134,7 +135,7 @@ class TableSGD:
             grads = [_gradient_of(table, self.met) for table in tables]
             rows, momentum = ([tensor.data if is_all else tensor.index_select(0, self.met) for tensor in column]
                               for column in (tables, moments))
-            sgd(rows, grads, momentum, weight_decay=decay, momentum=MOMENTUM, lr=lr, dampening=0.0, nesterov=True,
+            sgd(rows, grads, [*momentum], weight_decay=decay, momentum=MOMENTUM, lr=lr, dampening=0.0, nesterov=True,
                 maximize=False, fused=True)
             if not is_all:
                 for tensor, values in zip([*tables, *moments], [*rows, *momentum], strict=True):
@@ -143,9 +144,9 @@ class TableSGD:
             return
         for k, decay in enumerate(self.decays):
             move = np.array([[1 - lr * decay * (1 + MOMENTUM), -lr * MOMENTUM**2], [decay, MOMENTUM]])
-            self._products[k] = np.concatenate([move @ self._products[k], np.eye(2)[None]])
-        self._num_steps += 1
-        self.done[self.met] = self._num_steps
+            self.products[k] = np.concatenate([move @ self.products[k], np.eye(2)[None]])
+        self.num_steps += 1
+        self.done[self.met] = self.num_steps
 
 
 class RowAdam:
@@ -180,7 +181,7 @@ class RowAdam:
         self.step(rows, grad, factor)
 
 
-def _gradient_of(table: torch.nn.Parameter, movies: torch.Tensor) -> torch.Tensor:
+def _gradient_of(table: torch.Tensor, movies: torch.Tensor) -> torch.Tensor:
     """Return a table's gradient of movies, int64 (N,): all, or those of its sparse gradient; zero if it has none."""
     if table.grad is None:
         return table.new_zeros(len(movies), *table.shape[1:])

@@ -21,7 +21,7 @@ SAMPLE = 4096  # movies
 CELLS_PER_RATING = 32  # of an epoch: users of the loss times candidates
 USER_SALT = 1 << 44  # makes the draw of users another than that of what is their context
 EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
-STACKING_CELLS = 2**21  # users times movies that the weights of an epoch are fitted to
+STACKING_CELLS, STACKING_CELLS_PER_RATING = 2**21, 8  # users times movies that the weights of an epoch are fitted to
 STACKING_STEPS = 2  # of Newton's method in an epoch; the next goes on from where it ends
 STACKING_PRIOR = 1.0  # precision of the weights' Gaussian prior, whose mean is how they begin
 BLOCK_CELLS = 2**20  # users times movies whose scores are in memory at once
@@ -70,15 +70,13 @@ class RelevanceTrainer:
     def loss(self, batch: Batch, seed: int, step: int) -> torch.Tensor:
         """Return the loss of a batch; a scalar, the sum over users.
 
-        A target counts by how much it was liked, and a user by the root of the number of their targets.
-
         Args:
             seed, step: of the epoch, and the number of the step in it.
         """
         in_context = before_a_moment(batch, seed) if self.by_time else in_context_of(batch, seed)
         context, target = batch.subset(in_context), batch.subset(~in_context)
-        weight = self.relevance.liking(target.stars) * counts(target.row, len(batch.users))[target.row].rsqrt()
         num_users = len(batch.users)
+        weight = self.relevance.weight(target.row, target.stars, num_users)
         if context.row.device.type == "cpu":
             context, target, weight, num_users = self._of_use(context, target, weight, seed)
         return self.relevance.loss(context.context(), target.row, target.movie_idx, weight, num_users,
@@ -137,7 +135,8 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
     relevance, movies = model.eval().relevance, model.movie_table()
     assert relevance is not None
     num_movies, device = model.config.num_movies, model.device
-    fraction = STACKING_CELLS / num_movies / max(_total(ranks, len(users), device), 1)
+    num_cells = min(STACKING_CELLS, STACKING_CELLS_PER_RATING * _total(ranks, len(known), device))
+    fraction = num_cells / num_movies / max(_total(ranks, len(users), device), 1)
     users = users[uniform(1, users) < fraction]
     movie_vectors = model.movie_vectors(day, movies)
     unrated = model.user_based.movie_tower.num_ratings == 0

@@ -59,7 +59,6 @@ class Trainer:
         self.has_validation = bool(num_with > 0)
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         self.val_users = with_validation[uniform(0, with_validation) < measured]
-        self.num_epochs = planned_epochs(data.num_users, settings.epochs)
         batch_size = settings.batch_size or default_batch_size(data.num_users, self.num_ratings)
         relevance = None
         if model.relevance is not None:
@@ -76,6 +75,7 @@ class Trainer:
                           else default_batch_size(data.num_movies, self.num_ratings, fewest=64))
             self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
                                        batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks))
+        self.num_epochs = planned_epochs(data.num_users, self.engines[0].num_steps, settings.epochs)
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf
 

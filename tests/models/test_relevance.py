@@ -3,7 +3,8 @@ import torch
 
 from models.blend import Blend
 from models.config import ModelConfig
-from models.relevance import Relevance, multinomial_loss, sampling_probabilities
+from models.ops.rating_pattern import positions
+from models.relevance import Candidates, Relevance, multinomial_loss, sampling_probabilities
 from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_high=5, stars_mean=3.4,
@@ -20,6 +21,15 @@ def model() -> Blend:
     torch.nn.init.normal_(model.folded_in)
     model.relevance.set_statistics(torch.linspace(-1, 1, 7), torch.arange(7.0))
     return model
+
+
+EVERY = Candidates(torch.arange(7), torch.arange(7))
+
+
+def weighted(relevance: Relevance) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row, movie and weight of the targets."""
+    row, movie_idx, stars = TARGETS
+    return row, movie_idx, relevance.weight(row, stars, 2)
 
 
 def test_loss_and_gradients_equal_plain_autograd():
@@ -78,21 +88,37 @@ def test_a_taste_equals_its_formula_written_out(model):
 
 def test_disliked_targets_do_not_count_and_users_count_by_the_root_of_their_targets(model):
     relevance = model.relevance
-    loss = relevance.loss(CONTEXT, *TARGETS, num_users=2)
+    loss = relevance.loss(CONTEXT, *weighted(relevance), 2, EVERY)
     score = relevance.tastes(CONTEXT, 2) @ relevance.vectors.T + relevance.popularity
     log_share = score.index_put((CONTEXT.row, CONTEXT.movie_idx), torch.tensor(-torch.inf)).log_softmax(1)
     torch.testing.assert_close(loss, -(0.75 * log_share[0, 2] + 0.5 * log_share[1, 0] / 2**0.5))
 
 
 def test_a_sample_of_all_movies_has_the_loss_and_gradients_of_no_sample(model):
-    relevance, every = model.relevance, torch.ones(7)
-    whole = relevance.loss(CONTEXT, *TARGETS, num_users=2)
-    sampled = relevance.loss(CONTEXT, *TARGETS, 2, every, every > 0)
+    relevance = model.relevance
+    whole = relevance.loss(CONTEXT, *weighted(relevance), 2, EVERY)
+    sampled = relevance.loss(CONTEXT, *weighted(relevance), 2, EVERY._replace(probability=torch.ones(7)))
     torch.testing.assert_close(sampled, whole)
     parameters = list(relevance.parameters())
     for own, other in zip(torch.autograd.grad(sampled, parameters), torch.autograd.grad(whole, parameters),
                           strict=True):
-        torch.testing.assert_close(own, other)
+        torch.testing.assert_close(own.to_dense(), other.to_dense())
+
+
+def test_movies_that_are_no_candidates_are_not_reached(model):
+    """Of movies 0, 2, 4 and 5, in another order, the loss is that of a softmax over these; others get no gradient."""
+    relevance, movies = model.relevance, torch.tensor([5, 0, 2, 4])
+    row, movie, weight = weighted(relevance)
+    known = Context(*(column[CONTEXT.movie_idx == 4] for column in CONTEXT))
+    loss = relevance.loss(known, row, movie, weight, 2, Candidates(movies, positions(movies, 7)))
+    score = (relevance.tastes(known, 2) @ relevance.vectors.T + relevance.popularity)[:, movies]
+    score = score.index_put((known.row, torch.full_like(known.row, 3)), torch.tensor(-torch.inf))
+    place = {movie: number for number, movie in enumerate(movies.tolist())}
+    column = torch.tensor([place[int(idx)] for idx in movie])
+    torch.testing.assert_close(loss, -(weight * score.log_softmax(1)[row, column]).sum())
+    loss.backward()
+    for table, reached in ((relevance.vectors, movies), (relevance.popularity, movies), (relevance.history, [4])):
+        assert table.grad.coalesce().indices()[0].tolist() == sorted(int(movie) for movie in reached)
 
 
 @torch.no_grad()
@@ -104,8 +130,9 @@ def test_movies_of_a_sample_count_for_as_many_as_they_stand_for(model):
     relevance.popularity.copy_(torch.tensor([1.0, 2, 2, 9, 9, 9, 9]).log())
     probability = torch.tensor([0.5, 1, 0.5, 0.1, 0.1, 0.1, 0.1])
     known = Context(zero, torch.tensor([2]), torch.tensor([3.0]), zero)
-    loss = relevance.loss(known, zero.repeat(2), torch.tensor([0, 6]), torch.tensor([5.0, 5.0]), 1, probability,
-                          torch.arange(7) < 3)
+    weight = relevance.weight(zero.repeat(2), torch.tensor([5.0, 5.0]), 1)
+    loss = relevance.loss(known, zero.repeat(2), torch.tensor([0, 6]), weight, 1,
+                          Candidates(torch.arange(3), positions(torch.arange(3), 7), probability))
     torch.testing.assert_close(loss, 2 * 0.75 / 2**0.5 * torch.tensor(2.0).log())
 
 

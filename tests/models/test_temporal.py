@@ -10,7 +10,7 @@ def test_a_movie_has_a_bias_in_every_period():
     with torch.no_grad():
         bias.table.copy_(torch.arange(96.0).view(3, 32))
     movie_idx, day = torch.tensor([0, 0, 2, 2, 1]), torch.tensor([0, 9, 10, 319, 315])
-    assert bias(movie_idx, day).tolist() == [0, 0, 65, 95, 63]
+    assert bias(bias.table, movie_idx, day).tolist() == [0, 0, 65, 95, 63]
 
 
 @torch.no_grad()

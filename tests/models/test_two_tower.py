@@ -36,7 +36,7 @@ def bare_of_dates(model: TwoTower) -> None:
 
 
 def step_movies(model: TwoTower) -> StepMovies:
-    return model.step_movies(torch.cat([MOVIE, TARGET.movie_idx]))
+    return model.step_movies(model.distinct_movies(torch.cat([MOVIE, TARGET.movie_idx])))
 
 
 TARGET = Target(torch.tensor([0, 1, 2, 2]), torch.tensor([3, 9, 2, 1]), torch.full((4,), LAST))

@@ -1,10 +1,12 @@
 """Steps on a planted data set: a user with one rating, one who has rated nearly everything, a movie without ratings."""
 
+import copy
 import functools
 import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
 from training.engine import Engine, Settings, halves, pieces
-from training.optimizer import TABLE_LR, RowAdam, lr_factor
+from training.optimizer import SHARED_LR, TABLE_LR, RowAdam, lr_factor
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user
 COUNTS = [1, MOST, 0, 40, 7, 300, 2]  # ratings of each user
@@ -73,6 +75,16 @@ def test_any_batch_size_takes_every_rating_once_an_epoch(batch_size):
     assert all(torch.isfinite(value).all() for value in engine.model.state_dict().values())
 
 
+def test_a_user_who_is_left_out_of_a_step_in_one_group_has_no_row_there():
+    """Users of one rating: in one group it is known and nothing is asked, in the other nothing is known."""
+    batch = batch_of(planted_ratings([1, 1, 0, 3]), torch.arange(4))
+    in_context = torch.tensor([True, False, True, False, False])
+    context, target, user_of_row, first_rows = halves(batch, in_context, both_ways=True)
+    assert (user_of_row.tolist(), first_rows) == ([1, 3, 0, 3], 2)
+    assert target.row.tolist() == [0, 1, 1] + [2, 3]
+    assert context.row.tolist() == [1] + [3, 3]
+
+
 def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vectors():
     engine = engine_of(planted_ratings(), batch_size=2, user_dropout=0.0)
     model, before = engine.model, engine.model.user_embedding.clone()
@@ -124,24 +136,27 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float
     assert len(list(pieces(batch, most))) > 1
     monkeypatch.setattr(engine_module, "pieces", functools.partial(pieces, most=most))
     torch.testing.assert_close(split.step(batch, 5, noise, 1.0), sums, rtol=1e-12, atol=0)
-    gradients = {name: parameter.grad for name, parameter in whole.model.named_parameters()}
+    gradients = {name: parameter.grad.to_dense() for name, parameter in whole.model.named_parameters()}
     assert all(gradients[name].abs().sum() > 0 for name in gradients)
     for name, parameter in split.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-9, atol=1e-12, msg=name)
+        torch.testing.assert_close(parameter.grad.to_dense(), gradients[name], rtol=1e-9, atol=1e-12, msg=name)
     torch.testing.assert_close(split.model.user_embedding, whole.model.user_embedding, rtol=1e-9, atol=1e-12)
 
 
 def test_groups_of_heads_see_the_halves_both_ways_round():
     batch = batch_of(planted_ratings([2, 0, 3]), torch.arange(3))
     in_context = torch.tensor([True, False, False, False, True])
-    context, target = halves(batch, in_context, both_ways=True)
+    context, target, user_of_row, first_rows = halves(batch, in_context, both_ways=True)
     first, second = [0, 4], [1, 2, 3]  # ratings, in the order of the batch
-    assert context.row.tolist() == [0, 2] + [3, 5, 5] and target.row.tolist() == [0, 2, 2] + [3, 5]
+    assert (user_of_row.tolist(), first_rows) == ([0, 2, 0, 2], 2)  # user 1 has no ratings
+    assert context.row.tolist() == [0, 1] + [2, 3, 3] and target.row.tolist() == [0, 1, 1] + [2, 3]
     for name in ("movie_idx", "stars", "day"):
         column = getattr(batch, name)
         assert torch.equal(getattr(context, name), column[first + second])
         assert torch.equal(getattr(target, name), column[second + first])
-    assert [part.row.tolist() for part in halves(batch, in_context, both_ways=False)] == [[0, 2], [0, 2, 2]]
+    one, other, user_of_row, first_rows = halves(batch, in_context, both_ways=False)
+    assert [part.row.tolist() for part in (one, other)] == [[0, 1], [0, 1, 1]]
+    assert (user_of_row.tolist(), first_rows) == ([0, 2], 2)
 
 
 def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
@@ -157,10 +172,11 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
     in_context = torch.rand(len(batch.row), generator=torch.Generator().manual_seed(0)) < 0.5
     embedding = torch.randn(3, 4)
     with torch.no_grad():
-        context, target = halves(batch, in_context, both_ways=True)
+        context, target, *_ = halves(batch, in_context, both_ways=True)
+        distinct = model.distinct_movies(batch.movie_idx)
         scores, *_ = model(embedding.repeat(2, 1), context.context(), target.target(),
-                          model.step_movies(batch.movie_idx, groups=2))
-        one, other, movies = batch.subset(in_context), batch.subset(~in_context), model.step_movies(batch.movie_idx)
+                          model.step_movies(distinct, groups=2))
+        one, other, movies = batch.subset(in_context), batch.subset(~in_context), model.step_movies(distinct)
         first, *_ = model(embedding, one.context(), other.target(), movies)
         second, *_ = model(embedding, other.context(), one.target(), movies)
     torch.testing.assert_close(scores, torch.cat([first[:, :2], second[:, 2:]]))
@@ -200,23 +216,23 @@ def test_a_spoilt_row_stops_the_step_that_meets_it(value):
 def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
     engine = engine_of(planted_ratings())
     engine.run_epoch(1, 2, Steps())
-    sizes = sorted(gradient.numel() for gradient in engine.shared_gradients(False))
+    sizes = sorted(gradient.numel() for gradient in engine.shared_gradients(None))
     assert sizes == sorted(parameter.numel() for parameter in engine.model.parameters())
-    assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients(False)]
+    assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients(None)]
 
 
 def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
     ratings = planted_ratings([3, 5, 2])
     before, after = engine_of(ratings), engine_of(ratings, lr=0.0005, time_l2=7.0)
     before.step(batch_of(ratings, torch.arange(3)), 1, None, 1.0)
-    rates = [[(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups]
-             for optimizer in after.optimizers]
-    after.load_state_dict(before.state_dict())
-    for optimizer, expected, saved in zip(after.optimizers, rates, before.optimizers, strict=True):
-        assert [(group["base_lr"], group["weight_decay"]) for group in optimizer.param_groups] == expected
-        for old, new in zip(saved.state.values(), optimizer.state.values(), strict=True):
-            assert all(torch.equal(old[name], new[name]) for name in old)
-    assert rates[0][0][0] == pytest.approx(0.0005 * TABLE_LR)
+    before.tables.catch_up()
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert (after.tables.lr, after.tables.decays[-1]) == pytest.approx((0.0005 * TABLE_LR, 7.0))
+    assert all(torch.equal(old, new) for old, new in zip(before.tables.momentum, after.tables.momentum, strict=True))
+    for old, new in zip(before.layers.state.values(), after.layers.state.values(), strict=True):
+        assert all(torch.equal(old[name], new[name]) for name in old)
+    after.step(batch_of(ratings, torch.arange(3)), 2, None, 0.5)
+    assert after.layers.param_groups[0]["lr"] == pytest.approx(0.0005 * SHARED_LR * 0.5)
 
 
 def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypatch):
@@ -234,7 +250,9 @@ def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypa
     monkeypatch.setattr(engine_module, "uniform", lambda seed, first, *_: torch.zeros_like(first).float())  # hashes
     engine, meta = engine_of(planted_ratings([3, 0, 40])), torch.device("meta")
     engine.model.to(meta)
-    engine.ratings, engine.optimizers = engine.ratings.to(meta), []  # which are PyTorch's own
+    engine.ratings = engine.ratings.to(meta)
+    engine.tables = engine.layers = SimpleNamespace(step=lambda *_: None, catch_up=lambda _: None,
+                                                    param_groups=engine.layers.param_groups)  # PyTorch's own
     engine.user_rows = RowAdam(engine.model.user_embedding, 0.001)
     model, users, noise = engine.model, torch.arange(3, device=meta), torch.ones(2, NUM_MOVIES, 8, device=meta)
     with Watch():

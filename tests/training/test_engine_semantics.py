@@ -75,31 +75,39 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble
 
 def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNamespace]:
     """Run epochs; return of every step what it found and was given, what its towers saw, and what it left."""
-    steps, take = [], engine.step
+    steps, take, divide = [], engine.step, engine_module.halves
 
     def step(batch, seed, noise, factor, number):
         batch.stars = batch.stars.to(torch.get_default_dtype())
         one = SimpleNamespace(batch=batch, noise=noise, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
         steps.append(one)
         one.sums = take(batch, seed, noise, factor, number)
-        one.gradients = {name: parameter.grad.clone() for name, parameter in engine.model.named_parameters()}
+        one.gradients = {name: parameter.grad.to_dense() for name, parameter in engine.model.named_parameters()}
+        engine.tables.catch_up()
         one.after = copy.deepcopy(engine.model.state_dict())
         return one.sums
 
     def look(_, inputs):
         one = steps[-1]
         one.embedding, one.context, one.target, one.movies = inputs
-        own, seen = (row * num_movies + movie for row, movie in ((one.batch.row, one.batch.movie_idx), inputs[1][:2]))
-        one.in_context = torch.isin(own, seen)  # of the first group of members: the second's rows are other numbers
+        one.keep = torch.zeros(len(one.batch.users), dtype=torch.bool)
+        one.keep[one.user_of_row[(one.embedding != 0).any(1)]] = True
 
-    engine.step, num_movies = step, engine.model.config.num_movies
+    def divided(batch, in_context, both_ways):
+        result = divide(batch, in_context, both_ways)
+        steps[-1].in_context, steps[-1].user_of_row, steps[-1].first_rows = in_context, *result[2:]
+        return result
+
+    engine.step, engine_module.halves = step, divided
     handle = engine.model.register_forward_pre_hook(look)
-    for epoch in epochs:
-        first = len(steps)
-        sums = engine.run_epoch(epoch, num_epochs, tqdm(disable=True))
-        torch.testing.assert_close(sums, sum(one.sums for one in steps[first:]))
-    engine.step = take
-    handle.remove()
+    try:
+        for epoch in epochs:
+            first = len(steps)
+            sums = engine.run_epoch(epoch, num_epochs, tqdm(disable=True))
+            torch.testing.assert_close(sums, sum(one.sums for one in steps[first:]))
+    finally:
+        engine.step, engine_module.halves = take, divide
+        handle.remove()
     return steps
 
 
@@ -158,7 +166,6 @@ def plain_step(engine: Engine, one: SimpleNamespace) -> tuple[torch.Tensor, dict
     (year, count, _), members = engine.known, engine.model.config.ensemble_size
     movies = plain_films(state, year, count)
     one.rows = state["user_embedding"][one.batch.users]
-    one.keep = (one.embedding[:len(one.rows)] != 0).any(1)
     both_ways = [(slice(0, members // 2), one.in_context), (slice(members // 2, members), ~one.in_context)]
     squared = size = number = 0
     for of_group, known in [(slice(0, members), one.in_context)] if members % 2 else both_ways:
@@ -221,11 +228,19 @@ def test_half_of_the_ratings_are_context_and_every_epoch_and_seed_divides_them_a
 @pytest.mark.parametrize("ensemble_size", [2, 3])
 def test_heads_predict_what_they_do_not_see_and_two_groups_predict_every_rating_once(ensemble_size):
     for one in recorded(engine_of(ensemble_size=ensemble_size), 1):
-        users, rated = len(one.batch.users), set(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist(), strict=True))
-        context, target = ([{(row - group * users, movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
-                             if row // users == group} for group in (0, 1)] for part in (one.context, one.target))
-        assert target[0] == rated - context[0] and context[1] == (target[0] if ensemble_size == 2 else set())
-        assert target[1] == (context[0] if ensemble_size == 2 else set())
+        rated = set(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist(), strict=True))
+        context, target = ([{(int(one.user_of_row[row]), movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
+                             if (row >= one.first_rows) == group} for group in (0, 1)]
+                           for part in (one.context, one.target))
+        known = {pair for pair, known in zip(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist()),
+                                             one.in_context.tolist(), strict=True) if known}
+        asked = [rated - known, known if ensemble_size == 2 else set()]
+        assert target == asked
+        for group in (0, 1):  # a user of whom nothing is asked has no row
+            users = {user for user, _ in asked[group]}
+            rows = one.user_of_row[:one.first_rows] if group == 0 else one.user_of_row[one.first_rows:]
+            assert set(rows.tolist()) == users and len(rows) == len(users)
+            assert context[group] == {pair for pair in rated - asked[group] if pair[0] in users}
         assert int(one.sums[2]) == (len(rated) if ensemble_size == 2 else 3 * len(target[0]))
 
 
@@ -256,8 +271,9 @@ def test_the_embedding_is_left_out_for_97_percent_of_users_and_only_other_rows_m
     engine, kept = engine_of([2] * 3000, batch_size=1000), []
     for number, one in enumerate(recorded(engine, 1, 2, num_epochs=2)):
         before, after = (state["user_embedding"] for state in (one.before, one.after))
-        keep = (one.embedding[:1000] != 0).any(1)
-        assert torch.equal(one.embedding, (before[one.batch.users] * keep.unsqueeze(1)).repeat(2, 1))
+        keep = one.keep
+        rows = before[one.batch.users] * keep.unsqueeze(1)
+        assert torch.equal(one.embedding, rows[one.user_of_row])
         kept.append({*one.batch.users[keep].tolist()})
         if number < 3:  # later, a row that has moved once moves on by its momentum
             moved = (before != after).any(1).nonzero().squeeze(1)
@@ -299,12 +315,12 @@ def test_parameters_move_as_torch_s_optimizers_move_them():
 def test_a_row_has_the_bias_correction_of_its_own_age():
     table = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     leaves = [torch.nn.Parameter(row.clone()) for row in table]
-    adams, rows = [torch.optim.Adam([leaf], 1, (0.9, 0.99), 1e-8) for leaf in leaves], RowAdam(table, lr=0.003)
+    adams, rows = [torch.optim.Adam([leaf], 1, (0.9, 0.99), 1e-8) for leaf in leaves], RowAdam(table, lr=0.06)
     for number, touched in enumerate([[0, 1], [1], [3, 0], [1, 3], [1], [0, 2]]):
         grad = torch.randn(len(touched), 3, generator=torch.Generator().manual_seed(number))
         rows.step(torch.tensor(touched), grad, factor=1 / (number + 1))
         for row, gradient in zip(touched, grad, strict=True):
-            leaves[row].grad, adams[row].param_groups[0]["lr"] = gradient, 0.003 * 20 / (number + 1)
+            leaves[row].grad, adams[row].param_groups[0]["lr"] = gradient, 0.06 / (number + 1)
             adams[row].step()
         torch.testing.assert_close(table, torch.stack([leaf.detach() for leaf in leaves]))
 

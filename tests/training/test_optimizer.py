@@ -11,7 +11,7 @@ def test_row_adam_equals_adam_when_every_row_is_touched_every_step():
     table = torch.randn(5, 3)
     reference = torch.nn.Parameter(table.clone())
     adam = torch.optim.Adam([reference], lr=0.01 * USER_LR, betas=BETAS, eps=EPSILON)
-    rows = RowAdam(table, lr=0.01)
+    rows = RowAdam(table, lr=0.01 * USER_LR)
     for _ in range(20):
         reference.grad = torch.randn(5, 3)
         adam.step()
@@ -21,7 +21,7 @@ def test_row_adam_equals_adam_when_every_row_is_touched_every_step():
 
 def test_row_adam_leaves_other_rows_alone():
     table = torch.ones(4, 2)
-    rows = RowAdam(table, lr=0.01)
+    rows = RowAdam(table, lr=0.01 * USER_LR)
     rows.step(torch.tensor([1, 3]), torch.ones(2, 2), factor=0.5)
     assert (table[[0, 2]] == 1).all() and (rows.state["steps"][[0, 2]] == 0).all()
     torch.testing.assert_close(table[[1, 3]], torch.full((2, 2), 1 - 0.01 * USER_LR * 0.5))
@@ -33,17 +33,27 @@ def test_rate_warms_up_and_falls_to_nearly_zero():
     assert factors[-1] < 1e-3
 
 
-@pytest.mark.parametrize(("num_users", "most", "expected"), [(10, 100, 20), (12_000, 100, 10), (480_189, 100, 8),
-                                                             (480_189, 3, 3)])
-def test_fewer_epochs_are_planned_for_more_users(num_users, most, expected):
-    assert planned_epochs(num_users, most) == expected
+@pytest.mark.parametrize(("num_users", "num_steps", "most", "expected"), [
+    (10, 1, 100, 20), (12_000, 94, 100, 10), (480_189, 118, 100, 8), (480_189, 118, 3, 3),
+    (120_000, 15, 100, 20), (120_000, 25, 100, 16), (120_000, 50, 100, 8)])
+def test_fewer_epochs_are_planned_for_more_users_in_many_steps(num_users, num_steps, most, expected):
+    assert planned_epochs(num_users, num_steps, most) == expected
 
 
 @pytest.mark.parametrize(("num_users", "expected"), [(1, 128), (102_399, 128), (102_400, 256), (204_799, 256),
                                                      (204_800, 512), (409_599, 512), (409_600, 4096),
                                                      (480_189, 4096), (10_000_000, 4096)])
 def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
-    assert default_batch_size(num_users) == expected
+    assert default_batch_size(num_users, 100 * num_users) == expected
+
+
+@pytest.mark.parametrize(("num_users", "num_ratings", "fewest", "expected"), [
+    (120_042, 198_049, 128, 8192),  # 13,515 ratings a step; 4,096 users would have 6,758
+    (1682, 75_974, 64, 256), (10_000, 640_000, 128, 128), (10_000, 639_999, 128, 256),
+    (1024, 1024, 128, 128), (1025, 1025, 128, 256), (9700, 81_000, 64, 1024),  # an epoch of 8 steps, or of so many users
+    (10, 10, 128, 128), (1, 1, 64, 64), (500_000, 500_000, 128, 8192)])
+def test_steps_have_more_users_where_these_have_few_ratings(num_users, num_ratings, fewest, expected):
+    assert default_batch_size(num_users, num_ratings, fewest) == expected
 
 
 @pytest.mark.parametrize(("step", "num_steps", "expected"), [
