@@ -10,15 +10,19 @@ from preprocessing.dataset.records import (
     TRAIN,
     VALIDATION,
     DataError,
+    Id,
     Movies,
     Ratings,
     Titles,
     User,
     Users,
+    are_text,
     position_of,
+    typed_id,
 )
 from preprocessing.dataset.schema import FILES, PREPROCESS
 
-__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Movies", "Ratings",
-           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "exit_code", "hash_ids", "lock_beside",
-           "locked", "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]
+__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Id", "Movies", "Ratings",
+           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "are_text", "exit_code", "hash_ids",
+           "lock_beside", "locked", "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync",
+           "typed_id", "uniform"]

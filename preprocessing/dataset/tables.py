@@ -178,7 +178,8 @@ def named_positions(path: Path, columns: Names, needed: tuple[str, ...], layout:
     """
     header = layout.header or []
     positions, plain = header_positions(columns, header), [plain_name(name) for name in header]
-    where, found = f"{path}, line {layout.first_line}", ", ".join(repr(name[:40]) for name in header if name)
+    where = f"{path}, line {layout.first_line}" if layout.first_line else str(path)  # no line: it is no text
+    found = ", ".join(repr(name[:40]) for name in header if name)
     if missing := [column for column in needed if column not in positions]:
         expected = "; ".join(f"{column} ({' or '.join(columns[column][:3])})" for column in missing)
         raise DataError(f"{where}: no column is named for {expected}; found: {found}")
