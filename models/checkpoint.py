@@ -27,7 +27,7 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError, locked, replaced
 
-FORMAT = 10
+FORMAT = 11
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,

@@ -205,7 +205,7 @@ class Engine:
         embedding = (rows * keep).repeat(self.groups, 1)
         score, squared_norms, num_targets = model(embedding, context.context(), target.target(), movies)
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
-        loss = 0.5 * squared + 0.5 * self.l2 * squared_norms
+        loss = 0.5 * squared / model.config.unit**2 + 0.5 * self.l2 * squared_norms
         loss.backward()
         if with_relevance and self.relevance is not None:
             relevance = settings.relevance_weight * self.relevance(batch, in_context, seed, number)

@@ -88,7 +88,8 @@ def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | Non
 
     def ranking(score_users: Callable[[torch.Tensor], torch.Tensor],
                 where: torch.device | str = "cpu") -> dict[str, float]:
-        return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step)
+        return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step,
+                                stars_range=data.meta["stars_range"])
 
     return {name: {column: values.get(column) for column in COLUMNS} for name, values in {
         "global_mean": _ratings(bias_errors(constant, data.test, data)),

@@ -20,6 +20,18 @@ from preprocessing.dataset.records import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+# Names of the columns of ids in tables of any kind of ratings, as `plain_name` writes them, the best first.
+USER_NAMES = ("userid", "user", "reader", "readerid", "student", "studentid", "member", "memberid", "customer",
+              "customerid", "reviewer", "reviewerid", "person", "personid", "profileid", "profilename", "uid",
+              "userkey", "usernumber", "email", "emailaddress", "mail", "username", "learner", "learnerid",
+              "participant", "participantid", "listener", "player", "guest", "buyer", "client", "clientid", "visitor",
+              "visitorid", "account", "accountid", "patron", "patronid", "name")
+ITEM_ID_NAMES = ("itemid", "movieid", "filmid", "bookid", "productid", "courseid", "songid", "trackid", "gameid",
+                 "recipeid", "titleid", "asin", "parentasin", "isbn", "isbn13", "isbn10", "ean", "sku", "itemkey",
+                 "mid", "businessid", "animeid", "jokeid")
+ITEM_NAMES = ("item", "book", "movie", "film", "product", "course", "song", "track", "album", "artist", "game",
+              "recipe", "restaurant", "business", "beer", "wine", "anime", "show", "joke", "place", "hotel", "lecture",
+              "podcast", "episode", "article", "paper", "module", "class", "subject")
 SEPARATORS = ("::", "\t", ";", ",", "|")  # of equally good ones the first is taken
 ALWAYS_QUOTED = (";", ",")  # beside another separator a quotation mark may be a character like others
 HEAD = 1 << 16  # characters from which the layout is found
