@@ -1,6 +1,7 @@
 """Ids as raw tables have them: whole numbers where every one is, else the text as it is written."""
 
 import re
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 
 from preprocessing.dataset.schema import MOST_ID_LETTERS
 
-Ids = np.ndarray | pa.ChunkedArray  # int64 (R,), or text (R,)
+Ids: TypeAlias = np.ndarray | pa.ChunkedArray  # int64 (R,), or text (R,)
 PLAIN = r"^(0|[1-9][0-9]{0,18})(\.0*)?$"  # without leading zeros; as 7.0, a spreadsheet's 7
 TABLE_LIMIT = 1 << 26  # ids up to here are ranked through a table, larger ones by a sort
 UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what may steer a terminal or end a line

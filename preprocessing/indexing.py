@@ -31,11 +31,11 @@ class PairError(DataError):
         self.in_ratings, self.occurrence = in_ratings, occurrence  # say which line to look for
 
     @classmethod
-    def rated_twice(cls, user_id: int, movie_id: int) -> "PairError":
+    def rated_twice(cls, user_id: Id, movie_id: Id) -> "PairError":
         return cls("user {user} rated movie {movie} twice", user_id, movie_id, True, 2)
 
     @classmethod
-    def never_rated(cls, user_id: int, movie_id: int) -> "PairError":
+    def never_rated(cls, user_id: Id, movie_id: Id) -> "PairError":
         return cls("user {user} never rated movie {movie}", user_id, movie_id, False, 1)
 
     @classmethod

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from preprocessing.dataset import DataError, Movies, position_of
+from preprocessing.dataset import DataError, Id, Movies, are_text, position_of
 
 MOST_CHOICES = 10
 MOST_SUGGESTIONS = 3
@@ -37,7 +37,7 @@ class MovieFinder:
                     if key:
                         self._by_key[level].setdefault(key, []).append(movie_idx)
 
-    def find(self, text: str, year: int | None = None, movie_id: int | None = None, title_first: bool = False,
+    def find(self, text: str, year: int | None = None, movie_id: Id | None = None, title_first: bool = False,
              with_suggestions: bool = True) -> int:
         """Return the movie_idx of a movie_id or a title.
 
@@ -45,19 +45,21 @@ class MovieFinder:
             text: what a person writes; a year in parentheses at its end may tell movies of one title apart.
             year: of the movie, where it is written apart.
             movie_id: tells movies of one title apart.
-            title_first: digits are a title before they are a movie_id.
+            title_first: what could be either is a title before it is a movie_id.
             with_suggestions: name movies much like a title that is not found, which takes a moment.
 
         Raises:
             DataError: there is no such movie, or there are several (they are told apart).
         """
         text = text.strip()
-        by_id = position_of(self.movies.movie_id, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else None
+        ids, by_id = self.movies.movie_id, None
+        if are_text(ids) or re.fullmatch(r"[0-9]{1,18}", text):
+            by_id = position_of(ids, text if are_text(ids) else int(text))
         if by_id is not None and not title_first:
             return by_id
         found = self.called(text, year)
         if movie_id is not None and len(found) > 1:
-            found = [movie for movie in found if self.movies.movie_id[movie] == movie_id] or found
+            found = [movie for movie in found if ids[movie] == movie_id] or found
         if len(found) > 1:
             found = [movie for movie in found if self.movies.title[movie].strip() == text] or found
         if len(found) == 1:

@@ -32,6 +32,8 @@ ITEM_ID_NAMES = ("itemid", "movieid", "filmid", "bookid", "productid", "courseid
 ITEM_NAMES = ("item", "book", "movie", "film", "product", "course", "song", "track", "album", "artist", "game",
               "recipe", "restaurant", "business", "beer", "wine", "anime", "show", "joke", "place", "hotel", "lecture",
               "podcast", "episode", "article", "paper", "module", "class", "subject")
+TITLE_NAMES = ("title", "booktitle", "movietitle", "filmtitle", "itemtitle", "itemname", "productname", "producttitle",
+               "coursename", "coursetitle", "songtitle", "trackname", "gamename", "recipename")
 SEPARATORS = ("::", "\t", ";", ",", "|")  # of equally good ones the first is taken
 ALWAYS_QUOTED = (";", ",")  # beside another separator a quotation mark may be a character like others
 HEAD = 1 << 16  # characters from which the layout is found
