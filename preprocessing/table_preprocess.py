@@ -133,7 +133,8 @@ def open_ratings(args: argparse.Namespace) -> TableFile:
     """
     if not args.raw_file.is_file():
         raise DataError(f"{args.raw_file} not found; name the table of the ratings with --raw_file")
-    given: Names = {column: (plain_name(name),) for column, flag in FLAGS.items() if (name := getattr(args, flag)) is not None}
+    given: Names = {column: (plain_name(name),) for column, flag in FLAGS.items()
+                    if (name := getattr(args, flag)) is not None}
     if args.time_column == "none":
         given["time"] = ()
     try:
