@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+DECIMALS = 9  # 0.1 + 0.2 is 0.3
 MOST_STEPS = 256  # from the lowest to the highest rating
 LARGEST = 2**15  # steps from zero to a rating, and a rating itself, lie below
 
@@ -50,14 +51,14 @@ def find_scale(stars: np.ndarray, low: float | None = None, high: float | None =
     if low == high:
         raise ValueError(f"all {len(stars):,} ratings are {low:g}: there is nothing to learn from; if the scale is "
                          "wider, name its ends with --scale LOW:HIGH")
-    fractions = [Fraction(str(value)) for value in distinct[:MOST_STEPS + 2].tolist()]
-    finest = max(fractions, key=lambda value: value.denominator)
+    fractions = [Fraction(str(value)) for value in distinct[:MOST_STEPS + 2].round(DECIMALS).tolist()]
+    finest = max(range(len(fractions)), key=lambda k: fractions[k].denominator)
     denominator = math.lcm(*(value.denominator for value in fractions))
     step = Fraction(math.gcd(*(int(value * denominator) for value in fractions)) or denominator, denominator)
     if len(distinct) > MOST_STEPS + 1 or (distinct[-1] - distinct[0]) > MOST_STEPS * step or max(
             abs(distinct[0]), abs(distinct[-1])) >= LARGEST * step:
-        value = finest if finest.denominator > 1 else distinct[-1]
-        raise OffScale(float(value), f"lies on no even scale with the others: expected ratings of equal steps, at most "
+        value = distinct[finest if fractions[finest].denominator > 1 else -1]
+        raise OffScale(value, f"lies on no even scale with the others: expected ratings of equal steps, at most "
                        f"{MOST_STEPS} from the lowest to the highest, such as 1 to 10, 0.5 to 5 or 0 to 100")
     return Scale(plain(low), plain(high), plain(float(step)))
 
