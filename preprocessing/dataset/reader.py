@@ -78,6 +78,7 @@ class UsersFile:
         self.path = data_dir / "users.parquet"
         with damage_named(self.path):
             self._file = _open(self.path)
+            self.has_text_ids = pa.types.is_string(self._file.schema_arrow.field("user_id").type)
             self._group_starts = _group_starts(self._file)
             metadata = self._file.metadata
             self._lowest_ids = [metadata.row_group(group).column(0).statistics.min
@@ -89,11 +90,6 @@ class UsersFile:
             users = _users_of(_read_whole(self._file))
             demand(users.offset[0] == 0, "its ratings do not begin at the first")
             return users
-
-    @property
-    def has_text_ids(self) -> bool:
-        """Whether users' ids are text."""
-        return pa.types.is_string(self._file.schema_arrow.field("user_id").type)
 
     def find(self, user_id: Id) -> User | None:
         """Return a user's index and rows; None if there is no such user."""
