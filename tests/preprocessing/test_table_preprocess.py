@@ -389,3 +389,31 @@ def test_any_ratings_have_a_scale_or_a_reason_why_not(values):
         assert len(set(values)) == 1
     else:
         assert scale.stored(stars) * scale.step == pytest.approx(stars, abs=1e-6)
+
+
+LETTERS = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters='",;|:\t'), min_size=1, max_size=8)
+IDS = (LETTERS | st.integers(0, 2**33).map(str)
+       | st.sampled_from(["007", "0", "0x1F", "-5", "1e3", "1.0", "nan", "NULL"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(IDS, IDS, st.integers(-20, 20), st.integers(0, 999)), min_size=1, max_size=12),
+       st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+       st.sampled_from(["\n", "\r\n"]), st.permutations(range(5)))
+def test_any_ids_come_out_as_they_are_written(tmp_path_factory, rows, separator, encoding, end, order):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    rows = [(user, item, str(stars), str(FIRST_DAY + datetime.timedelta(day)), "?") for user, item, stars, day in rows]
+    text = [separator.join(row[place] for place in order) + end
+            for row in [("user", "item", "rating", "date", "other"), *rows]]
+    path.write_bytes("".join(text).encode(encoding))
+    args = table_preprocess.parse_args(["--raw_file", str(path)])
+    raw, _ = table_preprocess.read_ratings(table_preprocess.open_ratings(args))
+    for found, place, limit in ((raw.user_id, 0, 2**63), (raw.movie_id, 1, 2**31)):
+        written = [row[place] for row in rows]
+        plain = [re.fullmatch(r"(0|[1-9]\d*)(\.0)?", text) for text in written]
+        if all(plain) and all(int(float(text)) < limit for text in written):
+            assert found.tolist() == [int(float(text)) for text in written]
+        else:
+            assert found.to_pylist() == written
+    assert raw.stars.tolist() == [float(row[2]) for row in rows]
+    assert raw.seconds.astype("datetime64[s]").astype("datetime64[D]").astype(str).tolist() == [row[3] for row in rows]
