@@ -67,7 +67,7 @@ def parse_ratings(text: str) -> list[tuple[str, float]]:
         ratings[movie.strip()] = number
         unread = []
     if unread:
-        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS")
+        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS, such as \"Heat (1995):4\"")
     return list(ratings.items())
 
 
