@@ -27,7 +27,7 @@ COLUMNS: Names = {  # names that a header may have for a column, the best first
     "stars": ("stars", "yourrating", "myrating", "starvalue", "rating", "userrating", "score", "mystars", "yourstars"),
     "person": ("profilename", "userid", "user", "username", "customerid", "profileid"),
 }
-SHAPES = {  # of a file without header: its columns, if each holds what is said here
+SHAPES = {  # of a file without header: its columns, if each holds numbers (n), text (t) or years (y) as said here
     ("movie_id", "stars"): "nn", ("title", "stars"): "tn", ("stars", "title"): "nt", ("title", "year", "stars"): "tyn",
     ("movie_id", "title", "stars"): "ntn", ("person", "movie_id", "stars"): "nnn",
     ("person", "movie_id", "stars", "time"): "nnnn",
