@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PIP_CONSTRAINT ?= requirements-lock.txt
 export PIP_CONSTRAINT
 
-.PHONY: help install demo test lint golden mutants clean
+.PHONY: help install demo test lint golden sessions mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,11 @@ lint: .venv/dev ## check style and types, without the tests
 
 golden: .venv/dev ## write the figures anew that tests/test_golden.py holds runs to; a commit of them says why
 	RENEW_GOLDEN=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_golden.py
+
+sessions: .venv/dev ## train the demo anew and write into the documents what their sessions print
+	rm -rf demo
+	$(MAKE) demo
+	RENEW_SESSIONS=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_sessions.py
 
 mutants: .venv/dev ## plant hundreds of faults, one at a time, and see whether the tests notice: about an hour
 	$(PY) benchmarks/mutants.py

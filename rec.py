@@ -126,7 +126,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if training and args.user_id is None and (args.rate or args.ratings_file):
         parser.error("--as_of_training is about the ratings of the data set: name a user with --user_id")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
-        parser.error(f"--map {args.map} must end in {', '.join(MAP_FORMATS)}")
+        parser.error(f"--map {args.map} must end in .png, .pdf or .svg")
     if args.map is not None and not args.map.parent.is_dir():
         parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
 
@@ -196,7 +196,8 @@ def list_found(args: argparse.Namespace, recommender: Recommender, filters: Filt
     shown = f"{args.top_n:,} of " if len(rows) > args.top_n else ""
     heading = f'{shown}{count(len(rows), "movie")} with "{text}" in the title, most ratings first'
     if not rows:
-        heading = f'no movie that passes has "{text}" in its title{recommender.suggestion(args.search)}'
+        narrowed = " and passes the filters" if filters != Filters(min_ratings=0) else ""
+        heading = f'no movie has "{text}" in its title{narrowed}{recommender.suggestion(args.search)}'
         say([heading] if args.json else [])
     show(args, recommender, rows[:args.top_n], "search", heading)
 

@@ -15,6 +15,7 @@ from preprocessing.dataset import DataError, Id, Movies, are_text, position_of
 
 MOST_CHOICES = 10
 MOST_SUGGESTIONS = 3
+SEARCH = "look for its movie_id with: python rec.py --search PART_OF_TITLE"
 ARTICLES = ("the", "a", "an", "le", "la", "les", "l'", "un", "une", "el", "los", "las", "il", "lo", "gli", "i", "der",
             "die", "das", "ein", "eine", "den", "det", "en", "et", "o", "os", "as", "um", "uma", "de", "het", "een")
 MARKS = str.maketrans("‘’‚‛′`´“”„‟«»–—‐‑‒―−", "'''''''\"\"\"\"\"\"-------", "\u200b\ufeff")
@@ -68,9 +69,9 @@ class MovieFinder:
             if by_id is not None:
                 return by_id
             if re.fullmatch(r"-?[0-9]+", text):
-                raise DataError(f"movie_id {text[:60]} is not in the data set")
+                raise DataError(f"movie_id {text[:60]} is not in the data set; {SEARCH}")
             of = f" of {year}" if year else ""
-            like = self._like(text) or "; look for its movie_id with: python rec.py --search PART_OF_IT"
+            like = self._like(text) or f"; {SEARCH}"
             raise DataError(f"no movie{of} is called {text[:60]!r}{like if with_suggestions else ''}")
         choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
         more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""

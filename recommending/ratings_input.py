@@ -38,7 +38,7 @@ COLUMNS: Names = {  # names that a header may have for a column, the best first
     "stars": ("stars", "yourrating", "myrating", "starvalue", "rating", "userrating", "score", "mystars", "yourstars"),
     "person": ("profilename", *USER_NAMES),
 }
-SHAPES = {  # of a file without header: its columns, if each holds what is said here
+SHAPES = {  # of a file without header: its columns, if each holds numbers (n), text (t) or years (y) as said here
     ("movie_id", "stars"): "nn", ("title", "stars"): "tn", ("stars", "title"): "nt", ("title", "year", "stars"): "tyn",
     ("movie_id", "title", "stars"): "ntn", ("person", "movie_id", "stars"): "nnn",
     ("person", "movie_id", "stars", "time"): "nnnn",
@@ -78,7 +78,7 @@ def parse_ratings(text: str) -> list[tuple[str, float]]:
         ratings[movie.strip()] = number
         unread = []
     if unread:
-        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS")
+        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS, such as \"Heat (1995):4\"")
     return list(ratings.items())
 
 

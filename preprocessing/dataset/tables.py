@@ -40,6 +40,7 @@ HEAD = 1 << 16  # characters from which the layout is found
 FIRST_ROWS = 50
 STAND_INS = "\t\x1f\x1e\x1d"  # for the separator "::", as parsers want a single character
 NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?")
+# The end of a column's name that says its scale: "rating (of 10)", "score 1-5", "stars/10".
 COUNTS_TO = re.compile(r"[\s_(/]*(?:(?:out[\s_]*)?of|[01][\s_]*(?:-|–|to)|/)?[\s_]*(?<!\d)(5|10)\s*\)?$", re.IGNORECASE)
 Names = dict[str, tuple[str, ...]]  # for each column the names that a header may have for it, see `plain_name`
 # What a byte that is no UTF-8 stands for: Windows' cp1252, and latin-1 for the five bytes that it does not define.
