@@ -32,7 +32,7 @@ def imported_modules(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("stage", MAY_IMPORT)
 def test_imports_run_one_way(stage):
-    stages = {"preprocessing", "models", "training", "recommending", "main", "rec", "benchmarks", "tests"}
+    stages = {"preprocessing", "models", "training", "recommending", "main", "rec", "benchmarks", "notebooks", "tests"}
     for path in (ROOT / stage).glob("*.py"):
         used = {module.split(".")[0] for module in imported_modules(path)} & stages
         assert used <= MAY_IMPORT[stage], path
