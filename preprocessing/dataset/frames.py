@@ -105,7 +105,9 @@ def _lookup(column: str, folder: Path, meta: dict) -> "np.ndarray | pd.Categoric
         titles = list(read_movies(folder).title)
         return pd.Categorical(titles, pd.unique(pd.Series(titles)))
     if column == "stars":
-        return (np.arange(256) * meta["stars_step"]).astype(np.float32)
+        low, high = (round(stars / meta["stars_step"]) for stars in meta["stars_range"])
+        steps = np.r_[0:max(high, 0) + 1, min(low, 0):0]  # as NumPy counts: those below zero from the end
+        return (steps * meta["stars_step"]).astype(np.float32)
     if column == "date":
         return (np.datetime64(meta["day_epoch"]) + np.arange(meta["num_days"])).astype("datetime64[s]")
     return pd.Categorical(SPLITS, SPLITS)

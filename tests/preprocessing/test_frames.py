@@ -77,6 +77,14 @@ def test_half_stars_are_halved(data_dir, monkeypatch):
     assert ratings_frame(data_dir).stars.tolist() == [stars / 2 for stars in whole]
 
 
+@pytest.mark.parametrize("stars_range, step", [([-1, 1], 0.5), ([0, 100], 1), ([-10, -2], 2), ([0.5, 5], 0.5)])
+def test_every_step_of_a_scale_has_its_stars(data_dir, stars_range, step):
+    stars = np.arange(stars_range[0], stars_range[1] + step, step)
+    codes = (stars / step).astype(np.int16)
+    found = frames._lookup("stars", data_dir, {"stars_range": stars_range, "stars_step": step})[codes]
+    assert found.dtype == "float32" and found.tolist() == stars.tolist()
+
+
 def test_users_and_movies_are_those_of_their_files(known, data_dir):
     users, movies = users_frame(data_dir), movies_frame(data_dir)
     ids = [rating.user_id for rating in known]
@@ -88,7 +96,8 @@ def test_users_and_movies_are_those_of_their_files(known, data_dir):
     assert movies.num_train_ratings.tolist() == train.reindex(movies.movie_id, fill_value=0).tolist()
 
 
-@pytest.mark.parametrize("hold", [list, lambda ids: np.array(ids, object), lambda ids: Titles(pa.chunked_array([ids]))])
+@pytest.mark.parametrize("hold", [np.array, lambda ids: np.array(ids, object),
+                                  lambda ids: Titles(pa.chunked_array([ids]))])
 def test_ids_that_are_text_are_text(data_dir, monkeypatch, hold):
     number = ratings_frame(data_dir).user_id
     users = read_users(data_dir)
