@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PIP_CONSTRAINT ?= requirements-lock.txt
 export PIP_CONSTRAINT
 
-.PHONY: help install demo test lint golden mutants clean
+.PHONY: help install demo notebook test lint golden sessions mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -16,6 +16,9 @@ install: .venv/run ## install into .venv what the commands need, and do nothing 
 demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, recommend for one of its users
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
 	@echo "the training curve lies in demo/run/training.png"
+
+notebook: demo/run/test_metrics.json .venv/dev ## run notebooks/tour.ipynb on the demo; what its cells show is written into it
+	$(PY) notebooks/execute.py
 
 test: .venv/dev ## check style and types, then run the tests, a process per core; say which are skipped, and why
 	$(PY) -m ruff check
@@ -28,6 +31,11 @@ lint: .venv/dev ## check style and types, without the tests
 
 golden: .venv/dev ## write the figures anew that tests/test_golden.py holds runs to; a commit of them says why
 	RENEW_GOLDEN=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_golden.py
+
+sessions: .venv/dev ## train the demo anew and write into the documents what their sessions print
+	rm -rf demo
+	$(MAKE) demo
+	RENEW_SESSIONS=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_sessions.py
 
 mutants: .venv/dev ## plant hundreds of faults, one at a time, and see whether the tests notice: about an hour
 	$(PY) benchmarks/mutants.py

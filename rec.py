@@ -12,6 +12,7 @@ Reads best.pt of --run_dir (made by main.py) and the data set it was trained on.
 import argparse
 import contextlib
 import datetime
+import math
 import os
 import sys
 import textwrap
@@ -20,8 +21,8 @@ from pathlib import Path
 import recommending  # noqa: F401 - it says what to do where packages are missing, before they are imported
 
 # isort: split
-from preprocessing.dataset import exit_code
-from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as_user_table, count, fit
+from preprocessing.dataset import Id, exit_code
+from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as_user_table, count, fit, shown_id
 from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
@@ -56,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, allow_abbrev=False, usage="python rec.py [flags]", add_help=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=WIDTH))
     add = parser.add_argument_group("flags").add_argument
-    add("--user_id", type=int, metavar="ID", help="user of the data set (default: chosen by its seed)")
+    add("--user_id", metavar="ID", help="user of the data set (default: chosen by its seed)")
     add("--rate", type=typed_ratings, metavar='"MOVIE:STARS,..."',
         help="ratings by title or movie_id, alone or of --user_id too")
     add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd's export")
@@ -125,7 +126,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if training and args.user_id is None and (args.rate or args.ratings_file):
         parser.error("--as_of_training is about the ratings of the data set: name a user with --user_id")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
-        parser.error(f"--map {args.map} must end in {', '.join(MAP_FORMATS)}")
+        parser.error(f"--map {args.map} must end in .png, .pdf or .svg")
     if args.map is not None and not args.map.parent.is_dir():
         parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
 
@@ -154,6 +155,8 @@ def typed_date(text: str) -> datetime.date:
 def run(args: argparse.Namespace) -> None:
     """Load the run, make what is asked for, print it."""
     recommender = Recommender.load(args.run_dir, args.data_dir, args.date, args.as_of_training)
+    if args.user_id is not None:
+        args.user_id = recommender.user_id_of(args.user_id)
     fewest = (0 if args.search is not None else 1) if args.min_ratings is None else args.min_ratings
     filters = Filters(args.year_from, args.year_to, fewest, args.title, args.include_seen)
     if args.all_users:
@@ -182,7 +185,7 @@ def list_users(args: argparse.Namespace, recommender: Recommender) -> None:
             {"user_id": user_id, "num_ratings": number} for user_id, number in users]}))
         return
     print(f"{len(users):,} of {count(recommender.meta['num_users'], 'user')}, most ratings first")
-    print(as_user_table(users))
+    print(as_user_table(users, sys.stdout.encoding))
 
 
 def list_found(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
@@ -193,7 +196,8 @@ def list_found(args: argparse.Namespace, recommender: Recommender, filters: Filt
     shown = f"{args.top_n:,} of " if len(rows) > args.top_n else ""
     heading = f'{shown}{count(len(rows), "movie")} with "{text}" in the title, most ratings first'
     if not rows:
-        heading = f'no movie that passes has "{text}" in its title{recommender.suggestion(args.search)}'
+        narrowed = " and passes the filters" if filters != Filters(min_ratings=0) else ""
+        heading = f'no movie has "{text}" in its title{narrowed}{recommender.suggestion(args.search)}'
         say([heading] if args.json else [])
     show(args, recommender, rows[:args.top_n], "search", heading)
 
@@ -213,10 +217,11 @@ def list_similar(args: argparse.Namespace, recommender: Recommender, filters: Fi
     rows = recommender.similar(movie_id, args.top_n, filters)
     movie = recommender.movie_idx_of(movie_id)
     if not recommender.movies.num_train_ratings[movie]:
-        print(f"movie {movie_id} has no training ratings: only its features say what it is like", file=sys.stderr)
+        say([f"movie {movie_id} has no training ratings: only its features say what it is like"])
     say(recommender.date_remarks(filters))
     title = fit(recommender.movies.title[movie], 50, sys.stdout.encoding).rstrip()
-    show(args, recommender, rows, "similar", f"like movie {movie_id}, {title}", movie_id=movie_id)
+    shown = shown_id(movie_id, 40, sys.stdout.encoding)
+    show(args, recommender, rows, "similar", f"like movie {shown}, {title}", movie_id=movie_id)
 
 
 def list_for_person(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
@@ -230,7 +235,9 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
     rows = recommender.recommend(history, args.top_n, filters, rank_by)
     if args.explain:
         recommender.explain(history, rows)
-    kind, who = ("new", "somebody new") if history.user_id is None else ("user", f"user {history.user_id}")
+    kind, who = "new", "somebody new"
+    if history.user_id is not None:
+        kind, who = "user", f"user {shown_id(history.user_id, 40, sys.stdout.encoding)}"
     chosen = kind == "user" and args.user_id is None
     show(args, recommender, rows, kind, f"{who}, {count(len(history.movie_idx), 'movie')} rated"
          f"{'; test ratings left aside' if args.as_of_training else ''}"
@@ -245,7 +252,7 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
     given = own.stars | find_rated(recommender, args.rate or [])
     if args.user_id is not None and args.fallback and not recommender.has_user(args.user_id):
         instead = "the ratings given are all that is known" if given else "listing popular movies instead"
-        print(f"user_id {args.user_id} is not in the data set: {instead}", file=sys.stderr)
+        say([f"user_id {args.user_id} is not in the data set: {instead}"])
         return recommender.history_from(given) if given else None
     if args.user_id is None and given:
         return recommender.history_from(given)
@@ -256,11 +263,11 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
 def say(remarks: list[str]) -> None:
     """Print what is no part of a list."""
     for remark in remarks:
-        print(remark, file=sys.stderr)
+        print("".join(letter if letter.isprintable() else "?" for letter in remark), file=sys.stderr)
 
 
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,
-         user_id: int | None = None, ranked_by: str | None = None, movie_id: int | None = None) -> None:
+         user_id: Id | None = None, ranked_by: str | None = None, movie_id: Id | None = None) -> None:
     """Print a list."""
     if args.json:
         print(as_json(kind, rows, user_id, movie_id, ranked_by, recommender.as_of))
@@ -271,7 +278,8 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
     if kind == "search" and not rows:
         return
     if rows:
-        print(as_table(rows, recommender.meta["stars_range"][1], sys.stdout.encoding))
+        lowest, highest = recommender.meta["stars_range"]
+        print(as_table(rows, highest if lowest >= 0 else math.inf, sys.stdout.encoding))
     else:
         seen = " that is not rated already" if kind in ("user", "new") else ""
         print(f"nothing to list: no movie passes the filters{seen}")

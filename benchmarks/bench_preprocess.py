@@ -63,10 +63,13 @@ def main(argv: list[str] | None = None) -> int:
             for split in ("latest", "random", "probe"):
                 print_row(f"--split {split}", whole(raw_dir, work_dir / "out", split))
         _, load_mib, load_s = measure(run_load, work_dir / "out")
+        frame_s, frame_mib, _ = measure(run_frame, work_dir / "out")
         history_ms = measure(run_history, work_dir / "out")[2]
-        print(f"into tensors in {load_s:.2f} s, peak {load_mib:,.0f} MiB; one user's history in {history_ms:.2f} ms "
-              "(median of 200 users, file open)", flush=True)
-        result |= {"load_s": round(load_s, 2), "history_ms": round(history_ms, 3), **side_by_side(raw_dir, work_dir)}
+        print(f"into tensors in {load_s:.2f} s, peak {load_mib:,.0f} MiB; into a DataFrame in {frame_s:.2f} s, peak "
+              f"{frame_mib:,.0f} MiB; one user's history in {history_ms:.2f} ms (median of 200 users, file open)",
+              flush=True)
+        result |= {"load_s": round(load_s, 2), "frame_s": round(frame_s, 2), "frame_peak_mib": round(frame_mib),
+                   "history_ms": round(history_ms, 3), **side_by_side(raw_dir, work_dir)}
         print(json.dumps(result))
     return 0
 
@@ -149,6 +152,11 @@ def run_load(data_dir: Path) -> float:
     start = time.perf_counter()
     load_dataset(data_dir)
     return time.perf_counter() - start
+
+
+def run_frame(data_dir: Path) -> int:
+    """All ratings as a DataFrame, with the import of pandas; returns how many."""
+    return len(dataset.ratings_frame(data_dir))
 
 
 def run_history(data_dir: Path) -> float:

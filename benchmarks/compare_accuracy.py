@@ -213,7 +213,7 @@ def evaluate(fitted: Fitted, data: DataSet) -> dict[str, float | str | None]:
         return measures | {"no_ranking": fitted.no_ranking}
     recommendable = torch.tensor(data.movies.num_train_ratings) > 0
     return measures | evaluate_ranking(fitted.score_users, [data.train, data.validation], data.test, recommendable,
-                                       stars_step=data.meta["stars_step"])
+                                       stars_step=data.meta["stars_step"], stars_range=data.meta["stars_range"])
 
 
 def test_errors(fitted: Fitted, data: DataSet) -> RatingErrors:

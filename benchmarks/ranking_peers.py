@@ -23,7 +23,7 @@ import torch
 from benchmarks.peers import PEERS as RATING_PEERS
 from preprocessing.dataset import DataError
 from training.batches import DataSet, RatingTensors
-from training.metrics import RELEVANT_STARS, evaluate_ranking
+from training.metrics import evaluate_ranking, relevant_stars
 
 PACKAGES = {"scipy": "scipy", "implicit": "implicit", "lightfm": "rectools-lightfm", "surprise": "scikit-surprise"}
 SIGNALS = ("rated", "liked")
@@ -37,7 +37,7 @@ def _pairs(data: DataSet, signal: str) -> object:
     train = data.train
     chosen = torch.ones(len(train), dtype=torch.bool)
     if signal == "liked":
-        chosen = train.stars.float() * data.meta["stars_step"] >= RELEVANT_STARS
+        chosen = train.stars.float() * data.meta["stars_step"] >= relevant_stars(*data.meta["stars_range"])
     user_idx, movie_idx = train.user_idx()[chosen].numpy(), train.movie_idx.long()[chosen].numpy()
     return csr_matrix((np.ones(len(user_idx), np.float32), (user_idx, movie_idx)), (data.num_users, data.num_movies))
 
@@ -146,7 +146,7 @@ def choose_settings(name: str, data: DataSet, num_trials: int, num_threads: int)
         What was tried, best first: the settings and their "ndcg@10"; empty for a peer without settings.
 
     Raises:
-        DataError: the data set has no validation rating of RELEVANT_STARS.
+        DataError: the data set has no validation rating of `relevant_stars` or more.
     """
     grid = PEERS[name].grid
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
@@ -156,7 +156,8 @@ def choose_settings(name: str, data: DataSet, num_trials: int, num_threads: int)
     for settings in points:
         measures = evaluate(PEERS[name].fit(data, 0, num_threads, **settings), data, [data.train], data.validation)
         if math.isnan(measures["ndcg@10"]):
-            raise DataError(f"the data set has no validation rating of {RELEVANT_STARS} stars or more to choose the "
+            stars = relevant_stars(*data.meta["stars_range"])
+            raise DataError(f"the data set has no validation rating of {stars:.3g} stars or more to choose the "
                             f"settings of {name} by; preprocess it with a larger --val_fraction")
         tried.append({**settings, "ndcg@10": measures["ndcg@10"]})
     return sorted(tried, key=lambda row: -row["ndcg@10"])
@@ -167,4 +168,4 @@ def evaluate(score_users: Scorer, data: DataSet, seen: list[RatingTensors], held
     """Measure the order of all movies that have training ratings and that a user has not seen."""
     number = torch.tensor(data.movies.num_train_ratings)
     return evaluate_ranking(score_users, seen, held_out, number > 0, num_ratings=number,
-                            stars_step=data.meta["stars_step"])
+                            stars_step=data.meta["stars_step"], stars_range=data.meta["stars_range"])

@@ -27,7 +27,8 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError, locked, replaced
 
-FORMAT = 10
+FORMAT = 12
+STARS = ("stars_low", "stars_high", "stars_mean")  # of the config, which may lie below 0
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there
 DAMAGE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError,
@@ -157,9 +158,9 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     if not all(isinstance(checkpoint["flags"].get(name, ""), str) for name in DATA_DIRS):
         raise ValueError("flags")
     config, item_based = checkpoint["config"], checkpoint["item_based"]
-    numbers = [value for name, value in config.items() if name != "without"]
-    if not all(type(value) in (int, float) and 0 <= value < 2**48 for value in numbers) or not all(
-            part in PARTS for part in config["without"]):
+    numbers = {name: value for name, value in config.items() if name != "without"}
+    if not all(type(value) in (int, float) and (0 if name not in STARS else -2**48) <= value < 2**48
+               for name, value in numbers.items()) or not all(part in PARTS for part in config["without"]):
         raise ValueError("config")
     names = ("num_users", "num_movies", "user_dim", "embedding_dim", "pooled_dim", "hidden_dim")
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)

@@ -47,4 +47,12 @@ class ModelConfig:
     def slope(self) -> float:
         """Stars per unit of score where the prediction is the mean: the sigmoid's derivative there."""
         low, high = self.stars_low, self.stars_high
-        return max((self.stars_mean - low) * (high - self.stars_mean) / (high - low), 1e-3)
+        return max((self.stars_mean - low) * (high - self.stars_mean) / (high - low), 1e-3 * self.unit)
+
+    @property
+    def unit(self) -> float:
+        """A quarter of the scale: of 1 to 5 stars a star, of 0 to 100 it is 25.
+
+        Inputs and the loss are in this unit, so that training is the same whatever the scale.
+        """
+        return (self.stars_high - self.stars_low) / 4

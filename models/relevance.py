@@ -69,6 +69,7 @@ class Relevance(nn.Module):
         """
         row, movie_idx, count = context.row, context.movie_idx, counts(context.row, num_users)
         surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, movie_idx)
+        surprise = surprise / self.config.unit
         mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
         weight = surprise - mean.index_select(0, row)
         if in_training:

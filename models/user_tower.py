@@ -78,7 +78,7 @@ class UserTower(nn.Module):
         config, row, num_users = self.config, context.row, len(embedding)
         count = counts(row, num_users).to(context.stars.dtype)
         above_mean = context.stars - config.stars_mean  # (R,)
-        surprise = above_mean - movies.mean.index_select(0, context.movie_idx)
+        surprise = (above_mean - movies.mean.index_select(0, context.movie_idx)) / config.unit
 
         def sum_by_user(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(num_users).index_add_(0, row, values)

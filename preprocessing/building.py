@@ -19,7 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from preprocessing import dataset
-from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Movies, Ratings, Users, writer
+from preprocessing.dataset import SPLITS, TEST, TRAIN, DataError, Id, Movies, Ratings, Users, are_text, writer
 from preprocessing.dataset.machine import num_cores
 from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
 from preprocessing.indexing import Index, KeyLayout, PairError, Partition
@@ -47,12 +47,14 @@ class Statistics:
     seconds: dict[str, float] = field(default_factory=dict)
     split_counts: np.ndarray = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1 << STARS_BITS, np.int64))
+    lowest_stars: int = 0  # in steps, of the histogram's first entry
     num_train_ratings: np.ndarray = field(init=False)  # int32 (M,), once the movies are known
 
     def count(self, ratings: Ratings) -> None:
         """Count the ratings of a row group; only training ratings are counted per movie."""
         self.split_counts += np.bincount(ratings.known_split(), minlength=len(SPLITS))
-        self.histogram += np.bincount(ratings.stars, minlength=1 << STARS_BITS)
+        stars = ratings.stars - self.lowest_stars if self.lowest_stars else ratings.stars
+        self.histogram += np.bincount(stars, minlength=len(self.histogram))
         trained = ratings.movie_idx[ratings.split == TRAIN]
         self.num_train_ratings += np.bincount(trained, minlength=len(self.num_train_ratings)).astype(np.int32)
 
@@ -101,7 +103,11 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
     """
     _plan_validation(plan, index)
     statistics.num_train_ratings = np.zeros(len(index.movie_id), np.int32)
-    schema = ratings_schema(index.layout.num_movies, index.layout.num_days, index.day_epoch)
+    layout = index.layout
+    statistics.histogram = np.zeros(1 << layout.stars_bits, np.int64)
+    statistics.lowest_stars = layout.lowest_stars
+    fit_a_byte = layout.lowest_stars >= 0 and layout.lowest_stars + len(statistics.histogram) <= 256
+    schema = ratings_schema(layout.num_movies, layout.num_days, index.day_epoch, fit_a_byte)
     groups, digests = row_groups(index.offset), []
     content_hashers = hashlib.sha256(), hashlib.sha256()  # of keys and of splits, however cut into row groups
     with (writer.ratings_writer(folder, schema) as parquet, ThreadPoolExecutor(1) as background,
@@ -133,8 +139,8 @@ def write_dataset(folder: Path, index: Index, partitions: list[Partition], catal
                 digests += [future.result() for future in waiting]
             del keys
     writer.write_users(folder, Users(index.user_id, index.offset))
-    writer.write_movies(folder, Movies(index.movie_id.astype(np.int32), catalogue.year, catalogue.title,
-                                       statistics.num_train_ratings))
+    movie_id = index.movie_id if are_text(index.movie_id) else index.movie_id.astype(np.int32)
+    writer.write_movies(folder, Movies(movie_id, catalogue.year, catalogue.title, statistics.num_train_ratings))
     meta = _complete_meta(meta, index, catalogue, plan, statistics, _fingerprint(index, catalogue, content_hashers))
     writer.write_meta(folder, meta)
     with statistics.timed("verify"):
@@ -164,8 +170,8 @@ def _split_group(keys: np.ndarray, first_user: int, last_user: int, index: Index
     test_rows = _check_pairs(index, (user_idx - first_user) * num_movies + movie_idx, first_user,
                              plan.test_pairs[low:high] - first_user * num_movies)
     split = split_users(plan, user_idx, movie_idx, day, test_rows)
-    types = {name: schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "day")}
-    return Ratings(user_idx.astype(np.int32), movie_idx.astype(types["movie_idx"]), stars.astype(np.uint8),
+    types = {name: schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
+    return Ratings(user_idx.astype(np.int32), movie_idx.astype(types["movie_idx"]), stars.astype(types["stars"]),
                    day.astype(types["day"]), split)
 
 
@@ -178,9 +184,9 @@ def _check_pairs(index: Index, pairs: np.ndarray, first_user: int, test_pairs: n
     ordered = np.sort(pairs << row_bits | np.arange(len(pairs)))
     sorted_pairs = ordered >> row_bits
 
-    def ids_of(pair: np.int64) -> tuple[int, int]:
+    def ids_of(pair: np.int64) -> tuple[Id, Id]:
         user, movie_idx = divmod(int(pair), index.layout.num_movies)
-        return index.user_id[first_user + user], index.movie_id[movie_idx]
+        return index.user_id[first_user + user].item(), index.movie_id[movie_idx].item()
 
     twice = np.flatnonzero(sorted_pairs[1:] == sorted_pairs[:-1])
     if len(twice):
@@ -238,7 +244,7 @@ def _fingerprint(index: Index, catalogue: Catalogue, content_hashers: tuple["has
     for hasher in content_hashers:
         fingerprint.update(hasher.digest())
     for column in (index.user_id, index.movie_id, catalogue.year):
-        fingerprint.update(column.data)
+        fingerprint.update("\0".join(column.tolist()).encode() if are_text(column) else column.data)
     fingerprint.update("\n".join(catalogue.title).encode())
     return fingerprint.hexdigest()
 
@@ -258,7 +264,8 @@ def _complete_meta(meta: dict, index: Index, catalogue: Catalogue, plan: SplitPl
         "num_days": index.layout.num_days,
         "stars_range": list(catalogue.stars_range),
         "stars_step": step,
-        "histogram": {f"{value * step:g}": int(statistics.histogram[value]) for value in stars},
+        "histogram": {f"{(value + statistics.lowest_stars) * step:g}": int(statistics.histogram[value])
+                      for value in stars},
         "split": {"method": plan.method, "test_fraction": plan.test_fraction, "latest_n": plan.latest_n,
                   "val_fraction": plan.val_fraction, "seed": plan.seed,
                   **{f"num_{name}": int(n) for name, n in zip(SPLITS, statistics.split_counts, strict=True)}},

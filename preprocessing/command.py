@@ -10,6 +10,8 @@ from preprocessing.building import Statistics
 from preprocessing.dataset import machine
 from preprocessing.titles import Titles
 
+MOST_BARS = 20  # of the histogram of stars in the summary
+MOST_TEST = 0.2  # fraction of the ratings; where test takes more, the summary says so
 MOST_FILES = 100  # of a folder that meta.json names one by one
 
 
@@ -88,15 +90,33 @@ def print_summary(args: argparse.Namespace, meta: dict, titles: Titles, rated_id
     print(f"{meta['num_movies']:,} movies known: {meta['num_movies'] - len(rated_ids):,} without ratings, "
           f"{num_untitled:,} without a title")
     mean = sum(float(stars) * count for stars, count in meta["histogram"].items()) / num_ratings
-    highest = max(meta["histogram"].values())
-    for stars, count in meta["histogram"].items():
-        print(f"  {stars:>3} stars {count:>12,}  {count / num_ratings:6.1%}  {'#' * round(30 * count / highest)}")
+    bars = _bars(meta["histogram"])
+    highest, width = max(bars.values()), max(3, *map(len, bars))
+    for stars, count in bars.items():
+        print(f"  {stars:>{width}} stars {count:>12,}  {count / num_ratings:6.1%}  {'#' * round(30 * count / highest)}")
     print(f"  mean {mean:.5f}")
     if remark:
         print(remark)
     split_counts = ", ".join(f"{name} {split[f'num_{name}']:,}" for name in ("train", "validation", "test"))
     print(f"split {split['method']} (seed {split['seed']}): {split_counts}; train and test share no pair")
+    if (fraction := split["num_test"] / num_ratings) > MOST_TEST:
+        less = {"latest": "--latest_n 1 or --split random" if split["latest_n"] > 1 else "--split random",
+                "random": "a smaller --test_fraction"}.get(split["method"], "--split random")
+        print(f"test takes {fraction:.0%} of all ratings; {less} leaves more to learn from")
     peak_mib = machine.peak_rss_mib(with_children=True)
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in statistics.seconds.items())
     print(f"{elapsed_s:.1f} s ({stages}), {num_ratings / elapsed_s:,.0f} ratings/s, peak memory {peak_mib:,.0f} MiB")
     print(f"written to {args.out_dir}; next: python main.py --data_dir {args.out_dir}")
+
+
+def _bars(histogram: dict[str, int]) -> dict[str, int]:
+    """Return a histogram of at most MOST_BARS entries: of many stars, ranges of equally many steps."""
+    if len(histogram) <= MOST_BARS:
+        return histogram
+    stars = list(histogram)
+    low, width = float(stars[0]), (float(stars[-1]) - float(stars[0])) / (MOST_BARS // 2)
+    bars: dict[int, list[str]] = {}
+    for text in stars:
+        bars.setdefault(min(int((float(text) - low) / width), MOST_BARS // 2 - 1), []).append(text)
+    return {texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}": sum(histogram[text] for text in texts)
+            for texts in bars.values()}

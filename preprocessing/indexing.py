@@ -8,12 +8,12 @@ user, day and movie, and no second copy of the data is made.
 import contextlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, Id
 from preprocessing.lines import DAY_BITS, DAY_ZERO, STARS_BITS, days_of, stars_of, user_ids_of
 from preprocessing.parsing import MovieRuns
 
@@ -25,17 +25,17 @@ _TABLED_ROWS = 1 << 22  # a block large enough to be worth a pass over a table o
 class PairError(DataError):
     """A (user, movie) pair is rated twice, or listed twice among the test pairs, or listed there and never rated."""
 
-    def __init__(self, sentence: str, user_id: int, movie_id: int, in_ratings: bool, occurrence: int) -> None:
+    def __init__(self, sentence: str, user_id: Id, movie_id: Id, in_ratings: bool, occurrence: int) -> None:
         super().__init__(sentence.format(user=user_id, movie=movie_id))
-        self.user_id, self.movie_id = int(user_id), int(movie_id)
+        self.user_id, self.movie_id = user_id, movie_id
         self.in_ratings, self.occurrence = in_ratings, occurrence  # say which line to look for
 
     @classmethod
-    def rated_twice(cls, user_id: int, movie_id: int) -> "PairError":
+    def rated_twice(cls, user_id: Id, movie_id: Id) -> "PairError":
         return cls("user {user} rated movie {movie} twice", user_id, movie_id, True, 2)
 
     @classmethod
-    def never_rated(cls, user_id: int, movie_id: int) -> "PairError":
+    def never_rated(cls, user_id: Id, movie_id: Id) -> "PairError":
         return cls("user {user} never rated movie {movie}", user_id, movie_id, False, 1)
 
     @classmethod
@@ -50,11 +50,13 @@ class KeyLayout:
     num_users: int
     num_movies: int
     num_days: int
+    lowest_stars: int = field(default=0, repr=False)  # in steps, as stored
+    stars_bits: int = field(default=STARS_BITS, repr=False)
 
     @property
     def shifts(self) -> tuple[int, int, int]:
         """How many bits of a key are below the user, the day and the movie."""
-        movie = STARS_BITS
+        movie = self.stars_bits
         day = movie + max(self.num_movies - 1, 1).bit_length()
         user = day + max(self.num_days - 1, 1).bit_length()
         if user + max(self.num_users - 1, 1).bit_length() > 63:
@@ -65,21 +67,26 @@ class KeyLayout:
     def pack(self, user_idx: np.ndarray, day: np.ndarray, movie_idx: np.ndarray, stars: np.ndarray) -> np.ndarray:
         """Return the keys, int64 (R,), of int64 columns (R,)."""
         user_shift, day_shift, movie_shift = self.shifts
+        if self.lowest_stars:
+            stars = stars - self.lowest_stars
         return user_idx << user_shift | day << day_shift | movie_idx << movie_shift | stars
 
     def unpack(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return user_idx, day, movie_idx and stars, int64 (R,) each."""
         user_shift, day_shift, movie_shift = self.shifts
+        stars = keys & ((1 << movie_shift) - 1)
+        if self.lowest_stars:
+            stars += self.lowest_stars
         return (keys >> user_shift, keys >> day_shift & ((1 << (user_shift - day_shift)) - 1),
-                keys >> movie_shift & ((1 << (day_shift - movie_shift)) - 1), keys & ((1 << movie_shift) - 1))
+                keys >> movie_shift & ((1 << (day_shift - movie_shift)) - 1), stars)
 
 
 @dataclass
 class Index:
     """The numbering of users (U) and movies (M), and where each user's ratings stand once they are sorted."""
 
-    user_id: np.ndarray  # int64 (U,), ascending
-    movie_id: np.ndarray  # int64 (M,), ascending
+    user_id: np.ndarray  # int64 or str (U,), ascending
+    movie_id: np.ndarray  # int64 or str (M,), ascending
     offset: np.ndarray  # int64 (U + 1,)
     first_day: int  # counted from DAY_ZERO
     layout: KeyLayout
@@ -183,7 +190,7 @@ def pair_keys(probe: MovieRuns, runs: MovieRuns, index: Index) -> tuple[np.ndarr
     user_ids, movie_ids = user_ids[by_movie], movie_ids[by_movie]
     twice = np.flatnonzero((np.diff(user_ids) == 0) & (np.diff(movie_ids) == 0))
     if len(twice):
-        raise PairError.listed_twice(user_ids[twice[0]], movie_ids[twice[0]])
+        raise PairError.listed_twice(int(user_ids[twice[0]]), int(movie_ids[twice[0]]))
     has_table = index.user_id[-1] < _TABLE_LIMIT  # of what a user_id says, else of what its rank says
     is_listed = np.zeros(index.user_id[-1] + 1 if has_table else len(index.user_id), bool)  # for the movie at hand
     is_known = np.isin(user_ids, index.user_id)

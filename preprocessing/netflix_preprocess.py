@@ -165,7 +165,7 @@ def known_totals(meta: dict) -> str | None:
 
 def _locate(error: indexing.PairError, files: Sequence[RawFile]) -> DataError:
     """Say in which of the files, and in which line, a wrong pair stands."""
-    lines = parsing.find_lines(files, error.movie_id, error.user_id)
+    lines = parsing.find_lines(files, int(error.movie_id), int(error.user_id))
     file, offset = next(itertools.islice(lines, error.occurrence - 1, None))
     return parsing.bad_line(file, offset, f"is wrong: {error}")
 

@@ -125,7 +125,7 @@ def unwrapped_name(name: str) -> str:
 
 @contextlib.contextmanager
 def open_file(file: RawFile) -> Iterator[IO[bytes]]:
-    """Open one raw file to be read from its begin; in an archive all that stands before it is passed over."""
+    """Open one raw file to be read from its beginning; in an archive all that stands before it is passed over."""
     with contextlib.closing(open_files([file])) as opened, _archive_errors(disk_file(file)):
         yield next(opened)[1]
 

@@ -89,11 +89,12 @@ def main(argv=None):
     """Parse the flags, write the data set, print a summary; return the exit code."""
     parser = argparse.ArgumentParser(description="Write a synthetic data set in Netflix's raw layout.",
                                      allow_abbrev=False)
-    parser.add_argument("--out_dir", default="data/raw", help="folder to write into (default: %(default)s)")
-    parser.add_argument("--num_users", type=int, help="users (default: 20000)")
-    parser.add_argument("--num_movies", type=int, help="movies with ratings (default: 2000)")
-    parser.add_argument("--num_ratings", type=int, help="ratings (default: 2000000)")
-    parser.add_argument("--seed", type=int, default=0,
+    parser.add_argument("--out_dir", default="data/raw", metavar="DIR",
+                        help="folder to write into (default: %(default)s)")
+    parser.add_argument("--num_users", type=int, metavar="N", help="users (default: 20000)")
+    parser.add_argument("--num_movies", type=int, metavar="N", help="movies with ratings (default: 2000)")
+    parser.add_argument("--num_ratings", type=int, metavar="N", help="ratings (default: 2000000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="I",
                         help="the same seed gives the same bytes (default: %(default)s)")
     parser.add_argument("--like_netflix", action="store_true",
                         help="as many users, movies and ratings as the Netflix Prize, movie ids without gaps")

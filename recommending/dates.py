@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, Id
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AsOf:
         (M,)."""
         return year <= (np.iinfo(np.int16).max if self.date is None else self.date.year)
 
-    def remarks(self, num_later: int, nothing_rated: int | None) -> list[str]:
+    def remarks(self, num_later: int, nothing_rated: Id | None) -> list[str]:
         """Return sentences on what the date does to a list, for who reads it; none without a date.
 
         Args:

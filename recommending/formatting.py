@@ -5,14 +5,16 @@ import datetime
 import json
 import unicodedata
 
+from preprocessing.dataset import Id
 from recommending.recommender import Recommendation
 
 WIDTH = 80
 REASON_WIDTH = 40  # columns of a title in a reason
+ID_WIDTH = 26  # columns of a movie_id that is text; JSON has it whole
 
 
-def as_json(kind: str, recommendations: list[Recommendation], user_id: int | None = None,
-            movie_id: int | None = None, ranked_by: str | None = None, as_of: datetime.date | None = None) -> str:
+def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None = None,
+            movie_id: Id | None = None, ranked_by: str | None = None, as_of: datetime.date | None = None) -> str:
     """Return one object on one line, in ASCII: the same keys whatever the list; what does not apply is null."""
     rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
     return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "ranked_by": ranked_by,
@@ -40,7 +42,7 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
     """
     drawn = highest <= 5 and _can_show("★½", encoding)
     columns = {"rank": [str(row.rank) for row in recommendations],
-               "id": [str(row.movie_id) for row in recommendations],
+               "id": [shown_id(row.movie_id, ID_WIDTH, encoding) for row in recommendations],
                "year": [str(row.year or "-") for row in recommendations],
                "ratings": [f"{row.num_ratings:,}" for row in recommendations]}
     if any(row.rated is not None for row in recommendations):
@@ -49,9 +51,10 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         columns["cosine"] = [f"{row.similarity:.3f}" for row in recommendations]
     elif any(row.stars is not None for row in recommendations):
         columns["stars"] = [f"{row.stars:.2f}" for row in recommendations]
-    columns = {name: [f"{cell:>{max(map(len, [name, *cells]))}}" for cell in [name, *cells]]
+    widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
+    columns = {name: [" " * (widths[name] - _width(cell)) + cell for cell in [name, *cells]]
                for name, cells in columns.items()}
-    width = WIDTH - sum(len(cells[0]) + 2 for cells in columns.values()) - 6 * drawn
+    width = WIDTH - sum(width + 2 for width in widths.values()) - 6 * drawn
     titles = ["title", *(row.title for row in recommendations)]
     lines = ["  ".join([rank, movie_id, fit(title, width, encoding), *cells])
              for title, rank, movie_id, *cells in zip(titles, *columns.values(), strict=True)]
@@ -63,11 +66,18 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
     return "\n".join(text)
 
 
-def as_user_table(users: list[tuple[int, int]]) -> str:
+def as_user_table(users: list[tuple[Id, int]], encoding: str | None = "utf-8") -> str:
     """Return users, (user_id, number of ratings), as text."""
-    cells = [("user_id", "ratings"), *((str(user_id), f"{number:,}") for user_id, number in users)]
-    widths = [max(len(row[column]) for row in cells) for column in (0, 1)]
-    return "\n".join(f"{user_id:>{widths[0]}}  {number:>{widths[1]}}" for user_id, number in cells)
+    cells = [("user_id", "ratings"),
+             *((shown_id(user_id, WIDTH - 20, encoding), f"{number:,}") for user_id, number in users)]
+    widths = [max(_width(row[column]) for row in cells) for column in (0, 1)]
+    return "\n".join(f"{' ' * (widths[0] - _width(user_id))}{user_id}  {number:>{widths[1]}}"
+                     for user_id, number in cells)
+
+
+def shown_id(own_id: Id, width: int, encoding: str | None) -> str:
+    """Return an id as a list shows it: a number as it is, text as `fit` does, without the padding."""
+    return fit(own_id, width, encoding).rstrip() if isinstance(own_id, str) else str(own_id)
 
 
 def draw_stars(stars: float) -> str:
@@ -101,6 +111,11 @@ def _harmless(character: str, encoding: str | None) -> str:
     if category == "Zs":
         return " "
     return "?" if category[0] in "CZ" or not _can_show(character, encoding) else character
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes in a terminal."""
+    return sum(map(_columns, text)) if not text.isascii() else len(text)
 
 
 def _columns(character: str) -> int:

@@ -11,10 +11,11 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from preprocessing.dataset import DataError, Movies, position_of
+from preprocessing.dataset import DataError, Id, Movies, are_text, position_of
 
 MOST_CHOICES = 10
 MOST_SUGGESTIONS = 3
+SEARCH = "look for its movie_id with: python rec.py --search PART_OF_TITLE"
 ARTICLES = ("the", "a", "an", "le", "la", "les", "l'", "un", "une", "el", "los", "las", "il", "lo", "gli", "i", "der",
             "die", "das", "ein", "eine", "den", "det", "en", "et", "o", "os", "as", "um", "uma", "de", "het", "een")
 MARKS = str.maketrans("‘’‚‛′`´“”„‟«»–—‐‑‒―−", "'''''''\"\"\"\"\"\"-------", "\u200b\ufeff")
@@ -37,7 +38,7 @@ class MovieFinder:
                     if key:
                         self._by_key[level].setdefault(key, []).append(movie_idx)
 
-    def find(self, text: str, year: int | None = None, movie_id: int | None = None, title_first: bool = False,
+    def find(self, text: str, year: int | None = None, movie_id: Id | None = None, title_first: bool = False,
              with_suggestions: bool = True) -> int:
         """Return the movie_idx of a movie_id or a title.
 
@@ -45,19 +46,21 @@ class MovieFinder:
             text: what a person writes; a year in parentheses at its end may tell movies of one title apart.
             year: of the movie, where it is written apart.
             movie_id: tells movies of one title apart.
-            title_first: digits are a title before they are a movie_id.
+            title_first: what could be either is a title before it is a movie_id.
             with_suggestions: name movies much like a title that is not found, which takes a moment.
 
         Raises:
             DataError: there is no such movie, or there are several (they are told apart).
         """
         text = text.strip()
-        by_id = position_of(self.movies.movie_id, int(text)) if re.fullmatch(r"[0-9]{1,18}", text) else None
+        ids, by_id = self.movies.movie_id, None
+        if are_text(ids) or re.fullmatch(r"[0-9]{1,18}", text):
+            by_id = position_of(ids, text if are_text(ids) else int(text))
         if by_id is not None and not title_first:
             return by_id
         found = self.called(text, year)
         if movie_id is not None and len(found) > 1:
-            found = [movie for movie in found if self.movies.movie_id[movie] == movie_id] or found
+            found = [movie for movie in found if ids[movie] == movie_id] or found
         if len(found) > 1:
             found = [movie for movie in found if self.movies.title[movie].strip() == text] or found
         if len(found) == 1:
@@ -66,9 +69,9 @@ class MovieFinder:
             if by_id is not None:
                 return by_id
             if re.fullmatch(r"-?[0-9]+", text):
-                raise DataError(f"movie_id {text[:60]} is not in the data set")
+                raise DataError(f"movie_id {text[:60]} is not in the data set; {SEARCH}")
             of = f" of {year}" if year else ""
-            like = self._like(text) or "; look for its movie_id with: python rec.py --search PART_OF_IT"
+            like = self._like(text) or f"; {SEARCH}"
             raise DataError(f"no movie{of} is called {text[:60]!r}{like if with_suggestions else ''}")
         choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
         more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""

@@ -84,7 +84,8 @@ class OneUserTower:
             table, days = self.over_time
             target -= table.ravel()[movie_idx * PERIODS + day // days]
         embedding = np.zeros(self.config.user_dim) if user_idx is None else self.embedding[user_idx]
-        return self._prior(embedding, movie_idx, above_mean - self.movie_mean[movie_idx]), target
+        surprise = (above_mean - self.movie_mean[movie_idx]) / np.float32(self.config.unit)
+        return self._prior(embedding, movie_idx, surprise), target
 
     def _prior(self, embedding: np.ndarray, movie_idx: np.ndarray, surprise: np.ndarray) -> np.ndarray:
         """Return what the MLP says before the fold-in, (E, D + 1); see `UserTower.regression`."""

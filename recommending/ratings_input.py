@@ -12,22 +12,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocessing.dataset import DataError
-from preprocessing.dataset.tables import COUNTS_TO, Names, Table, is_number, number_of, plain_name, read_table
+from preprocessing.dataset import DataError, Id, are_text, position_of
+from preprocessing.dataset.tables import (
+    COUNTS_TO,
+    ITEM_ID_NAMES,
+    ITEM_NAMES,
+    TITLE_NAMES,
+    USER_NAMES,
+    Names,
+    Table,
+    is_number,
+    number_of,
+    plain_name,
+    read_table,
+)
 from recommending.recommender import Recommender
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS: Names = {  # names that a header may have for a column, the best first
-    "movie_id": ("movieid", "itemid", "filmid", "id"),
-    "title": ("title", "titlename", "movietitle", "filmtitle", "name", "moviename", "movie", "film", "primarytitle",
-              "originaltitle"),
+    "movie_id": (*ITEM_ID_NAMES, "id"),
+    "title": ("title", "titlename", *TITLE_NAMES, "name", "moviename", "primarytitle", "originaltitle", *ITEM_NAMES),
     "year": ("year", "releaseyear", "yearofrelease", "startyear"),
     "stars": ("stars", "yourrating", "myrating", "starvalue", "rating", "userrating", "score", "mystars", "yourstars"),
-    "person": ("profilename", "userid", "user", "username", "customerid", "profileid"),
+    "person": ("profilename", *USER_NAMES),
 }
-SHAPES = {  # of a file without header: its columns, if each holds what is said here
+SHAPES = {  # of a file without header: its columns, if each holds numbers (n), text (t) or years (y) as said here
     ("movie_id", "stars"): "nn", ("title", "stars"): "tn", ("stars", "title"): "nt", ("title", "year", "stars"): "tyn",
     ("movie_id", "title", "stars"): "ntn", ("person", "movie_id", "stars"): "nnn",
     ("person", "movie_id", "stars", "time"): "nnnn",
@@ -40,7 +51,7 @@ MOST_SUGGESTED = 20  # movies that were not found for which others are looked up
 class OwnRatings:
     """What a file of somebody's ratings says."""
 
-    stars: dict[int, float] = field(default_factory=dict)  # by movie_id
+    stars: dict[Id, float] = field(default_factory=dict)  # by movie_id
     remarks: list[str] = field(default_factory=list)  # sentences on rows that are left out
 
 
@@ -67,17 +78,17 @@ def parse_ratings(text: str) -> list[tuple[str, float]]:
         ratings[movie.strip()] = number
         unread = []
     if unread:
-        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS")
+        raise ValueError(f"{','.join(unread)[:60]!r} is not MOVIE:STARS, such as \"Heat (1995):4\"")
     return list(ratings.items())
 
 
-def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> dict[int, float]:
+def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> dict[Id, float]:
     """Return typed ratings by movie_id.
 
     Raises:
         DataError: a movie that is not found or not the only one, one twice, or stars outside the scale.
     """
-    stars: dict[int, float] = {}
+    stars: dict[Id, float] = {}
     for text, given in ratings:
         movie_id = recommender.movie_id_of(text)
         if movie_id in stars:
@@ -101,7 +112,7 @@ def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
     frame, own = table.frame, OwnRatings()
     _check_columns(path, table)
     scale = _scale(table, recommender.meta["stars_range"][1])
-    line_of: dict[int, int] = {}
+    line_of: dict[Id, int] = {}
     empty: list[int] = []
     unknown: list[tuple[int, str]] = []
     for line, row in zip(frame.index.tolist(), frame.to_dict("records"), strict=True):
@@ -143,9 +154,12 @@ def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
     return own
 
 
-def _movie_id(recommender: Recommender, row: dict[str, str], title_first: bool, with_suggestions: bool) -> int:
-    """Return the movie of a row: by its title, where it has one, for ids are often those of another catalogue."""
+def _movie_id(recommender: Recommender, row: dict[str, str], title_first: bool, with_suggestions: bool) -> Id:
+    """Return the movie of a row: by its title, where it has one, for ids are often those of another catalogue; by its
+    id, where ids are text, for nothing else has such ids by chance."""
     year, movie_id, title = (row.get(name, "") for name in ("year", "movie_id", "title"))
+    if are_text(recommender.movies.movie_id) and position_of(recommender.movies.movie_id, movie_id) is not None:
+        return movie_id
     return recommender.movie_id_of(
         title or movie_id, int(float(year)) if re.fullmatch(r"\d{4}(\.0*)?", year) else None,
         int(movie_id) if re.fullmatch(r"[0-9]{1,10}", movie_id) else None, bool(title) and title_first,

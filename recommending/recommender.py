@@ -10,9 +10,11 @@ may be listed; every list is made of `Recommendation`.
 """
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,19 @@ from models.blend import Blend
 from models.checkpoint import check_data_set, data_dir_of, load_model
 from models.user_tower import Context
 from preprocessing import dataset
-from preprocessing.dataset import TEST, DataError, Movies, Ratings, RatingsFile, Users, UsersFile, position_of
+from preprocessing.dataset import (
+    TEST,
+    DataError,
+    Id,
+    Movies,
+    Ratings,
+    RatingsFile,
+    Users,
+    UsersFile,
+    are_text,
+    position_of,
+    typed_id,
+)
 from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
@@ -36,7 +50,7 @@ class History:
     movie_idx: torch.Tensor  # int64 (R,)
     stars: torch.Tensor  # float32 (R,)
     day: torch.Tensor  # int64 (R,), counted from the data set's first
-    user_id: int | None = None
+    user_id: Id | None = None
     user_idx: int | None = None
 
 
@@ -55,7 +69,7 @@ class Filters:
 class Reason:
     """A rated movie that raised a recommendation's score, and by how much."""
 
-    movie_id: int
+    movie_id: Id
     title: str
     stars: float  # that the person gave
     effect: float  # on the score, before the sigmoid
@@ -66,7 +80,7 @@ class Recommendation:
     """One line of a list; `because` is filled by `Recommender.explain`."""
 
     rank: int  # from 1
-    movie_id: int
+    movie_id: Id
     title: str
     year: int | None
     num_ratings: int  # of the movie, in training
@@ -139,15 +153,19 @@ class Recommender:
         """The search among them; similar and popular movies and the map do without."""
         return BestMovies(self.list_vectors)
 
-    def any_user_id(self) -> int:
+    def any_user_id(self) -> Id:
         """Return the id of a user chosen by the data set's seed."""
         return self._users_file.id_of(int(np.random.default_rng(self.meta["seed"]).integers(self.meta["num_users"])))
 
-    def has_user(self, user_id: int) -> bool:
+    def has_user(self, user_id: Id) -> bool:
         """Tell whether the data set has a user."""
         return self._users_file.find(user_id) is not None
 
-    def history_of(self, user_id: int) -> History:
+    def user_id_of(self, text: str) -> Id:
+        """Return the user_id that somebody types: a whole number, or text where the data set's are text."""
+        return typed_id(text, self._users_file.has_text_ids)
+
+    def history_of(self, user_id: Id) -> History:
         """Return the ratings of a user of the data set, up to the day asked about.
 
         Raises:
@@ -168,12 +186,12 @@ class Recommender:
         out."""
         return ratings.subset(ratings.known_split() != TEST) if self.as_of_training else ratings
 
-    def history_from(self, ratings: dict[int, float]) -> History:
+    def history_from(self, ratings: Mapping[Any, float]) -> History:
         """Return the history of somebody new from {movie_id: stars}; raises as `add_ratings` does."""
         return self.add_ratings(History(torch.zeros(0, dtype=torch.int64), torch.zeros(0),
                                         torch.zeros(0, dtype=torch.int64)), ratings)
 
-    def add_ratings(self, history: History, ratings: dict[int, float]) -> History:
+    def add_ratings(self, history: History, ratings: Mapping[Any, float]) -> History:
         """Return a person's history with more ratings, {movie_id: stars}, given on the day asked about; a
         movie rated again has the new stars.
 
@@ -197,25 +215,26 @@ class Recommender:
         nothing_rated = None if history is None or len(history.movie_idx) else history.user_id
         return self._as_of.remarks(int(later.sum()), nothing_rated)
 
-    def movie_idx_of(self, movie_id: int) -> int:
+    def movie_idx_of(self, movie_id: Id) -> int:
         """Return the index of a movie.
 
         Raises:
             DataError: there is no such movie.
         """
-        if isinstance(movie_id, str):
-            raise DataError(f"{movie_id!r} is a text and no movie_id; movie_id_of({movie_id!r}) finds the one it names")
         movie_idx = position_of(self.movies.movie_id, movie_id)
+        if movie_idx is None and isinstance(movie_id, str):
+            raise DataError(f"{movie_id!r} is a text and no movie_id; movie_id_of({movie_id!r}) finds the one it names")
         if movie_idx is None:
-            raise DataError(f"movie_id {movie_id} is not in the data set")
+            of_text = "; its movie_ids are text" if are_text(self.movies.movie_id) else ""
+            raise DataError(f"movie_id {movie_id} is not in the data set{of_text}")
         return movie_idx
 
-    def movie_id_of(self, text: str, year: int | None = None, movie_id: int | None = None, title_first: bool = False,
-                    with_suggestions: bool = True) -> int:
+    def movie_id_of(self, text: str, year: int | None = None, movie_id: Id | None = None, title_first: bool = False,
+                    with_suggestions: bool = True) -> Id:
         """Return the id of a movie that somebody names by id or title; see `MovieFinder.find`."""
-        return int(self.movies.movie_id[self._finder.find(text, year, movie_id, title_first, with_suggestions)])
+        return self.movies.movie_id[self._finder.find(text, year, movie_id, title_first, with_suggestions)].item()
 
-    def movies_called(self, title: str) -> list[int]:
+    def movies_called(self, title: str) -> list[Id]:
         """Return the movie_id of every movie that somebody may mean by a title."""
         return self.movies.movie_id[self._finder.called(title)].tolist()
 
@@ -278,14 +297,14 @@ class Recommender:
         """Return a question that names movies with a title much like a text, or words; "" where there are none."""
         return self._finder.suggestion(text)
 
-    def busiest_users(self, top_n: int) -> list[tuple[int, int]]:
+    def busiest_users(self, top_n: int) -> list[tuple[Id, int]]:
         """Return the ids of the users with the most ratings, and these numbers; equal ones by their ids."""
         number = np.diff(self.users.offset)
         order = np.argsort(-number, kind="stable")[:top_n]
         return list(zip(self.users.user_id[order].tolist(), number[order].tolist(), strict=True))
 
     @torch.inference_mode()
-    def similar(self, movie_id: int, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
+    def similar(self, movie_id: Id, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies whose vectors have the highest cosine with a movie's, nearest first, itself left out.
 
         The coordinates that hold biases do not count: two movies are not alike because both are liked.
@@ -319,7 +338,7 @@ class Recommender:
         for recommendation, effect in zip(recommendations, effects, strict=True):
             best = effect.argsort(descending=True, stable=True)[:num_reasons]
             recommendation.because = [
-                Reason(int(self.movies.movie_id[movie]), self.movies.title[movie], stars, value)
+                Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], stars, value)
                 for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
                                                effect[best].tolist(), strict=True) if value > 0]
 

@@ -87,7 +87,9 @@ class Towers:
         self.stars_mean = fitted.stars.mean()
         height = np.clip((self.stars_mean - data.low) / (data.high - data.low), 0.001, 0.999)
         self.offset = np.log(height / (1 - height))  # the score of the mean
-        self.slope = max((self.stars_mean - data.low) * (data.high - self.stars_mean) / (data.high - data.low), 0.001)
+        self.unit = (data.high - data.low) / 4  # stars that one of 1 to 5 stars is
+        self.slope = max((self.stars_mean - data.low) * (data.high - self.stars_mean) / (data.high - data.low),
+                         0.001 * self.unit)
         self.count = np.bincount(fitted.movie, minlength=len(year))
         self.mean = np.bincount(fitted.movie, fitted.stars - self.stars_mean, len(year)) / (self.count + SHRINK)
         self.vectors, self.biases = map(np.array, zip(*map(self.movie, range(len(year))), strict=True))
@@ -113,8 +115,8 @@ class Towers:
         return np.hstack([embedding + learned[:, :-1], constant]), bias
 
     def surprise(self, known: Ratings) -> np.ndarray:
-        """Return how far ratings lie above the shrunk means of their movies, (R,)."""
-        return known.stars - self.stars_mean - self.mean[known.movie]
+        """Return how far ratings lie above the shrunk means of their movies, in units, (R,)."""
+        return (known.stars - self.stars_mean - self.mean[known.movie]) / self.unit
 
     def pool(self, table: np.ndarray, known: Ratings) -> np.ndarray:
         """(n + 1)^-1/2 sum over the n ratings j of (residual_j g_j + c_j), [g_j, c_j] being a row of the table; the

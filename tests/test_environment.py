@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["main.py", "rec.py", "preprocessing/netflix_preprocess.py", "preprocessing/movielens_preprocess.py",
-            "preprocessing/synthetic_netflix.py"]
+            "preprocessing/table_preprocess.py", "preprocessing/synthetic_netflix.py"]
 
 
 def bare(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

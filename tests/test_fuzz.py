@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import main
 import rec
-from preprocessing import movielens_preprocess, netflix_preprocess
+from preprocessing import movielens_preprocess, netflix_preprocess, table_preprocess
 from preprocessing.dataset import DataError, integrity, read_meta
 from preprocessing.titles import read_titles
 
@@ -22,7 +22,7 @@ NUMBERS = st.one_of(st.integers(-10**30, 10**30), st.integers(-2, 100), st.float
     ["1e400", "-0", "nan", "inf", "0x10", "1_000", "9" * 5000, "\u0663", "", " 5", "5 ", "+5"])).map(str)
 WORDS = st.one_of(NUMBERS, st.text(max_size=8).filter(lambda text: "\0" not in text))
 COMMANDS = {"netflix_preprocess": netflix_preprocess, "movielens_preprocess": movielens_preprocess, "main": main,
-            "rec": rec}
+            "table_preprocess": table_preprocess, "rec": rec}
 
 
 def flags_of(command: object) -> list[str]:

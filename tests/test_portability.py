@@ -190,9 +190,20 @@ def test_without_the_figures_of_posix_the_peak_is_what_psutil_says(monkeypatch):
     assert machine.peak_rss_mib() == machine.peak_rss_mib(with_children=True) == 3
 
 
+@pytest.mark.parametrize(("platform", "mib"), [("linux", 3072), ("darwin", 3)])
+def test_linux_gives_the_peak_in_kib_and_macos_in_bytes(monkeypatch, platform, mib):
+    usage = SimpleNamespace(ru_maxrss=3 << 20)
+    monkeypatch.setitem(sys.modules, "resource", SimpleNamespace(RUSAGE_SELF=0, RUSAGE_CHILDREN=1,
+                                                                 getrusage=lambda who: usage))
+    monkeypatch.setattr(machine, "sys", SimpleNamespace(platform=platform))
+    assert (machine.peak_rss_mib(), machine.peak_rss_mib(with_children=True)) == (mib, 2 * mib)
+
+
 def test_where_cores_cannot_be_dealt_out_all_are_counted(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    assert machine.num_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
     assert machine.num_cores() == 5
 
 

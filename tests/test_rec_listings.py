@@ -60,10 +60,11 @@ def test_a_search_finds_titles_with_their_ids_the_best_known_first(ask, data_dir
 def test_a_search_without_a_find_says_so_and_names_what_is_near(ask, run_dir, data_dir, capsys):
     title = dataset.read_movies(data_dir).title[0]
     assert ask("--search", "qqq", "--json")["recommendations"] == []
+    assert 'no movie has "qqq" in its title and passes the filters' in ask("--search", "qqq", "--year_from", 1990)
     assert rec.main(["--run_dir", str(run_dir), "--search", title[:-1] + "zz"]) == 0
     printed = capsys.readouterr()
     said = " ".join(printed.out.split())
-    assert said.startswith(f'no movie that passes has "{title[:-1][:10]}') and printed.err == ""
+    assert said.startswith(f'no movie has "{title[:-1][:10]}') and printed.err == ""
     assert " in its title; did you mean " in said and title in said
     word = max(title.rpartition("(")[0].split(), key=len)
     assert rec.main(["--run_dir", str(run_dir), "--search", word[:-2] + word[:-3:-1], "--json"]) == 0

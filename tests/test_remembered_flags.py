@@ -12,7 +12,7 @@ import torch
 import main
 import rec
 from models.checkpoint import save_checkpoint
-from training import report, trainer
+from training import remembered, report, trainer
 
 FLAGS = ["--embedding_dim", "12", "--ensemble_size", "3", "--hidden_dim", "8", "--epochs", "2", "--patience", "7",
          "--batch_size", "50", "--lr", "0.004", "--seed", "3", "--without", "year", "--blend", "both", "--dropout",
@@ -47,6 +47,17 @@ def load(run_dir: Path, name: str = "last.pt") -> dict:
 def said(capsys) -> str:
     printed = capsys.readouterr()
     return printed.out + printed.err
+
+
+@pytest.mark.parametrize("flags", [
+    FLAGS, [], ["--refit", "--blend", "user"],
+    ["--movie_noise", "0", "--l2", "0", "--movie_l2", "0", "--time_l2", "0", "--relevance_weight", "0"],
+])
+def test_flags_that_a_run_remembers_are_those_that_were_typed(flags):
+    args = main.parse_args(flags)
+    kept = remembered.flags_of(args, item_based=args.blend == "both")
+    args.blend = kept["blend"]  # auto has come to something
+    assert main.parse_args(remembered.as_argv(kept)) == args
 
 
 def test_resume_with_the_run_alone_goes_on_as_if_never_stopped(whole, data_dir, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-PERMISSIVE = ("MIT", "BSD", "Apache", "PSF", "MPL", "0BSD", "Zlib", "CC0", "CMU", "Matplotlib", "LLVM")
+PERMISSIVE = ("MIT", "BSD", "ISC", "Apache", "PSF", "MPL", "0BSD", "Zlib", "CC0", "CMU", "Matplotlib", "LLVM")
 
 
 def requirements_of(name: str) -> list[tuple[Requirement, str]]:

@@ -237,7 +237,7 @@ class Engine:
         score, squared_norms, num_targets = model(embedding, context.context(), target.target(),
                                                   movies.of_piece(first_rows))
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
-        loss = 0.5 * squared + 0.5 * self.l2 * squared_norms
+        loss = 0.5 * squared / model.config.unit**2 + 0.5 * self.l2 * squared_norms
         leaves, layers = movies.tensors(), self._layers()
         of_rows, *grads = torch.autograd.grad(loss, [rows, *leaves, *layers], allow_unused=True)
         count = torch.full((), score.numel(), dtype=torch.float64, device=score.device)

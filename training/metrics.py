@@ -1,13 +1,13 @@
 """Measures of predicted ratings and of ranked lists. Sums are kept in float64 and divided once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from training.batches import RatingTensors, batch_of
 
-RELEVANT_STARS = 4  # a test movie with so many stars or more is one that the user likes
+RELEVANT = 0.75  # how far up the scale a rating says that the user likes the movie: 4 of 1 to 5 stars
 RARE_RATINGS = 5  # a movie with fewer training ratings is rare
 
 
@@ -35,6 +35,14 @@ class RatingErrors:
     def mae(self) -> float:
         """Mean absolute error, in stars; nan over no ratings."""
         return self.absolute / self.count if self.count else float("nan")
+
+
+def relevant_stars(low: float, high: float) -> float:
+    """Return the stars from which on a rating on a scale says that the user likes the movie.
+
+    A hair less, so that rounding does not keep a rating out that is the bound: a step is 1 / 256 of the scale at least.
+    """
+    return low + (RELEVANT - 1e-4) * (high - low)
 
 
 def ndcg_and_recall(hits: torch.Tensor, num_relevant: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +95,8 @@ def top_movies(scores: torch.Tensor, k: int) -> torch.Tensor:
 
 def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: list[RatingTensors],
                      test: RatingTensors, recommendable: torch.Tensor, k: int = 10, long_k: int = 50,
-                     num_ratings: torch.Tensor | None = None, stars_step: float = 1, max_users: int = 20_000,
+                     num_ratings: torch.Tensor | None = None, stars_step: float = 1,
+                     stars_range: Sequence[float] = (1, 5), max_users: int = 20_000,
                      batch_size: int = 256) -> dict[str, float]:
     """Rank all movies that a user has not seen and measure the list against their test ratings.
 
@@ -96,7 +105,7 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     Args:
         score_users: maps user_idx int64 (B,) to scores float (B, M), which are then overwritten.
         seen: splits whose movies are left out of the user's list.
-        test: the held-out ratings; of them those of RELEVANT_STARS and more are to be found.
+        test: the held-out ratings; of them those of `relevant_stars` and more are to be found.
         recommendable: bool (M,), the movies that may be in a list.
         long_k: length of the list that the second recall is of, at least k.
         num_ratings: (M,), training ratings of the movies; where given, the lists' popularity is measured.
@@ -111,7 +120,8 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     measures: dict[str, list[torch.Tensor]] = {name: [] for name in (f"ndcg@{k}", f"recall@{k}", f"recall@{long_k}",
                                                                      "mrr")}
     popularity = ("median_popularity", "rare") if num_ratings is not None else ()
-    liked = test.stars.float() * stars_step >= RELEVANT_STARS
+    relevant_from = relevant_stars(*stars_range)
+    liked = test.stars.float() * stars_step >= relevant_from
     users = torch.unique(test.user_idx()[liked]).cpu()
     if len(users) > max_users:
         users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:max_users]].sort().values
@@ -126,7 +136,7 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
             known = batch_of(split, block.to(split.offset.device))
             scores[known.row.to(device), known.movie_idx.to(device)] = -torch.inf
         held_out = batch_of(test, block.to(test.offset.device), stars_step)
-        to_find = held_out.stars >= RELEVANT_STARS
+        to_find = held_out.stars >= relevant_from
         row, movie_idx = held_out.row[to_find].to(device), held_out.movie_idx[to_find].to(device)
         relevant = torch.zeros(scores.shape, dtype=torch.bool, device=device)
         relevant[row, movie_idx] = True

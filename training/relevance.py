@@ -14,7 +14,7 @@ from models.ops.rating_pattern import counts, positions
 from models.relevance import Candidates, Relevance, sampling_probabilities
 from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.distributed import ALONE, Ranks
-from training.metrics import RELEVANT_STARS
+from training.metrics import relevant_stars
 from training.optimizer import relevance_optimizers
 
 SAMPLE = 4096  # movies
@@ -122,7 +122,7 @@ def before_a_moment(batch: Batch, seed: int) -> torch.Tensor:
 @torch.no_grad()
 def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, users: torch.Tensor,
                 stars_step: float, day: int, ranks: Ranks = ALONE) -> None:
-    """Fit the weights of taste, popularity and rating to the validation ratings of RELEVANT_STARS of some users.
+    """Fit the weights of taste, popularity and rating to the validation ratings of `relevant_stars` of some users.
 
     They maximise the multinomial likelihood of these movies among those that the users have not seen, by Newton's
     method, no step longer than 1, and begin at what they are.
@@ -148,7 +148,7 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
         terms = torch.stack([taste, relevance.popularity.expand_as(taste), score])  # (3, B, M)
         hidden = unrated.expand_as(taste).clone()
         hidden[context.row, context.movie_idx] = True
-        liked = asked.stars >= RELEVANT_STARS
+        liked = asked.stars >= relevant_stars(model.config.stars_low, model.config.stars_high)
         blocks.append((terms, hidden, asked.row[liked], asked.movie_idx[liked]))
     prior = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, device=device)
     weights = relevance.weights.double()

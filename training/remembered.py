@@ -7,12 +7,15 @@ from models.blend import item_based_helps
 from models.checkpoint import DATA_DIRS
 from preprocessing.dataset import DataError
 
-OF_THE_CALL = ("run_dir", "device", "num_threads", "resume", "overwrite", "eval_only")  # of a machine, not of a run
-OF_THE_MODEL = ("embedding_dim", "ensemble_size", "hidden_dim", "without", "blend", "seed")  # cannot change
+OF_THE_CALL = ("run_dir", "device", "num_threads", "resume", "overwrite", "eval_only")  # are not remembered
+OF_THE_MODEL = ("embedding_dim", "ensemble_size", "hidden_dim", "without", "blend", "seed")  # stay as they were
 
 
 def flags_of(args: argparse.Namespace, item_based: bool) -> dict:
-    """Return the flags of a run for its checkpoint, as plain values; `item_based` is what --blend has come to."""
+    """Return the flags of a run for its checkpoint, as plain values; `item_based` is what --blend has come to.
+
+    The data set is there twice: `data_dir` from the root of the disk, and `data_dir_given` as it was typed.
+    """
     flags = {name: value for name, value in vars(args).items() if name not in OF_THE_CALL}
     return {"data_dir_given": str(args.data_dir), **flags, "data_dir": str(args.data_dir.absolute()),
             "blend": blend_of(item_based)}

@@ -1,21 +1,28 @@
-"""What a run leaves for people: metrics.csv, training.png, the table of test results and test_metrics.json."""
+"""What a run leaves for people: metrics.csv, training.png, the table of test results and test_metrics.json.
+
+In a notebook, `read_metrics("runs/default").plot(x="epoch", y=["train_rmse", "val_rmse"])` draws the curves.
+"""
 
 import csv
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from models.blend import Blend
-from preprocessing.dataset import replaced
+from preprocessing.dataset import DataError, replaced
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors
 from training.evaluation import predict_errors, scorer
 from training.metrics import RatingErrors, evaluate_ranking
 from training.relevance import relevance_scorer
 from training.trainer import EpochMetrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
 ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",
@@ -29,6 +36,24 @@ def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" if isinstance(value, float) else value
                           for name, value in vars(row).items()} for row in metrics)
+
+
+def read_metrics(run_dir: str | Path) -> "pd.DataFrame":
+    """Return metrics.csv of a run as a DataFrame, a row per epoch; `EpochMetrics` says what its columns are.
+
+    Raises:
+        DataError: the run has none, or it is not what `write_metrics` wrote.
+    """
+    import pandas as pd  # half a second, so only where a table is read
+
+    path, command = Path(run_dir) / "metrics.csv", f"python main.py --run_dir {run_dir}"
+    types = {name: "int64" if name == "epoch" else "float64" for name in EpochMetrics.__dataclass_fields__}
+    try:
+        return pd.read_csv(path, encoding="utf-8")[list(types)].astype(types)
+    except FileNotFoundError:
+        raise DataError(f"{path} not found; run: {command}") from None
+    except (ValueError, KeyError):  # no header, or other columns; or words where numbers should be
+        raise DataError(f"{path} is not what main.py wrote; run: {command} --overwrite") from None
 
 
 def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, baselines: dict[str, float]) -> None:
@@ -88,7 +113,8 @@ def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | Non
 
     def ranking(score_users: Callable[[torch.Tensor], torch.Tensor],
                 where: torch.device | str = "cpu") -> dict[str, float]:
-        return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step)
+        return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step,
+                                stars_range=data.meta["stars_range"])
 
     return {name: {column: values.get(column) for column in COLUMNS} for name, values in {
         "global_mean": _ratings(bias_errors(constant, data.test, data)),

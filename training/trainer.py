@@ -33,7 +33,7 @@ class EpochMetrics:
     """A row of metrics.csv."""
 
     epoch: int
-    train_loss: float  # mean squared error of the ensemble's members in stars, plus the weighted squared norms
+    train_loss: float  # mean squared error of the ensemble's members in units of the scale, plus weighted squared norms
     train_rmse: float  # of the targets, with noise, as the step saw them
     val_rmse: float
     val_mae: float

@@ -31,12 +31,12 @@ def pool(table: torch.Tensor, weight: torch.Tensor, row: torch.Tensor, indices: 
         num_users: B.
     """
     pattern = RatingPattern(row, indices, num_users, len(table), 2)
-    return _WeightedSum.apply(table.view(len(table), 2, -1), torch.stack([weight, torch.ones_like(weight)], 1),
+    return _WeightedSum.apply(table.view(len(table), 2, table.shape[1] // 2), torch.stack([weight, torch.ones_like(weight)], 1),
                               pattern).sum(1)
 
 
 def gather_distinct(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return table[index] of distinct rows, int64 (N,), whose gradients need not be added up.
+    """Return table[index] of distinct rows, ascending int64 (N,), whose gradients need not be added up.
 
     On a CPU the gradient is a sparse tensor of these rows: it costs as much as they do, however long the table is.
     """

@@ -2,6 +2,7 @@
 
 from preprocessing.dataset.exit_codes import Terminated, exit_code
 from preprocessing.dataset.folder import lock_beside, locked, replaced, sync
+from preprocessing.dataset.frames import movies_frame, ratings_frame, users_frame
 from preprocessing.dataset.hashing import hash_ids, uniform
 from preprocessing.dataset.reader import RatingsFile, UsersFile, read_meta, read_movies, read_users
 from preprocessing.dataset.records import (
@@ -10,15 +11,19 @@ from preprocessing.dataset.records import (
     TRAIN,
     VALIDATION,
     DataError,
+    Id,
     Movies,
     Ratings,
     Titles,
     User,
     Users,
+    are_text,
     position_of,
+    typed_id,
 )
 from preprocessing.dataset.schema import FILES, PREPROCESS
 
-__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Movies", "Ratings",
-           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "exit_code", "hash_ids", "lock_beside",
-           "locked", "position_of", "read_meta", "read_movies", "read_users", "replaced", "sync", "uniform"]
+__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Id", "Movies", "Ratings",
+           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "are_text", "exit_code", "hash_ids",
+           "lock_beside", "locked", "movies_frame", "position_of", "ratings_frame", "read_meta", "read_movies",
+           "read_users", "replaced", "sync", "typed_id", "uniform", "users_frame"]

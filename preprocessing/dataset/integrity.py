@@ -71,7 +71,7 @@ def is_sound(meta: dict) -> bool:
     if sum(split_counts) != meta["num_ratings"]:
         return False
     numbers = [meta["stars_step"], *meta["stars_range"]]
-    return (len(numbers) == 3 and all(type(number) in (int, float) and abs(number) < 1000 for number in numbers)
+    return (len(numbers) == 3 and all(type(number) in (int, float) and abs(number) < 2**15 for number in numbers)
             and meta["stars_step"] > 0 and meta["stars_range"][0] < meta["stars_range"][1] and meta["seed"] >= 0
             and re.fullmatch("[0-9a-f]{64}", meta["fingerprint"]) is not None)
 

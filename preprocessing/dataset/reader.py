@@ -20,8 +20,8 @@ from preprocessing.dataset.integrity import (
     is_sound,
     meta_digest,
 )
-from preprocessing.dataset.records import SPLITS, DataError, Movies, Ratings, Titles, User, Users, position_of
-from preprocessing.dataset.schema import COLUMNS, FORMAT_VERSION, PREPROCESS
+from preprocessing.dataset.records import SPLITS, DataError, Id, Movies, Ratings, Titles, User, Users, position_of
+from preprocessing.dataset.schema import COLUMNS, FORMAT_VERSION, MOST_ID_LETTERS, PREPROCESS
 
 
 def read_meta(data_dir: Path) -> dict:
@@ -61,8 +61,8 @@ def read_movies(data_dir: Path) -> Movies:
         demand(table["year"].type == pa.int16() and table["title"].type == pa.string(), "its columns have other types")
         table["title"].validate(full=True)
         year = np.concatenate([np.zeros(0, np.int16), *map(_years, table["year"].chunks)])
-        movies = Movies(_column(table, "movie_id"), year, Titles(table["title"]), _column(table, "num_train_ratings"))
-        is_ordered = (np.diff(movies.movie_id) > 0).all() and (movies.num_train_ratings >= 0).all()
+        movies = Movies(_ids(table, "movie_id"), year, Titles(table["title"]), _column(table, "num_train_ratings"))
+        is_ordered = ((movies.movie_id[1:] > movies.movie_id[:-1]).all() and (movies.num_train_ratings >= 0).all())
         demand(bool(is_ordered) and not table["title"].null_count, "its movies are out of order")
         return movies
 
@@ -78,6 +78,7 @@ class UsersFile:
         self.path = data_dir / "users.parquet"
         with damage_named(self.path):
             self._file = _open(self.path)
+            self.has_text_ids = pa.types.is_string(self._file.schema_arrow.field("user_id").type)
             self._group_starts = _group_starts(self._file)
             metadata = self._file.metadata
             self._lowest_ids = [metadata.row_group(group).column(0).statistics.min
@@ -90,8 +91,10 @@ class UsersFile:
             demand(users.offset[0] == 0, "its ratings do not begin at the first")
             return users
 
-    def find(self, user_id: int) -> User | None:
+    def find(self, user_id: Id) -> User | None:
         """Return a user's index and rows; None if there is no such user."""
+        if isinstance(user_id, str) != self.has_text_ids:
+            return None
         group = bisect_right(self._lowest_ids, user_id) - 1
         if group < 0:
             return None
@@ -101,10 +104,10 @@ class UsersFile:
             return None
         return users.user(position)._replace(user_idx=int(self._group_starts[group]) + position)
 
-    def id_of(self, user_idx: int) -> int:
+    def id_of(self, user_idx: int) -> Id:
         """Return the id of a user."""
         group = bisect_right(self._group_starts, user_idx) - 1
-        return int(self._read_group(group).user_id[user_idx - self._group_starts[group]])
+        return self._read_group(group).user_id[user_idx - self._group_starts[group]].item()
 
     def _read_group(self, group: int) -> Users:
         with damage_named(self.path):
@@ -200,7 +203,8 @@ def _years(chunk: pa.Array) -> np.ndarray:
 
 def _users_of(table: pa.Table) -> Users:
     """Return the users of consecutive rows of users.parquet."""
-    user_id, offset, num_ratings = (_column(table, name) for name in ("user_id", "offset", "num_ratings"))
+    user_id, (offset, num_ratings) = _ids(table, "user_id"), (_column(table, name) for name in ("offset",
+                                                                                                 "num_ratings"))
     users = Users(user_id, np.append(offset, offset[-1] + num_ratings[-1] if len(offset) else 0))
     demand(bool((user_id[1:] > user_id[:-1]).all() and (offset >= 0).all() and (num_ratings > 0).all()
                 and (offset + num_ratings == users.offset[1:]).all()), "its users are out of order")
@@ -236,6 +240,16 @@ def _read_whole(file: pq.ParquetFile) -> pa.Table:
         columns = map(file.metadata.row_group(group).column, range(file.metadata.num_columns))
         demand(not any(column.has_dictionary_page for column in columns), "packed in a dictionary")
     return file.read(use_threads=False)  # starting threads takes longer
+
+
+def _ids(table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of ids, integers or str (N,); a long one would make an array of text huge."""
+    if not pa.types.is_string(table[name].type):
+        return _column(table, name)
+    table[name].validate(full=True)
+    texts = table[name].to_pylist()
+    demand(None not in texts and max(map(len, texts), default=0) <= MOST_ID_LETTERS, f"column {name}")
+    return np.array(texts, str)
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 input.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
+Id = int | str  # of a user or a movie: a whole number, or text where not all ids of the data set are numbers
 
 
 class DataError(Exception):
@@ -23,7 +25,7 @@ class DataError(Exception):
 class Movies(NamedTuple):
     """The catalogue, one entry per movie_idx (M)."""
 
-    movie_id: np.ndarray  # int32 (M,)
+    movie_id: np.ndarray  # int32 or str (M,), ascending
     year: np.ndarray  # int16 (M,), 0 where unknown
     title: Sequence[str]
     num_train_ratings: np.ndarray  # int32 (M,)
@@ -58,7 +60,7 @@ class User(NamedTuple):
 class Users(NamedTuple):
     """The users, one entry per user_idx (U); their rows of ratings.parquet are offset[u]:offset[u + 1]."""
 
-    user_id: np.ndarray  # int64 (U,), ascending
+    user_id: np.ndarray  # int64 or str (U,), ascending
     offset: np.ndarray  # int64 (U + 1,)
 
     def user(self, user_idx: int) -> User:
@@ -86,7 +88,22 @@ class Ratings(NamedTuple):
         return self.split
 
 
-def position_of(ids: np.ndarray, target_id: int) -> int | None:
-    """Return the position of an id among ascending ids; None if it is not there."""
-    position = int(np.searchsorted(ids, target_id)) if abs(target_id) < 2**63 else len(ids)
-    return position if position < len(ids) and ids[position] == target_id else None
+def position_of(ids: np.ndarray, target_id: Id) -> int | None:
+    """Return the position of an id among ascending ids; None if it is not there.
+
+    Numbers and text are never the same: 7 is not among the ids of a data set whose ids are text, but "7" may be.
+    """
+    if isinstance(target_id, str) != are_text(ids) or (not isinstance(target_id, str) and abs(target_id) >= 2**63):
+        return None
+    position = int(np.searchsorted(ids, target_id))
+    return position if position < len(ids) and ids[position].item() == target_id else None
+
+
+def are_text(ids: np.ndarray) -> bool:
+    """Tell whether ids are text."""
+    return ids.dtype.kind == "U"
+
+
+def typed_id(text: str, is_text: bool) -> Id:
+    """Return what a person types as an id of a data set whose ids are text, or are not: then other text is none."""
+    return text.strip() if is_text or not re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*", text) else int(text)

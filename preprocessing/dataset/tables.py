@@ -20,12 +20,27 @@ from preprocessing.dataset.records import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+# Names of the columns of ids in tables of any kind of ratings, as `plain_name` writes them, the best first.
+USER_NAMES = ("userid", "user", "reader", "readerid", "student", "studentid", "member", "memberid", "customer",
+              "customerid", "reviewer", "reviewerid", "person", "personid", "profileid", "profilename", "uid",
+              "userkey", "usernumber", "email", "emailaddress", "mail", "username", "learner", "learnerid",
+              "participant", "participantid", "listener", "player", "guest", "buyer", "client", "clientid", "visitor",
+              "visitorid", "account", "accountid", "patron", "patronid", "name")
+ITEM_ID_NAMES = ("itemid", "movieid", "filmid", "bookid", "productid", "courseid", "songid", "trackid", "gameid",
+                 "recipeid", "titleid", "asin", "parentasin", "isbn", "isbn13", "isbn10", "ean", "sku", "itemkey",
+                 "mid", "businessid", "animeid", "jokeid")
+ITEM_NAMES = ("item", "book", "movie", "film", "product", "course", "song", "track", "album", "artist", "game",
+              "recipe", "restaurant", "business", "beer", "wine", "anime", "show", "joke", "place", "hotel", "lecture",
+              "podcast", "episode", "article", "paper", "module", "class", "subject")
+TITLE_NAMES = ("title", "booktitle", "movietitle", "filmtitle", "itemtitle", "itemname", "productname", "producttitle",
+               "coursename", "coursetitle", "songtitle", "trackname", "gamename", "recipename")
 SEPARATORS = ("::", "\t", ";", ",", "|")  # of equally good ones the first is taken
 ALWAYS_QUOTED = (";", ",")  # beside another separator a quotation mark may be a character like others
 HEAD = 1 << 16  # characters from which the layout is found
 FIRST_ROWS = 50
 STAND_INS = "\t\x1f\x1e\x1d"  # for the separator "::", as parsers want a single character
 NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?")
+# The end of a column's name that says its scale: "rating (of 10)", "score 1-5", "stars/10".
 COUNTS_TO = re.compile(r"[\s_(/]*(?:(?:out[\s_]*)?of|[01][\s_]*(?:-|–|to)|/)?[\s_]*(?<!\d)(5|10)\s*\)?$", re.IGNORECASE)
 Names = dict[str, tuple[str, ...]]  # for each column the names that a header may have for it, see `plain_name`
 # What a byte that is no UTF-8 stands for: Windows' cp1252, and latin-1 for the five bytes that it does not define.
@@ -178,7 +193,8 @@ def named_positions(path: Path, columns: Names, needed: tuple[str, ...], layout:
     """
     header = layout.header or []
     positions, plain = header_positions(columns, header), [plain_name(name) for name in header]
-    where, found = f"{path}, line {layout.first_line}", ", ".join(repr(name[:40]) for name in header if name)
+    where = f"{path}, line {layout.first_line}" if layout.first_line else str(path)  # no line: it is no text
+    found = ", ".join(repr(name[:40]) for name in header if name)
     if missing := [column for column in needed if column not in positions]:
         expected = "; ".join(f"{column} ({' or '.join(columns[column][:3])})" for column in missing)
         raise DataError(f"{where}: no column is named for {expected}; found: {found}")

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import movielens_preprocess
+from preprocessing import movielens_preprocess, titles
 from preprocessing.dataset import DataError, RatingsFile, read_meta, read_movies, read_users
+from preprocessing.rating_table import RawRatings, open_table
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TITLES = {"u.item": "1|Toy Story (1995)|01-Jan-1995||x\n3|M\xe9|||\n",
@@ -16,6 +17,10 @@ RATINGS = {"u.data": "7\t1\t5\t881250949\n7\t3\t2\t891717742\n9\t3\t4\t878887116
            "ratings.csv": "userId,movieId,rating,timestamp\n7,1,5.0,881250949\n7,3,2.0,891717742\n9,3,4.0,878887116\n"}
 PAIRS = [("u.data", "u.item"), ("ratings.dat", "movies.dat"), ("ratings_no_timestamp.dat", "movies.dat"),
          ("ratings.csv", "movies.csv")]
+
+
+def read_ratings(path: Path) -> RawRatings:
+    return movielens_preprocess.read_ratings(open_table(path, movielens_preprocess.COLUMNS))
 
 
 @pytest.fixture
@@ -117,7 +122,7 @@ HEADER = "userId,movieId,rating,timestamp\n"
 def test_times_are_read_in_any_unit_and_form(tmp_path, times, days):
     path = tmp_path / "ratings.csv"
     path.write_text(HEADER + "".join(f'{user},1,4,"{time}"\n' for user, time in enumerate(times, start=7)))
-    raw = movielens_preprocess.read_ratings(path)
+    raw = read_ratings(path)
     assert [str(day) for day in raw.seconds.astype("datetime64[s]").astype("datetime64[D]")] == list(days)
     assert raw.user_id.tolist() == [7, 8] and raw.stars.tolist() == [4, 4]
 
@@ -146,20 +151,20 @@ def test_what_nobody_could_have_meant_is_refused_with_its_line(tmp_path, lines, 
     path = tmp_path / "ratings.csv"
     path.write_text(HEADER + "\n".join(lines) + "\n")
     with pytest.raises(DataError, match=f"ratings.csv, line {number}: .*{problem}"):
-        movielens_preprocess.read_ratings(path)
+        read_ratings(path)
 
 
 @pytest.mark.parametrize("times", [("0", "0"), ("", "")])
 def test_times_that_say_nothing_are_none(tmp_path, times):
     path = tmp_path / "ratings.csv"
     path.write_text(HEADER + "".join(f"{user},1,4,{time}\n" for user, time in enumerate(times, start=7)))
-    assert movielens_preprocess.read_ratings(path).seconds.tolist() == [0, 0]
+    assert read_ratings(path).seconds.tolist() == [0, 0]
 
 
 def test_ids_and_stars_that_a_spreadsheet_has_saved_are_numbers(tmp_path):
     path = tmp_path / "ratings.csv"
     path.write_text('"user_id";"item";"score"\n"7.0";"1.0";"4,5"\n8;2;3\n')
-    raw = movielens_preprocess.read_ratings(path)
+    raw = read_ratings(path)
     assert (raw.user_id.tolist(), raw.movie_id.tolist(), raw.stars.tolist()) == ([7, 8], [1, 2], [4.5, 3])
 
 
@@ -171,7 +176,7 @@ def test_a_header_that_names_no_ratings_is_refused(tmp_path, header, sentence):
     path = tmp_path / "ratings.csv"
     path.write_text(f"{header}\n7,1,4,5\n")
     with pytest.raises(DataError, match=sentence):
-        movielens_preprocess.read_ratings(path)
+        read_ratings(path)
 
 
 def test_a_pair_rated_twice_is_named_by_its_second_line_in_any_order_of_columns(preprocess, capsys):
@@ -188,12 +193,12 @@ def test_a_pair_rated_twice_is_named_by_its_second_line_in_any_order_of_columns(
     ("1984", 0, "1984"), (" Alien 3 ", 0, "Alien 3"),
 ])
 def test_a_year_is_the_last_in_parentheses(text, year, title):
-    assert movielens_preprocess.year_and_title(text) == (year, title)
+    assert titles.year_and_title(text) == (year, title)
 
 
 def test_a_catalogue_may_have_a_column_of_years(tmp_path):
     path = tmp_path / "movies.csv"
     path.write_text("year,title,id\n1979,Alien,3.0\n1986.0,Aliens,2\n,Cube,1\n1999,Alien 5 (2012),9\n")
-    titles = movielens_preprocess.read_titles(path)
-    assert titles.movie_id.tolist() == [1, 2, 3, 9] and titles.year.tolist() == [0, 1986, 1979, 2012]
-    assert titles.title == ["Cube", "Aliens", "Alien", "Alien 5"]
+    read = titles.read_title_table(path)
+    assert read.movie_id.tolist() == [1, 2, 3, 9] and read.year.tolist() == [0, 1986, 1979, 2012]
+    assert read.title == ["Cube", "Aliens", "Alien", "Alien 5"]

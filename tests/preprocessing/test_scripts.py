@@ -1,4 +1,4 @@
-"""The three commands as scripts, started in any folder, and the allocator that pyarrow gets."""
+"""The preprocessing commands as scripts, started in any folder, and the allocator that pyarrow gets."""
 
 import os
 import runpy
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import preprocessing
-from preprocessing import movielens_preprocess, netflix_preprocess, synthetic_netflix
+from preprocessing import movielens_preprocess, netflix_preprocess, synthetic_netflix, table_preprocess
 
 ROOT = str(Path(__file__).resolve().parents[2])
 ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
@@ -24,7 +24,8 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("command", [netflix_preprocess, movielens_preprocess, synthetic_netflix])
+@pytest.mark.parametrize("command", [netflix_preprocess, movielens_preprocess, table_preprocess,
+                                     synthetic_netflix])
 def test_a_script_finds_the_packages_beside_its_folder(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != ROOT])
@@ -35,7 +36,7 @@ def test_a_script_finds_the_packages_beside_its_folder(command, tmp_path, monkey
     assert capsys.readouterr().out.startswith(f"usage: {Path(command.__file__).name} ")
 
 
-@pytest.mark.parametrize("command", [netflix_preprocess, movielens_preprocess])
+@pytest.mark.parametrize("command", [netflix_preprocess, movielens_preprocess, table_preprocess])
 def test_a_script_s_tables_are_in_memory_of_the_system_s_allocator(command, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in (ALLOCATOR, "PYTHONPATH")}
     done = subprocess.run([sys.executable, "-c", PRINT_ALLOCATOR, command.__file__, "--help"], cwd=tmp_path,

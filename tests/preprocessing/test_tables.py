@@ -5,6 +5,7 @@ import datetime
 import io
 import itertools
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,16 @@ from hypothesis import strategies as st
 from preprocessing import movielens_preprocess
 from preprocessing.dataset import DataError
 from preprocessing.dataset.tables import decode, encoding_of, layout_of, number_of, plain_name, read_table
+from preprocessing.rating_table import RawRatings, open_table
+from preprocessing.titles import read_title_table
 
 NAMES = {"movie_id": ("movieid", "id"), "title": ("title", "name"), "year": ("year",)}
 QUICK = settings(max_examples=int(os.environ.get("TABLE_EXAMPLES", "60")), deadline=None, database=None,
                  suppress_health_check=list(HealthCheck))
+
+
+def read_ratings(path: Path) -> RawRatings:
+    return movielens_preprocess.read_ratings(open_table(path, movielens_preprocess.COLUMNS))
 
 
 @pytest.fixture
@@ -146,7 +153,7 @@ def test_any_table_of_ratings_gives_the_same_data_whatever_its_looks(tmp_path_fa
     separator, encoding, line_end = data.draw(looks)
     (folder / "ratings.csv").write_bytes(written(rows, separator, encoding, line_end))
     try:
-        raw = movielens_preprocess.read_ratings(folder / "ratings.csv")
+        raw = read_ratings(folder / "ratings.csv")
     except DataError as error:
         months = [int(part) for row in expected for part in (row[3].month, row[3].day)] if form == "{us}" else [13]
         assert max(months) <= 12 and "month or day" in str(error)
@@ -162,7 +169,7 @@ def test_any_table_of_ratings_gives_the_same_data_whatever_its_looks(tmp_path_fa
         order = data.draw(st.permutations(range(3)))
         rows = [[row[place] for place in order] for row in [["movieId", "title", "genres"], *rows]]
     (folder / "movies.csv").write_bytes(written(rows, separator, encoding, line_end))
-    assert movielens_preprocess.read_titles(folder / "movies.csv").title == [title.strip() for title in titles]
+    assert read_title_table(folder / "movies.csv").title == [title.strip() for title in titles]
 
 
 @QUICK
@@ -174,7 +181,7 @@ def test_any_table_of_ratings_gives_the_same_data_whatever_its_looks(tmp_path_fa
 def test_any_bytes_are_ratings_or_one_sentence(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("raw") / "ratings.csv"
     path.write_bytes(data)
-    for read in (movielens_preprocess.read_ratings, movielens_preprocess.read_titles):
+    for read in (read_ratings, read_title_table):
         try:
             read(path)
         except DataError as error:

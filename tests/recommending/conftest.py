@@ -27,6 +27,6 @@ def planted() -> Recommender:
     movies = Movies(np.array([10, 20, 30, 40, 50, 60], np.int32), np.array([1995, 1986, 1966, 0, 2000, 1984], np.int16),
                     ["Heat", "HEAT", "Good, the Bad and the Ugly, The", "Élan", "Rated by Nobody", "1984"],
                     np.array([100, 10, 50, 7, 0, 1], np.int32))
-    nobody = SimpleNamespace(find=lambda user_id: None)  # in place of users.parquet
+    nobody = SimpleNamespace(find=lambda user_id: None, has_text_ids=False)  # in place of users.parquet
     return Recommender(model, {"stars_range": [1, 5], "stars_step": 1, "seed": 0, "num_days": 1,
                                "day_epoch": "2000-01-01"}, nobody, movies, None)

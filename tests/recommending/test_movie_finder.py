@@ -39,7 +39,7 @@ def test_a_movie_is_found_as_a_person_writes_it(finder, text, movie):
     ("Smorebrod og ol", "did you mean Smørrebrød & Øl"),
     ("1960", "movie_id 1960 is not in the data set"),
     ("9" * 5000, "movie_id 9+ is not in the data set"),
-    ("zzz", "no movie is called 'zzz'; look for its movie_id with: python rec.py --search PART_OF_IT"),
+    ("zzz", "no movie is called 'zzz'; look for its movie_id with: python rec.py --search PART_OF_TITLE"),
     ("", "no movie is called ''"), ("(1999)", "no movie is called"), ("?!", "no movie is called"),
 ])
 def test_what_is_not_found_or_not_the_only_one_is_said_with_what_could_be_meant(finder, text, sentence):

@@ -112,7 +112,7 @@ def test_what_is_not_found_and_what_has_no_stars_is_listed_together(planted, tmp
         f"{path}: 1 without stars left out: line 4", f"{path}: 1 of 4 movies found, not these:",
         "  line 3: 2 movies are called 'heat'; give the movie_id of one: 10 (1995, 100 ratings), 20 (1986, 10 ratings)",
         "  line 5: no movie is called 'No Such'; look for its movie_id with: python rec.py --search "
-        "PART_OF_IT",
+        "PART_OF_TITLE",
         "  line 6: no movie is called 'Elam'; did you mean Élan (year unknown, movie_id 40)?"]
 
 

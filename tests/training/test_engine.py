@@ -17,6 +17,7 @@ from models.config import ModelConfig
 from models.ops import backend
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
+from training import batches
 from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
@@ -247,7 +248,8 @@ def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypa
             return made
 
     on: dict[str, list] = {}
-    monkeypatch.setattr(engine_module, "uniform", lambda seed, first, *_: torch.zeros_like(first).float())  # hashes
+    for module in (engine_module, batches):
+        monkeypatch.setattr(module, "uniform", lambda seed, first, *_: torch.zeros_like(first).float())  # hashes
     engine, meta = engine_of(planted_ratings([3, 0, 40])), torch.device("meta")
     engine.model.to(meta)
     engine.ratings = engine.ratings.to(meta)

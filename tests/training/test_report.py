@@ -1,12 +1,13 @@
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from preprocessing.dataset import Movies, Users
+from preprocessing.dataset import DataError, Movies, Users
 from training.batches import DataSet, RatingTensors
-from training.report import plot_training, validation_baselines
+from training.report import plot_training, read_metrics, validation_baselines, write_metrics
 from training.trainer import EpochMetrics
 
 
@@ -32,3 +33,29 @@ def test_a_curve_is_drawn_where_the_environment_asks_for_a_display_that_is_not_t
     rows = [EpochMetrics(epoch, 1.0, 1.0, 1.0 / epoch, 1.0, 0.001, 1.0, 1.0, 1.0) for epoch in (1, 2)]
     plot_training(tmp_path / "training.png", rows, 2, {"global mean": 1.1})
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_read_back_as_they_were_written(tmp_path):
+    rows = [EpochMetrics(1, 0.6, 0.7727, 0.7431, 0.58, 0.001, 10.25, 163260.0, 700.5),
+            EpochMetrics(2, 0.5, 0.75, math.nan, math.nan, 1e-5, 10.0, 170000.0, 701.0)]
+    write_metrics(tmp_path / "metrics.csv", rows)
+    frame = read_metrics(tmp_path)
+    assert [*frame] == list(EpochMetrics.__dataclass_fields__)
+    assert frame.epoch.tolist() == [1, 2] and frame.epoch.dtype == "int64"
+    assert frame.iloc[0].to_dict() == vars(rows[0])
+    assert frame.val_rmse.isna().tolist() == [False, True] and frame.lr[1] == 1e-5
+
+
+def test_metrics_of_a_run_before_its_first_epoch_are_an_empty_frame(tmp_path):
+    write_metrics(tmp_path / "metrics.csv", [])
+    frame = read_metrics(tmp_path)
+    assert frame.empty and frame.val_rmse.dtype == "float64"
+
+
+@pytest.mark.parametrize("text", [None, "", "epoch,val_rmse\n1,0.9\n", "{header}\nx,y,z,a,b,c,d,e,f\n"])
+def test_metrics_that_are_missing_or_damaged_get_a_sentence(tmp_path, text):
+    if text is not None:
+        header = ",".join(EpochMetrics.__dataclass_fields__)
+        (tmp_path / "metrics.csv").write_text(text.format(header=header), encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics.csv (not found|is not what main.py wrote); run: python main.py"):
+        read_metrics(tmp_path)
