@@ -20,6 +20,10 @@ import typing
 from pathlib import Path
 
 import models  # noqa: F401 - it says what to do where packages are missing, before they are imported
+from models.ops import compiling
+
+if __name__ == "__main__" and not {"-h", "--help"} & set(sys.argv):
+    compiling.start()
 
 # isort: split
 import torch

@@ -31,8 +31,8 @@ def pool(table: torch.Tensor, weight: torch.Tensor, row: torch.Tensor, indices: 
         num_users: B.
     """
     pattern = RatingPattern(row, indices, num_users, len(table), 2)
-    return _WeightedSum.apply(table.view(len(table), 2, table.shape[1] // 2), torch.stack([weight, torch.ones_like(weight)], 1),
-                              pattern).sum(1)
+    halves, weights = table.view(len(table), 2, table.shape[1] // 2), torch.stack([weight, torch.ones_like(weight)], 1)
+    return _WeightedSum.apply(halves, weights, pattern).sum(1)
 
 
 def gather_distinct(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

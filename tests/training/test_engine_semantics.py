@@ -229,7 +229,8 @@ def test_half_of_the_ratings_are_context_and_every_epoch_and_seed_divides_them_a
 def test_heads_predict_what_they_do_not_see_and_two_groups_predict_every_rating_once(ensemble_size):
     for one in recorded(engine_of(ensemble_size=ensemble_size), 1):
         rated = set(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist(), strict=True))
-        context, target = ([{(int(one.user_of_row[row]), movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
+        user_of_row = one.user_of_row.tolist()
+        context, target = ([{(user_of_row[row], movie) for row, movie in zip(*map(torch.Tensor.tolist, part[:2]))
                              if (row >= one.first_rows) == group} for group in (0, 1)]
                            for part in (one.context, one.target))
         known = {pair for pair, known in zip(zip(one.batch.row.tolist(), one.batch.movie_idx.tolist()),

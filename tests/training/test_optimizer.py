@@ -50,7 +50,7 @@ def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
 @pytest.mark.parametrize(("num_users", "num_ratings", "fewest", "expected"), [
     (120_042, 198_049, 128, 8192),  # 13,515 ratings a step; 4,096 users would have 6,758
     (1682, 75_974, 64, 256), (10_000, 640_000, 128, 128), (10_000, 639_999, 128, 256),
-    (1024, 1024, 128, 128), (1025, 1025, 128, 256), (9700, 81_000, 64, 1024),  # an epoch of 8 steps, or of so many users
+    (1024, 1024, 128, 128), (1025, 1025, 128, 256), (9700, 81_000, 64, 1024),  # in an epoch of 8 steps or 10
     (10, 10, 128, 128), (1, 1, 64, 64), (500_000, 500_000, 128, 8192)])
 def test_steps_have_more_users_where_these_have_few_ratings(num_users, num_ratings, fewest, expected):
     assert default_batch_size(num_users, num_ratings, fewest) == expected
