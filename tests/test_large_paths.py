@@ -271,7 +271,7 @@ def test_a_run_on_many_row_groups_is_the_same(run_of, cut):
     [(backend, "FEW_RATINGS", 10**9)],  # array operations alone
     [(backend, "FEW_RATINGS", -1)],  # compiled loops alone
     [(engine, "PIECE_RATINGS", 700)],
-    [(two_tower, "MOVIES_PER_BLOCK", 7), (evaluation, "EVALUATION_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
+    [(two_tower, "MOVIES_PER_BLOCK", 7), (batches, "BLOCK_RATINGS", 999), (batches, "BLOCK_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
 ], ids=["array operations", "compiled loops", "pieces", "blocks"])
 def test_a_run_in_small_pieces_measures_the_same(run_of, monkeypatch, patches):
     set_low(monkeypatch, patches)

@@ -20,6 +20,7 @@ from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Mo
 from training.distributed import ALONE, Ranks
 
 CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
+BLOCK_RATINGS, BLOCK_USERS = 2**15, 4096  # at once, about, where nothing is learned
 
 
 @dataclass
@@ -170,6 +171,13 @@ def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
         while (ratings := waiting.result()) is not None:
             waiting = background.submit(next, groups, None)
             yield ratings
+
+
+def blocks_of(users: torch.Tensor, ratings: RatingTensors) -> list[torch.Tensor]:
+    """Divide users, int64 (B,), into blocks of about BLOCK_RATINGS ratings, or of BLOCK_USERS where these have few."""
+    cost = ratings.offset.diff().cpu()[users.cpu()] + BLOCK_RATINGS // BLOCK_USERS
+    block = (cost.cumsum(0) - cost) // BLOCK_RATINGS
+    return list(users.split(block.unique_consecutive(return_counts=True)[1].tolist())) if len(users) else []
 
 
 def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1, total: int | None = None) -> Batch:

@@ -4,16 +4,16 @@ Each user's vector is made from what is known of them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from models.blend import Blend
 from models.two_tower import TwoTower
-from training.batches import DataSet, RatingTensors, batch_of, by_movie
+from training.batches import DataSet, RatingTensors, batch_of, blocks_of, by_movie
 from training.distributed import ALONE, Ranks
 from training.metrics import RatingErrors
-
-EVALUATION_USERS = 512  # users whose vectors are made at once
+from training.threads import in_threads
 
 
 def fold_in_movies(model: Blend, known: DataSet) -> None:
@@ -30,9 +30,12 @@ def fold_in(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: t
     movies = model.eval().movie_table()
     vectors = model.offset.new_zeros(model.config.num_users,
                                      model.config.ensemble_size * (model.config.member_dim + 2))
-    for block in torch.arange(*owned, device=vectors.device).split(EVALUATION_USERS):
+
+    def fold(block: torch.Tensor) -> None:
         context = batch_of(ratings, block, stars_step).context()
         vectors[block] = model.user_vectors(movies, model.user_embedding[block], context, 0)
+
+    in_threads([partial(fold, block) for block in blocks_of(torch.arange(*owned, device=vectors.device), ratings)])
     return vectors
 
 
@@ -49,10 +52,13 @@ def predict_errors(model: Blend, known: RatingTensors, asked: RatingTensors, sta
     movies = model.eval().movie_table()
     if users is None:
         users = asked.offset.diff().nonzero().squeeze(1)
-    for block in users.split(EVALUATION_USERS):
+
+    def predict(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
-        score = model.predict(movies, block, context.context(), target.target())
-        errors.add(model.stars(score), target.stars)
+        return model.stars(model.predict(movies, block, context.context(), target.target())), target.stars
+
+    for predicted, stars in in_threads([partial(predict, block) for block in blocks_of(users, known)]):
+        errors.add(predicted, stars)
     sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(model.device)
     ranks.sum_(sums)
     return RatingErrors(*sums.tolist())

@@ -37,10 +37,17 @@ def in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """Call functions, in this thread and in others that are free; return their results in order.
 
     A task may call `in_threads` in turn. Of errors the first in order is raised, when no task is running any more.
+    Gradients are recorded where they are in this thread.
     """
-    if _pool is None or len(tasks) == 1:
+    if _pool is None or len(tasks) < 2:
         return [task() for task in tasks]
-    futures = [_pool.submit(task) for task in tasks[1:]]
+    with_grad = torch.is_grad_enabled()
+
+    def elsewhere(task: Callable[[], Result]) -> Result:
+        with torch.set_grad_enabled(with_grad):
+            return task()
+
+    futures = [_pool.submit(elsewhere, task) for task in tasks[1:]]
     results: dict[int, Result] = {}
     try:
         results[0] = tasks[0]()
