@@ -94,6 +94,6 @@ def _sums_of_cells(cell: torch.Tensor, values: torch.Tensor, asked: torch.Tensor
 
 def _last_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
     """Return the last day of each user, int64 (B,), 0 without any; row and day int64 (R,) in order."""
-    end = row_starts(row, num_users)[1:]
+    starts = row_starts(row, num_users)
     before = torch.cat([day.new_zeros(1), day])  # of each rating the day before it
-    return before.index_select(0, end) * (row_starts(row, num_users).diff() > 0)
+    return before.index_select(0, starts[1:]) * (starts.diff() > 0)

@@ -285,7 +285,7 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(capsys, copies)
 
 
 @pytest.mark.parametrize("change", [{"engines": []}, {"engines": [{}]}, {"engines": "x"},
-                                    {"engines": [{"optimizers": [{}, {}], "user_rows": {}}]},
+                                    {"engines": [{"tables": [], "layers": {}, "relevance": [], "user_rows": {}}]},
                                     {"metrics": [{"epoch": 1}]}])
 def test_a_last_pt_without_a_usable_state_is_refused(train, capsys, copies, change):
     data_dir, run_dir = copies

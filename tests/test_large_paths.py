@@ -30,7 +30,7 @@ from preprocessing import building, dataset, indexing, netflix_preprocess, parsi
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
-from training import build, engine, evaluation, relevance, trainer
+from training import batches, build, engine, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
@@ -271,7 +271,8 @@ def test_a_run_on_many_row_groups_is_the_same(run_of, cut):
     [(backend, "FEW_RATINGS", 10**9)],  # array operations alone
     [(backend, "FEW_RATINGS", -1)],  # compiled loops alone
     [(engine, "PIECE_RATINGS", 700)],
-    [(two_tower, "MOVIES_PER_BLOCK", 7), (batches, "BLOCK_RATINGS", 999), (batches, "BLOCK_USERS", 33), (relevance, "BLOCK_CELLS", 91 * 19)],
+    [(two_tower, "MOVIES_PER_BLOCK", 7), (batches, "BLOCK_RATINGS", 999), (batches, "BLOCK_USERS", 33),
+     (relevance, "BLOCK_CELLS", 91 * 19)],
 ], ids=["array operations", "compiled loops", "pieces", "blocks"])
 def test_a_run_in_small_pieces_measures_the_same(run_of, monkeypatch, patches):
     set_low(monkeypatch, patches)

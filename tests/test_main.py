@@ -110,7 +110,7 @@ def test_any_batch_size_trains(train, tmp_path, batch_size, steps):
     synthetic_netflix.generate(raw, num_users=40, num_movies=20, num_ratings=400, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
     assert train(data, run, "--epochs", "1", "--blend", "user", "--batch_size", str(batch_size)) == 0
-    adam = torch.load(run / "last.pt", weights_only=True)["engines"][0]["optimizers"][1]
+    adam = torch.load(run / "last.pt", weights_only=True)["engines"][0]["layers"]
     assert {int(state["step"]) for state in adam["state"].values()} == {steps}
 
 

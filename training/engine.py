@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.distributed import Ranks
-from training.optimizer import SHARED_LR, USER_LR, RowAdam, build_optimizers, lr_factor
+from training.optimizer import USER_LR, RowAdam, build_optimizers, layers_lr, lr_factor
 from training.relevance import RelevanceTrainer
 from training.threads import in_threads
 
@@ -35,7 +36,7 @@ Gradients = Sequence[torch.Tensor | None]
 NOISE_ROWS, NOISE_SHIFTS = 2**15, 4096  # of noise: one per movie, but no more than so many, and others beyond
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
-PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
+PIECE_RATINGS = 2**15  # a step of more ratings is computed in pieces, so that its memory stays bounded
 GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 
@@ -66,7 +67,7 @@ class Engine:
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
                  l2: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
-                 relevance: RelevanceTrainer | None = None) -> None:
+                 relevance: RelevanceTrainer | None = None, enlarged: int = 1) -> None:
         """Make an engine.
 
         Args:
@@ -77,6 +78,7 @@ class Engine:
             seed: of these towers.
             stars_step: stars of one unit of `ratings.stars`.
             relevance: is trained in every `relevance_every`-th step, without an effect on the model.
+            enlarged: how many times as many users steps have as they would with more ratings, see `layers_lr`.
         """
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
         self.settings, self.l2, self.batch_size, self.seed = settings, l2, batch_size, seed
@@ -87,7 +89,7 @@ class Engine:
         self.user_rows = RowAdam(model.user_embedding, settings.lr * USER_LR)
         self.relevance = relevance
         self.groups = 2 if model.config.ensemble_size % 2 == 0 else 1  # two see the halves both ways round
-        self.factor = 0.0  # of the learning rate in the last step
+        self.layers_lr, self.factor = layers_lr(enlarged), 0.0  # of the learning rate in the last step
         self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
@@ -98,16 +100,20 @@ class Engine:
             DataError: the loss is no longer finite; names epoch, step and learning rate.
         """
         sums, shown = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device), -math.inf
-        for step, (batch, noise) in enumerate(self._batches(epoch)):
+        batches = self._batches(epoch)
+        batch, noise, parts = next(batches)
+        for step in range(self.num_steps):
             factor = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
+            take = partial(self.step, batch, self._epoch_seed(epoch), noise, factor, step, parts)
             try:
-                step_sums = self.step(batch, self._epoch_seed(epoch), noise, factor, step)
+                step_sums, ahead = in_threads([take, partial(next, batches, (batch, noise, parts))])
             except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
                 step_sums = torch.full_like(sums, math.nan)
             sums += step_sums
             if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
                 self._check_finite(sums, epoch, step + 1, factor)
             bar.update(len(batch.row))
+            batch, noise, parts = ahead
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
@@ -117,23 +123,38 @@ class Engine:
         return sums
 
     def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
-             factor: float, number: int = 0) -> torch.Tensor:
+             factor: float, number: int = 0, parts: list["Part"] | None = None) -> torch.Tensor:
         """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
-        rank's sums of loss, squared error and count."""
+        rank's sums of loss, squared error and count. `parts` are the batch's, where they are at hand."""
+        parts = self._parts(batch, seed) if parts is None else parts
+        tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, seed, noise, factor)]
         relevance = self.relevance if number % self.relevance_every == 0 else None
+        if relevance is not None:
+            tasks.append(partial(relevance.differentiate, [part.batch for part in parts], seed, number,
+                                 self.settings.relevance_weight, factor if self.ranks.size == 1 else None))
         for parameter in self._parameters(relevance):
             parameter.grad = None
+        step_sums, *losses = in_threads(tasks)
+        if self.ranks.size > 1:
+            self.ranks.sum_(*self.shared_gradients(relevance))
+            self._move(factor)
+            if relevance is not None:
+                relevance.move(factor)
+        for loss in losses:
+            step_sums[0] += 0 * loss  # is not finite where that is not
+        return step_sums
+
+    def _train_rating(self, batch: Batch, parts: list["Part"], seed: int,
+                      noise: tuple[torch.Tensor, torch.Tensor] | None, factor: float) -> torch.Tensor:
+        """Differentiate a step's loss, move the users' rows by it and, where no other rank has a share in it, the
+        shared parameters; return the step's sums."""
         distinct = self.model.distinct_movies(batch.movie_idx)
         if self.ranks.size > 1:  # the other ranks meet others
             distinct = torch.arange(self.model.config.num_movies, device=distinct.device)
         self.tables.catch_up(distinct)
         movies = self.model.step_movies(distinct, noise, self.groups)
-        parts = list(pieces(batch))
-        tasks: list[Callable[[], tuple]] = [partial(self._gradients, part, movies.detached(), seed) for part in parts]
-        if relevance is not None:
-            tasks.append(partial(self._train_relevance, relevance, parts, seed, number, factor))
-        *of_parts, last = in_threads(tasks)
-        sums, num_targets, row_grads, grads = zip(*of_parts, *[last] * (relevance is None), strict=True)
+        results = in_threads([partial(self._gradients, part, movies.detached(), seed) for part in parts])
+        sums, num_targets, row_grads, grads = zip(*results, strict=True)
         norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2)
         movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
             [of_layers for _, of_layers in grads])
@@ -143,21 +164,20 @@ class Engine:
                    if grad is not None]
         torch.autograd.backward([0.5 * norms, *(tensor for tensor, _ in reached)],
                                 [None, *(grad for _, grad in reached)])
-        if self.ranks.size > 1:
-            self.ranks.sum_(*self.shared_gradients(relevance))
-            if relevance is not None:
-                relevance.move(factor)
-        self.tables.step(factor)
-        for group in self.layers.param_groups:
-            group["lr"] = self.settings.lr * SHARED_LR * factor
-        self.layers.step()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
-        self.factor = factor
+        if self.ranks.size == 1:
+            self._move(factor)
         step_sums = torch.stack(sums).sum(0)
         step_sums[0] += norms.detach()
-        if relevance is not None:
-            step_sums[0] += 0 * last[0]  # is not finite where that is not
         return step_sums
+
+    def _move(self, factor: float) -> None:
+        """Move the movie tables and the shared layers by their gradients."""
+        self.tables.step(factor)
+        for group in self.layers.param_groups:
+            group["lr"] = self.settings.lr * self.layers_lr * factor
+        self.layers.step()
+        self.factor = factor
 
     def shared_gradients(self, relevance: RelevanceTrainer | None) -> list[torch.Tensor]:
         """Return the last step's gradients of the parameters that all ranks share, whole: what travels, once a step.
@@ -193,9 +213,9 @@ class Engine:
         """Return what a step moves, with relevance or without."""
         return [*self.model.parameters(), *([] if relevance is None else relevance.relevance.parameters())]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None]]:
-        """Yield the users of every step that are this rank's, with their ratings, and the step's noise on the movie
-        vectors."""
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None, list["Part"]]]:
+        """Yield the users of every step that are this rank's, with their ratings, the step's noise on the movie
+        vectors, and the batch's parts."""
         config, settings, device = self.model.config, self.settings, self.model.offset.device
         chance = torch.Generator().manual_seed(self._epoch_seed(epoch))
         order = torch.randperm(config.num_users, generator=chance)
@@ -216,9 +236,14 @@ class Engine:
         for step, (users, total) in enumerate(zip(order.split(num_users), num_ratings, strict=True)):
             context, target = (table[shift:shift + num_rows] for shift in shifts[step])
             noise = (context, target) if settings.movie_noise else None
-            yield batch_of(self.ratings, users, self.stars_step, total), noise
+            batch = batch_of(self.ratings, users, self.stars_step, total)
+            yield batch, noise, self._parts(batch, self._epoch_seed(epoch))
 
-    def _gradients(self, batch: Batch, movies: StepMovies,
+    def _parts(self, batch: Batch, seed: int) -> list["Part"]:
+        """Cut a batch into pieces, and these into context and targets."""
+        return [Part(piece, *halves(piece, in_context_of(piece, seed), self.groups == 2)) for piece in pieces(batch)]
+
+    def _gradients(self, part: "Part", movies: StepMovies,
                    seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
         """Differentiate the loss of a piece of a batch.
 
@@ -230,7 +255,7 @@ class Engine:
             users' rows, (B, D); those of the movies and of the shared layers.
         """
         model, settings = self.model, self.settings
-        context, target, user_of_row, first_rows = halves(batch, in_context_of(batch, seed), self.groups == 2)
+        batch, context, target, user_of_row, first_rows = part
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
         embedding = (rows * keep).index_select(0, user_of_row)
@@ -244,14 +269,6 @@ class Engine:
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(), count])
         return (sums, num_targets, torch.zeros_like(rows) if of_rows is None else of_rows,
                 (grads[:len(leaves)], grads[len(leaves):]))
-
-    def _train_relevance(self, relevance: RelevanceTrainer, parts: list[Batch], seed: int, number: int,
-                         factor: float) -> tuple[torch.Tensor]:
-        """Differentiate the loss of relevance and, where no other rank has a share in it, move by it; return it."""
-        loss = relevance.differentiate(parts, seed, number, self.settings.relevance_weight)
-        if self.ranks.size == 1:
-            relevance.move(factor)
-        return (loss,)
 
     def _layers(self) -> list[nn.Parameter]:
         """Return the parameters of the shared layers."""
@@ -276,6 +293,16 @@ class Engine:
             lr = self.settings.lr
             raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+
+
+class Part(NamedTuple):
+    """A piece of a batch, divided by `halves`."""
+
+    batch: Batch
+    context: Batch
+    target: Batch
+    user_of_row: torch.Tensor  # int64 (rows,)
+    first_rows: int
 
 
 def halves(batch: Batch, in_context: torch.Tensor,

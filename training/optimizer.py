@@ -25,12 +25,13 @@ BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
 STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
 STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
+MOST_ENLARGED = 16  # times, for which steps of layers are longer
 STEP_RATINGS, SMALLEST_EPOCH = 8192, 8  # in a step, at least, on average, unless an epoch has no more steps
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
 def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tuple["TableSGD", torch.optim.Optimizer]:
-    """Return the optimizers of the movie tables and of the shared layers.
+    """Return the optimizers of the movie tables and of the shared layers, whose rate every step sets.
 
     Args:
         lr: the base learning rate.
@@ -40,7 +41,7 @@ def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tup
     if model.movie_bias_over_time is not None:
         tables[model.movie_bias_over_time.table] = time_decay
     layers = [parameter for parameter in model.parameters() if parameter not in tables]
-    return TableSGD(tables, lr), torch.optim.Adam(layers, lr * SHARED_LR, BETAS, EPSILON, fused=True)
+    return TableSGD(tables, lr), torch.optim.Adam(layers, lr, BETAS, EPSILON, fused=True)
 
 
 def relevance_optimizers(relevance: Relevance, lr: float) -> list["RowAdam"]:
@@ -54,9 +55,10 @@ def planned_epochs(num_users: int, num_steps: int, most: int) -> int:
     return min(most, 20, max(8, 120_000 // num_users, STEPS_OF_A_RUN // num_steps))
 
 
-def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> int:
+def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> tuple[int, int]:
     """Return how many users a step has: 128, but up to 512 where an epoch still has 400 steps, and 4096 where it has
-    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS or an epoch few steps.
+    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS or an epoch few steps. And how
+    many times as many as without that: see `layers_lr`.
 
     A movie moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
     the same for all sizes, nearly all of it on a GPU.
@@ -71,9 +73,16 @@ def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> i
     else:
         while num_users >= STEPS_OF_AN_EPOCH * 2 * size:
             size *= 2
+    enlarged = 1
     while size * SMALLEST_EPOCH < num_users and size * num_ratings < STEP_RATINGS * num_users:
-        size *= 2
-    return size
+        size, enlarged = 2 * size, 2 * enlarged
+    return size, enlarged
+
+
+def layers_lr(enlarged: int) -> float:
+    """Return the learning rate of the shared layers, a multiple of the base rate, where steps have been enlarged so
+    many times: Adam moves in an epoch by its number of steps, and less by chance the larger they are."""
+    return SHARED_LR * min(enlarged, MOST_ENLARGED) ** 0.5
 
 
 def lr_factor(step: int, num_steps: int) -> float:
@@ -168,16 +177,14 @@ class RowAdam:
 
     @torch.no_grad()
     def step_of(self, gradient: torch.Tensor, factor: float) -> None:
-        """Update the rows that a gradient of the table, sparse or not, reaches; on a GPU, which need not learn which
-        these are, all rows."""
-        rows, grad = torch.arange(len(self.table), device=self.table.device), gradient
+        """Update the rows that a gradient of the table reaches: those of a sparse one, else all that are not zero; on a
+        GPU, where the host would wait to learn which these are, all."""
         if gradient.is_sparse:
-            gradient = gradient.coalesce()
-            rows, grad = gradient.indices()[0], gradient.values()
-        grad = grad.view(len(grad), -1)
-        if grad.device.type == "cpu":
-            reached = grad.any(1).nonzero().squeeze(1)
-            rows, grad = rows[reached], grad[reached]
+            rows, grad = gradient._indices()[0], gradient._values().view(-1, self.table.shape[1])
+        else:
+            rows, grad = torch.arange(len(self.table), device=self.table.device), gradient.view_as(self.table)
+            if grad.device.type == "cpu" and not (reached := grad.any(1)).all():
+                rows, grad = rows[reached], grad[reached]
         self.step(rows, grad, factor)
 
 
@@ -187,4 +194,4 @@ def _gradient_of(table: torch.Tensor, movies: torch.Tensor) -> torch.Tensor:
         return table.new_zeros(len(movies), *table.shape[1:])
     if len(movies) == len(table):
         return table.grad.to_dense() if table.grad.is_sparse else table.grad
-    return table.grad.coalesce().values()
+    return table.grad._values()  # of `gather_distinct`, once in a step

@@ -52,13 +52,20 @@ class RelevanceTrainer:
         cells = int((of_users > 1).sum()) * min(len(rated), SAMPLE)
         self.fraction = CELLS_PER_RATING * int(of_users.sum()) / max(cells, 1)  # of users, in an epoch
 
-    def differentiate(self, parts: list[Batch], seed: int, step: int, weight: float) -> torch.Tensor:
-        """Add the gradients of a step's loss, the sum over its pieces times a weight, to the parameters; return it."""
+    def differentiate(self, parts: list[Batch], seed: int, step: int, weight: float,
+                      factor: float | None) -> torch.Tensor:
+        """Add the gradients of a step's loss, the sum over its pieces times a weight, to the parameters; return it.
+        Then `move`, but with None for the factor."""
         losses = []
         for part in parts:
             loss = weight * self.loss(part, seed, step)
             loss.backward()
             losses.append(loss.detach())
+        for parameter in self.relevance.parameters():
+            if len(parts) > 1 and parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()  # of each piece it has the rows anew
+        if factor is not None:
+            self.move(factor)
         return torch.stack(losses).sum()
 
     def move(self, factor: float) -> None:

@@ -59,7 +59,9 @@ class Trainer:
         self.has_validation = bool(num_with > 0)
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         self.val_users = with_validation[uniform(0, with_validation) < measured]
-        batch_size = settings.batch_size or default_batch_size(data.num_users, self.num_ratings)
+        batch_size, enlarged = default_batch_size(data.num_users, self.num_ratings)
+        if settings.batch_size:
+            batch_size, enlarged = settings.batch_size, 1
         relevance = None
         if model.relevance is not None:
             of_users = data.train.offset.diff().to(device)
@@ -68,13 +70,16 @@ class Trainer:
                                          data.meta["split"]["method"] in ("latest", "probe"), settings.lr)
         num_rated = int((data.movies.num_train_ratings > 0).sum())
         self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
-                               self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance)]
+                               self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance,
+                               enlarged)]
         if model.item_based is not None:
             ratings, owned = by_movie(data, ranks)
-            batch_size = (math.ceil(settings.batch_size / 2) if settings.batch_size
-                          else default_batch_size(data.num_movies, self.num_ratings, fewest=64))
+            batch_size, enlarged = default_batch_size(data.num_movies, self.num_ratings, fewest=64)
+            if settings.batch_size:
+                batch_size, enlarged = math.ceil(settings.batch_size / 2), 1
             self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
-                                       batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks))
+                                       batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks,
+                                       enlarged=enlarged))
         self.num_epochs = planned_epochs(data.num_users, self.engines[0].num_steps, settings.epochs)
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf

@@ -28,17 +28,17 @@ LIMIT_S = 120  # of every wait
 # Sends itself a signal in the middle of a step: the moment is the same on any machine.
 PROGRAM = """
 import os, sys, main
-from training.engine import Engine
-left, which, shared = int(sys.argv.pop(1)), int(sys.argv.pop(1)), Engine.shared_gradients
+from training.optimizer import TableSGD
+left, which, take = int(sys.argv.pop(1)), int(sys.argv.pop(1)), TableSGD.step
 
-def shared_gradients(engine, with_relevance):
+def step(tables, factor):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), which)
-    return shared(engine, with_relevance)
+    return take(tables, factor)
 
-Engine.shared_gradients = shared_gradients
+TableSGD.step = step
 sys.exit(main.main(sys.argv[1:]))
 """
 

@@ -115,7 +115,7 @@ def test_the_rate_warms_up_and_falls_along_half_a_cosine_over_the_planned_epochs
     expected = [lr * min(1, (last + 1) / (0.02 * number + 1)) * (1 + math.cos(math.pi * last / number)) / 2
                 for last in range(steps - 1, number, steps)]  # of each epoch's last step
     assert [float(row.split(",")[place]) for row in rows[1:]] == pytest.approx(expected, rel=1e-5)
-    taken = run["engines"][0]["optimizers"][1]["state"][0]["step"]  # by the layers
+    taken = run["engines"][0]["layers"]["state"][0]["step"]
     assert (len(rows) - 1, taken) == (epochs, number)
 
 
@@ -226,13 +226,13 @@ def test_a_bias_over_time_that_no_rating_holds_decays_by_its_l2_once_an_epoch(fl
 
 def test_the_weight_of_relevance_scales_its_gradient_and_touches_nothing_else(trained):
     none, one, three = (trained(f"{ONE_STEP} {flag}") for flag in ("", "--relevance_weight 1", "--relevance_weight 3"))
-    moments = [run["engines"][0]["optimizers"][2]["state"] for run in (one, three)]
-    for key, state in moments[0].items():
-        torch.testing.assert_close(moments[1][key]["exp_avg"], 3 * state["exp_avg"], rtol=1e-4, atol=1e-8)
-        assert state["exp_avg"].abs().sum() > 0
+    moments = [[table["mean"] for table in run["engines"][0]["relevance"]] for run in (one, three)]
+    for mean, other in zip(*moments, strict=True):
+        torch.testing.assert_close(other, 3 * mean, rtol=1e-4, atol=1e-8)
+        assert mean.abs().sum() > 0
     relevance = {name for name in one["model"] if name.startswith("relevance.")}
     assert differing(none, one) == relevance and differing(one, three) <= relevance
-    assert len(none["engines"][0]["optimizers"]) == 2
+    assert none["engines"][0]["relevance"] == []
     assert ['"relevance"' in (run["dir"] / "test_metrics.json").read_text() for run in (none, one)] == [False, True]
 
 
