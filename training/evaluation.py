@@ -9,11 +9,11 @@ from functools import partial
 import torch
 
 from models.blend import Blend
+from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from training.batches import DataSet, RatingTensors, batch_of, blocks_of, by_movie
 from training.distributed import ALONE, Ranks
 from training.metrics import RatingErrors
-from training.threads import in_threads
 
 
 def fold_in_movies(model: Blend, known: DataSet) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from models.blend import Blend
 from models.checkpoint import model_entries
+from models.ops.threads import in_threads, shared_out
 from preprocessing.dataset import DataError
 from preprocessing.dataset.machine import peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
@@ -22,7 +23,6 @@ from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_errors
 from training.optimizer import default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
-from training.threads import in_threads, shared_out
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers

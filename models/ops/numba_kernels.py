@@ -6,7 +6,8 @@ with a library that is made for larger matrices. Here the rows of some ratings l
 The systems of several users are factorised side by side, so that vector instructions take the same number of all of
 them together.
 
-The loops themselves are in numba_loops.py. They run in the thread that calls them, and let others run beside them.
+The loops themselves are in numba_loops.py. One thread computes a user, in one order, so results do not depend on the
+number of threads.
 
 Letters: R ratings, B users, N movies, V vectors of each, D coordinates. `indptr`, `indices`: see rating_pattern.py.
 """
@@ -15,6 +16,8 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,14 +25,18 @@ import torch
 from models.ops import compiling, numba_loops
 from models.ops.array_ops import sum_by_movie, sum_by_user, uniform
 from models.ops.rating_pattern import RatingPattern
+from models.ops.threads import in_threads, num_threads
 
 __all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
+
+
+FEW = 4096  # ratings that are not worth a second thread
 
 
 def dots(users: torch.Tensor, movies: torch.Tensor, pattern: RatingPattern) -> torch.Tensor:
     """Do what `array_ops.dots` does."""
     out = users.new_empty(len(pattern.indices), users.shape[1])
-    _run(numba_loops.dots, users, movies, pattern.indices, pattern.indptr, out, 0, pattern.num_users)
+    _run_in_ranges(numba_loops.dots, pattern.num_users, len(out), users, movies, pattern.indices, pattern.indptr, out)
     return out
 
 
@@ -42,15 +49,15 @@ def ridge(movies: torch.Tensor, target: torch.Tensor, prior: torch.Tensor, l2: t
     pack = max(numba_loops.LANES // num_vectors, 1)  # users
     num_packs = -(-num_users // pack)
     factor = movies.new_empty(num_packs if keep else 0, dim, dim, pack * num_vectors)
-    _run(numba_loops.ridge, movies, target, pattern.indices, pattern.indptr, prior, l2, factor, solution, residual, 0,
-         num_packs)
+    _run_in_ranges(numba_loops.ridge, num_packs, len(target), movies, target, pattern.indices, pattern.indptr, prior,
+                   l2, factor, solution, residual)
     return solution[..., :-1], residual, factor
 
 
 def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Do what `array_ops.ridge_again` does."""
     solution = torch.empty_like(right)
-    _run(numba_loops.ridge_again, factor, right, solution, 0, len(factor))
+    _run_in_ranges(numba_loops.ridge_again, len(factor), solution.numel(), factor, right, solution)
     return solution
 
 
@@ -89,6 +96,15 @@ def _run(function: Any, *args: Any) -> None:
     compiling.finish()
     with _uninterrupted():
         function(*arrays)
+
+
+def _run_in_ranges(function: Any, stop: int, size: int, *args: Any) -> None:
+    """Call a compiled function for the whole range from 0, or for a part of it in each thread if its work has a size.
+    """
+    arrays = [arg.contiguous().numpy() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    parts = num_threads() if size >= FEW and function.signatures else 1
+    bounds = [stop * part // parts for part in range(parts + 1)]
+    in_threads([partial(_run, function, *arrays, first, last) for first, last in pairwise(bounds)])
 
 
 @contextlib.contextmanager

@@ -8,11 +8,14 @@ Letters: R ratings, B users, N movies, V vectors of each user and movie (in mode
 coordinates (the user's bias is one of them here; in models/ it is counted apart).
 """
 
+from functools import partial
+
 import torch
 
 from models.ops import backend
 from models.ops.array_ops import with_one
 from models.ops.rating_pattern import RatingPattern
+from models.ops.threads import in_threads
 
 
 def paired_dot(users: torch.Tensor, movies: torch.Tensor, pattern: RatingPattern) -> torch.Tensor:
@@ -81,7 +84,8 @@ class _PairedDot(torch.autograd.Function):
     def backward(ctx, grad):
         (users, movies), pattern = ctx.saved_tensors, ctx.pattern
         ops = backend.of_pattern(pattern)
-        return ops.sum_by_user(movies, grad, pattern), ops.sum_by_movie(users, grad, pattern), None
+        return *in_threads([partial(ops.sum_by_user, movies, grad, pattern),
+                            partial(ops.sum_by_movie, users, grad, pattern)]), None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -129,6 +133,8 @@ class _RidgeSolve(torch.autograd.Function):
         adjoint = ctx.ops.ridge_again(factor, grad)  # z, (B, V, D)
         solutions, adjoints = with_one(solution), torch.nn.functional.pad(adjoint, (0, 1))  # 0 meets the bias
         grad_target = ops.dots(adjoints, movies, pattern)
-        grad_movies = ops.sum_by_movie(adjoints, residual, pattern)
-        grad_movies -= ops.sum_by_movie(solutions, grad_target, pattern)
+        _ = pattern.movie_bags  # once for both
+        grad_movies, of_solutions = in_threads([partial(ops.sum_by_movie, adjoints, residual, pattern),
+                                                partial(ops.sum_by_movie, solutions, grad_target, pattern)])
+        grad_movies -= of_solutions
         return grad_movies, grad_target.sum(1), adjoint * l2, adjoint * (prior - solution), None

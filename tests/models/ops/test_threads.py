@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from training.threads import in_threads, shared_out
+from models.ops.threads import in_threads, shared_out
 
 
 @pytest.fixture(params=[1, 2, 4])

@@ -33,6 +33,11 @@ def shared_out() -> Iterator[None]:
             _pool = before
 
 
+def num_threads() -> int:
+    """Return how many tasks may run side by side."""
+    return 1 if _pool is None else 1 + _pool._max_workers
+
+
 def in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """Call functions, in this thread and in others that are free; return their results in order.
 
