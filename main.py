@@ -266,6 +266,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
         print(f"epoch {chosen['epoch']} was best; as many again with the validation ratings (without: --no-refit)",
               flush=True)
     trainer = build_trainer(args, data, device, ranks)
+    trainer.folds_in = False  # but for the last: nothing is measured before
     if trainer.model.relevance is not None:  # its weights have been chosen by validation too
         trainer.model.relevance.weights.copy_(chosen["model"]["relevance.weights"])
     for metrics in trainer.epochs():
@@ -274,6 +275,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
                   f"{metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s", flush=True)
         if metrics.epoch == chosen["epoch"]:
             break
+    trainer.fold_in_movies()
     if ranks.is_main:
         flags = remembered.flags_of(args, trainer.model.item_based is not None)
         checkpoint = trainer.checkpoint(data.meta["fingerprint"], flags)

@@ -26,7 +26,7 @@ WARM_UP = 0.02  # of all steps
 STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
 STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
 MOST_ENLARGED = 16  # times, for which steps of layers are longer
-STEP_RATINGS, SMALLEST_EPOCH = 8192, 8  # in a step, at least, on average, unless an epoch has no more steps
+STEP_RATINGS, SMALLEST_EPOCH = 20_000, 24  # in a step, at least, on average, unless an epoch has no more steps
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 

@@ -81,6 +81,7 @@ class Trainer:
                                        batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks,
                                        enlarged=enlarged))
         self.num_epochs = planned_epochs(data.num_users, self.engines[0].num_steps, settings.epochs)
+        self.folds_in = True  # after every epoch
         self.metrics: list[EpochMetrics] = []
         self.best_epoch, self.best_rmse = 0, math.inf
 
@@ -120,6 +121,13 @@ class Trainer:
                 "flags": flags or {}, "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics),
                 "refit": False}
 
+    def fold_in_movies(self) -> None:
+        """Fold in the movies of the item-based towers, if there are any, from the training ratings of all ranks."""
+        if self.model.item_based is not None:
+            item_based = self.engines[1]
+            self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step, item_based.owned)
+            self.ranks.sum_(self.model.folded_in)
+
     def state_dict(self) -> dict:
         """Return what `load_state_dict` needs to go on, beside the model."""
         return {"engines": [engine.state_dict() for engine in self.engines],
@@ -144,10 +152,8 @@ class Trainer:
                   mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
             sums = torch.stack(in_threads([partial(engine.run_epoch, epoch, self.num_epochs, bar)
                                            for engine in self.engines])).sum(0)
-        if self.model.item_based is not None:
-            item_based = self.engines[1]
-            self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step, item_based.owned)
-            self.ranks.sum_(self.model.folded_in)
+        if self.folds_in:
+            self.fold_in_movies()
         if self.model.relevance is not None and self.has_validation:
             fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
                         self.ranks)
