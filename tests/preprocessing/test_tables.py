@@ -106,6 +106,21 @@ def test_a_header_holds_no_number_and_the_separator_makes_sense():
         "userid", "rating", "score", "column100"]
 
 
+@pytest.mark.parametrize("text", [
+    "196 242 3.5 881250949\n86 242 4 891717742\n", " 196  242 3.5   881250949 \r\n  86  242 4   891717742\r\n",
+    "rating userId   movieId timestamp\n3.5    196      242 881250949\n4       86      242 891717742"])
+def test_columns_of_ratings_may_be_divided_by_spaces(tmp_path, text):
+    (tmp_path / "u.data").write_text(text, newline="")
+    raw = movielens_preprocess.read_ratings(tmp_path / "u.data")
+    assert [column.tolist() for column in (raw.user_id, raw.movie_id, raw.stars, raw.seconds)] == [
+        [196, 86], [242, 242], [3.5, 4], [881250949, 891717742]]
+
+
+def test_titles_with_spaces_are_no_columns():
+    for text in ("12 Angry Men\n10 Things Foo\n", "1 2 3\n4 5\n", "7 8\n"):
+        assert layout_of(text, NAMES).separator == ","
+
+
 TEXT = st.text(st.characters(codec="cp1252", exclude_characters="():",
                              exclude_categories=("Cc", "Cf", "Zs", "Zl", "Zp", "Nd", "No")), min_size=1, max_size=9)
 RATINGS = st.dictionaries(st.tuples(st.integers(1, 10**11), st.integers(1, 2**31 - 1)),
