@@ -36,7 +36,7 @@ ITEM_NAMES = ("item", "book", "movie", "film", "product", "course", "song", "tra
 TITLE_NAMES = ("title", "booktitle", "movietitle", "filmtitle", "itemtitle", "itemname", "productname", "producttitle",
                "coursename", "coursetitle", "songtitle", "trackname", "gamename", "recipename")
 SEPARATORS = ("::", "\t", ";", ",", "|")  # of equally good ones the first is taken
-ALWAYS_QUOTED = (";", ",")  # beside another separator a quotation mark may be a character like others
+ALWAYS_QUOTED = (";", ",")  # beside "|" and tabs a quotation mark may be a character like others, beside "::" it is one
 HEAD = 1 << 16  # characters from which the layout is found
 FIRST_ROWS = 50
 STAND_INS = "\t\x1f\x1e\x1d"  # for the separator "::", as parsers want a single character
@@ -161,7 +161,7 @@ def layout_of(head: str, columns: Names) -> Layout:
     marked = re.match(r"\s*sep=(::|.)\n", head, re.IGNORECASE)  # as Excel writes it
     text, best, best_score = _without_marked_separator(head), None, (-1.0, -1.0)
     for separator in (marked[1],) if marked else SEPARATORS:
-        is_quoted = separator in ALWAYS_QUOTED or _is_well_quoted(text, separator)
+        is_quoted = separator in ALWAYS_QUOTED or (separator != "::" and _is_well_quoted(text, separator))
         rows = []
         for line, fields in _rows(text, separator, is_quoted):
             if any(field.strip() for field in fields):

@@ -58,6 +58,7 @@ def test_of_several_names_the_best_is_taken(read):
     ('id,title\n3,"Heat,\nagain"\n4,"the ""Elf"""\n', [["3", "Heat,\nagain"], ["4", 'the "Elf"']], [2, 4]),
     ('3|"Heat" again\n4|Matrix, The\n', [["3", '"Heat" again'], ["4", "Matrix, The"]], [1, 2]),
     ("3::a\tb\n", [["3", "a\tb"]], [1]),
+    ('3::"::x\n4::"Elf"::y\n5::"::x', [["3", '"'], ["4", '"Elf"'], ["5", '"']], [1, 2, 3]),
     ("sep=;\nid;title\n3;a,b\n", [["3", "a,b"]], [3]),
     ("id,title\n3,NA\n4,null\n5,\n", [["3", "NA"], ["4", "null"], ["5", ""]], [2, 3, 4]),
     ("id,title\r3,Heat\r", [["3", "Heat"]], [2]),
