@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preprocessing import building, indexing, parsing, raw_files
+from preprocessing import building, finding, indexing, parsing, raw_files
 from preprocessing.dataset import DataError
 
 PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
@@ -381,13 +381,13 @@ def test_rating_files_come_in_the_order_of_their_movies_not_of_their_names(tmp_p
     for name, movie in (("combined_data_1.txt", 10), ("combined_data_2.txt", 2), ("combined_data_3.txt", 1)):
         (tmp_path / name).write_bytes(MARK * (movie == 2) + b"%d:\n5,4,2005-01-01\n" % movie)
     (tmp_path / "movie_titles.csv").write_bytes(b"")
-    assert [path.name[-5] for path in raw_files.find_files(tmp_path, "latest")[0]] == ["3", "2", "1"]
+    assert [path.name[-5] for path in finding.find_files(tmp_path, "latest")[0]] == ["3", "2", "1"]
 
 
 def test_ratings_that_lie_unpacked_are_taken_where_titles_are_in_an_archive(tmp_path):
     (tmp_path / "combined_data_1.txt").write_bytes(b"1:\n5,4,2005-01-01\n")
     (tmp_path / "a.zip").write_bytes(zipped({"combined_data_1.txt": b"7:\n", "movie_titles.csv": b"1,1995,Heat\n"}))
-    ratings, titles, _ = raw_files.find_files(tmp_path, "latest")
+    ratings, titles, _ = finding.find_files(tmp_path, "latest")
     assert (ratings, str(titles)) == ([tmp_path / "combined_data_1.txt"], f"{tmp_path / 'a.zip'}:movie_titles.csv")
 
 

@@ -112,7 +112,7 @@ def test_a_header_holds_no_number_and_the_separator_makes_sense():
     "rating userId   movieId timestamp\n3.5    196      242 881250949\n4       86      242 891717742"])
 def test_columns_of_ratings_may_be_divided_by_spaces(tmp_path, text):
     (tmp_path / "u.data").write_text(text, newline="")
-    raw = movielens_preprocess.read_ratings(tmp_path / "u.data")
+    raw = read_ratings(tmp_path / "u.data")
     assert [column.tolist() for column in (raw.user_id, raw.movie_id, raw.stars, raw.seconds)] == [
         [196, 86], [242, 242], [3.5, 4], [881250949, 891717742]]
 
