@@ -3,28 +3,31 @@
     python benchmarks/bench_preprocess.py                       100,480,507 ratings, 2 GB of text
     python benchmarks/bench_preprocess.py --ratings 10000000
     python benchmarks/bench_preprocess.py --scaling --splits    also 1 M, 10 M and all; also every kind of split
+    python benchmarks/bench_preprocess.py --wrappings           also Kaggle's zip and the original tar.gz, beside plain
+    python benchmarks/bench_preprocess.py --before DIR          also the command of another checkout, in turn with ours
 
-The raw files are synthetic, in Netflix's layout and sizes, and are made first where --work_dir does not hold them.
+The raw files are synthetic, in Netflix's layout and sizes, and are made first where --work_dir does not hold them;
+archives too (20 minutes of compressing). What is compared runs in turn, --rounds times. On all files, the whole job:
+    polars, duckdb    see preprocess_peers.py; what they write is compared with ours
 On the first of the four files, side by side:
     pandas   the idiom that people use: read_csv, forward-fill of the header rows, drop them, convert the types
              (ours in memory: the same table and more, every byte validated, users and movies numbered; ours whole:
              also sorted, split, written and verified)
     pyarrow  the floor: pyarrow.csv on the same bytes, header lines blanked beforehand, 2 threads, parse only
-Every measurement runs in a process of its own; memory is that of the whole process tree (PSS, sampled).
-The last line is JSON. Needs requirements-bench.txt.
+Every measurement runs in a process of its own; memory (PSS, sampled) and CPU seconds are those of its process tree.
+CPU seconds say more than seconds where other work shares the machine. The last line is JSON. Needs
+requirements-bench.txt.
 """
 
 import argparse
-import contextlib
-import io
 import json
-import multiprocessing
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,9 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks.measuring import in_turn, measure
+from benchmarks.preprocess_peers import PACKAGES, checksum, run_duckdb, run_polars
+from benchmarks.preprocess_wrappings import WRAPPINGS
 from preprocessing import dataset, netflix_preprocess, parsing, synthetic_netflix
 
 NETFLIX_RATINGS = 100_480_507
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = {"polars": run_polars, "duckdb": run_duckdb}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,9 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--raw_dir", type=Path, help="use these raw files instead of making some")
     parser.add_argument("--scaling", action="store_true", help="also measure a hundredth and a tenth of the ratings")
     parser.add_argument("--splits", action="store_true", help="also measure every kind of split")
+    parser.add_argument("--wrappings", action="store_true", help="also measure archives of the same files")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="also measure the command of another checkout")
+    parser.add_argument("--rounds", type=int, default=3, help="of what is measured in turn (default: 3)")
     args = parser.parse_args(argv)
-    if find_spec("pandas") is None:
-        print("error: pandas is not installed; run: pip install -r requirements-bench.txt", file=sys.stderr)
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        print(f"error: {', '.join(missing)} not installed; run: pip install -r requirements-bench.txt", file=sys.stderr)
         return 1
     if sys.platform != "linux":
         print("memory is measured on Linux alone, here it reads 0", flush=True)
@@ -62,14 +73,26 @@ def main(argv: list[str] | None = None) -> int:
         if args.splits:
             for split in ("latest", "random", "probe"):
                 print_row(f"--split {split}", whole(raw_dir, work_dir / "out", split))
-        _, load_mib, load_s = measure(run_load, work_dir / "out")
-        frame_s, frame_mib, _ = measure(run_frame, work_dir / "out")
-        history_ms = measure(run_history, work_dir / "out")[2]
-        print(f"into tensors in {load_s:.2f} s, peak {load_mib:,.0f} MiB; into a DataFrame in {frame_s:.2f} s, peak "
-              f"{frame_mib:,.0f} MiB; one user's history in {history_ms:.2f} ms (median of 200 users, file open)",
-              flush=True)
-        result |= {"load_s": round(load_s, 2), "frame_s": round(frame_s, 2), "frame_peak_mib": round(frame_mib),
-                   "history_ms": round(history_ms, 3), **side_by_side(raw_dir, work_dir)}
+        load = measure(run_load, work_dir / "out")
+        load_mib, load_s = load.peak_mib, load.result
+        frame = measure(run_frame, work_dir / "out")
+        history_ms = measure(run_history, work_dir / "out").result
+        print(f"into tensors in {load_s:.2f} s, peak {load_mib:,.0f} MiB; into a DataFrame in {frame.seconds:.2f} s, "
+              f"peak {frame.peak_mib:,.0f} MiB; one user's history in {history_ms:.2f} ms (median of 200 users, file "
+              "open)", flush=True)
+        result |= {"load_s": round(load_s, 2), "frame_s": round(frame.seconds, 2),
+                   "frame_peak_mib": round(frame.peak_mib), "history_ms": round(history_ms, 3)}
+        if args.before:
+            commands = {name: (run_command, (tree.resolve(), raw_dir, work_dir / "out"))
+                        for name, tree in (("before", args.before), ("ours", ROOT))}
+            result["before"] = in_turn("command", commands, args.rounds)
+        if args.wrappings:
+            archives = {name: (run_preprocess, (make_archive(raw_dir, work_dir / name), work_dir / "out", "latest"))
+                        for name in WRAPPINGS}
+            plain = {"plain": (run_preprocess, (raw_dir, work_dir / "out", "latest"))}
+            result["wrappings"] = in_turn("wrapping", archives | plain, args.rounds)
+        result["peers"] = beside_peers(raw_dir, work_dir, args.rounds)
+        result |= side_by_side(raw_dir, work_dir)
         print(json.dumps(result))
     return 0
 
@@ -89,9 +112,10 @@ def make_raw(work_dir: Path, num_ratings: int) -> Path:
 def whole(raw_dir: Path, out_dir: Path, split: str) -> dict:
     """Run the command on a folder; return its size, seconds by stage and peak memory."""
     text_bytes = sum(path.stat().st_size for path in raw_dir.glob("combined_data_*.txt"))
-    seconds, peak_mib, stages = measure(run_preprocess, raw_dir, out_dir, split)
+    seconds, cpu_s, peak_mib, stages = measure(run_preprocess, raw_dir, out_dir, split)
     num_ratings = stages.pop("num_ratings")
-    return {"ratings": num_ratings, "seconds": round(seconds, 2), "peak_rss_mib": round(peak_mib),
+    return {"ratings": num_ratings, "seconds": round(seconds, 2), "cpu_s": round(cpu_s, 2),
+            "peak_rss_mib": round(peak_mib),
             "stages": {name: round(value, 2) for name, value in stages.items()},
             "ratings_per_s": round(num_ratings / seconds), "text_mb_per_s": round(text_bytes / seconds / 1e6, 1),
             "ratings_parquet_mib": round((out_dir / "ratings.parquet").stat().st_size / 2**20, 1)}
@@ -100,10 +124,37 @@ def whole(raw_dir: Path, out_dir: Path, split: str) -> dict:
 def print_row(title: str, result: dict) -> None:
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result["stages"].items())
     million = result["ratings"] / 1e6
-    print(f"{title:<20} {result['seconds']:6.1f} s ({stages}); {result['ratings_per_s']:,} ratings/s, "
-          f"{result['text_mb_per_s']:.0f} MB/s of text, peak {result['peak_rss_mib']:,} MiB; per million "
-          f"{result['seconds'] / million:.3f} s, {result['peak_rss_mib'] / million:.1f} MiB; "
-          f"ratings.parquet {result['ratings_parquet_mib']} MiB", flush=True)
+    print(f"{title:<20} {result['seconds']:6.1f} s ({stages}), CPU {result['cpu_s']:.1f} s; "
+          f"{result['ratings_per_s']:,} ratings/s, {result['text_mb_per_s']:.0f} MB/s of text, peak "
+          f"{result['peak_rss_mib']:,} MiB; per million {result['seconds'] / million:.3f} s, "
+          f"{result['peak_rss_mib'] / million:.1f} MiB; ratings.parquet {result['ratings_parquet_mib']} MiB",
+          flush=True)
+
+
+def make_archive(raw_dir: Path, path: Path) -> Path:
+    """Make an archive of raw files, by its name one of WRAPPINGS, where it is not there yet; return it."""
+    if not path.exists():
+        print(f"making {path.name} ...", flush=True)
+        partial = path.with_name(f"partial_{path.name}")
+        WRAPPINGS[path.name](raw_dir, partial)
+        partial.replace(path)
+    return path
+
+
+def beside_peers(raw_dir: Path, work_dir: Path, num_rounds: int) -> dict:
+    """Measure the whole job of the peers and ours in turn, and compare what came out."""
+    paths = sorted(raw_dir.glob("combined_data_*.txt"))
+    jobs: dict[str, tuple[Callable, tuple]] = {}
+    for name, function in PEERS.items():
+        (work_dir / name).mkdir(exist_ok=True)
+        jobs[name] = function, (paths, work_dir / name)
+    figures = in_turn("whole job", jobs | {"ours": (run_preprocess, (raw_dir, work_dir / "out", "latest"))}, num_rounds)
+    ours = checksum(work_dir / "out", np.datetime64(dataset.read_meta(work_dir / "out")["day_epoch"]))
+    for name in PEERS:
+        if checksum(work_dir / name) != ours:
+            raise SystemExit(f"error: {name} has written other ratings than ours")
+    print(f"all wrote the same {ours[0]:,} ratings, checksum {ours[1]:016x}", flush=True)
+    return figures
 
 
 def side_by_side(raw_dir: Path, work_dir: Path) -> dict:
@@ -116,13 +167,13 @@ def side_by_side(raw_dir: Path, work_dir: Path) -> dict:
     times: dict[str, list[float]] = {"ours_whole": [], "ours_in_memory": [], "ours_parse": [], "pandas": [],
                                      "pyarrow_parse": []}
     for round_number in range(3):
-        seconds, _, stages = measure(run_preprocess, first, work_dir / "out_first", "latest")
+        seconds, _, _, stages = measure(run_preprocess, first, work_dir / "out_first", "latest")
         times["ours_whole"].append(seconds)
         times["ours_in_memory"].append(stages["parse"] + stages["index"])
-        times["ours_parse"].append(measure(run_parse, path)[2])
-        times["pyarrow_parse"].append(measure(run_pyarrow, path)[2])
+        times["ours_parse"].append(measure(run_parse, path).result)
+        times["pyarrow_parse"].append(measure(run_pyarrow, path).result)
         if round_number == 0:  # slow, and far from the others
-            seconds, pandas_mib, _ = measure(run_pandas, path)
+            seconds, _, pandas_mib, _ = measure(run_pandas, path)
             times["pandas"].append(seconds)
     shutil.rmtree(first)
     median = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
@@ -143,6 +194,12 @@ def run_preprocess(raw_dir: Path, out_dir: Path, split: str) -> dict:
     args = netflix_preprocess.parse_args(["--raw_dir", str(raw_dir), "--out_dir", str(out_dir), "--split", split])
     statistics = netflix_preprocess.preprocess(args)
     return {**statistics.seconds, "num_ratings": int(statistics.split_counts.sum())}
+
+
+def run_command(tree: Path, raw_dir: Path, out_dir: Path) -> None:
+    """The command of a checkout, from its start to its end."""
+    subprocess.run([sys.executable, tree / "preprocessing" / "netflix_preprocess.py", "--raw_dir", raw_dir,
+                    "--out_dir", out_dir, "--split", "latest"], check=True, capture_output=True)
 
 
 def run_load(data_dir: Path) -> float:
@@ -203,53 +260,6 @@ def run_pandas(path: Path) -> int:
     frame = frame.assign(user_id=frame["user_id"].astype("int32"), stars=frame["stars"].astype("int8"),
                          date=pd.to_datetime(frame["date"], format="%Y-%m-%d"))
     return len(frame)
-
-
-# --- measuring -------------------------------------------------------------------------------------------------
-
-
-def measure(function: object, *args: object) -> tuple[float, float, object]:
-    """Call a function in a new process; return seconds, peak memory of its process tree in MiB, and its result."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, args))
-    process.start()
-    sender.close()
-    peak, stop = [0.0], threading.Event()
-    sampler = threading.Thread(target=_sample, args=(process.pid, peak, stop))
-    sampler.start()
-    try:
-        seconds, result = receiver.recv()
-    finally:
-        stop.set()
-        sampler.join()
-        process.join()
-    return seconds, peak[0], result
-
-
-def _call(sender: object, function: object, args: tuple) -> None:
-    """Run quietly and send (seconds, result) back."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        start = time.perf_counter()
-        result = function(*args)
-        seconds = time.perf_counter() - start
-    sender.send((seconds, result))
-
-
-def _sample(pid: int, peak: list[float], stop: threading.Event) -> None:
-    """Keep the largest sum of proportional set sizes over a process and its descendants."""
-    while not stop.wait(0.05):
-        total, waiting = 0, [pid]
-        while waiting:
-            current = waiting.pop()
-            try:
-                rollup = Path(f"/proc/{current}/smaps_rollup").read_text(encoding="utf-8")
-                total += int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE).group(1))
-                for task in Path(f"/proc/{current}/task").iterdir():
-                    waiting += [int(child) for child in (task / "children").read_text(encoding="utf-8").split()]
-            except (OSError, AttributeError):
-                continue
-        peak[0] = max(peak[0], total / 1024)
 
 
 if __name__ == "__main__":

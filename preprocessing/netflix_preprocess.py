@@ -33,7 +33,8 @@ from preprocessing import building, command, indexing, parsing
 from preprocessing.dataset import DataError, exit_code
 from preprocessing.dataset import folder as folders
 from preprocessing.dataset.machine import available_bytes
-from preprocessing.raw_files import RawFile, disk_file, find_files, size_of
+from preprocessing.finding import find_files
+from preprocessing.raw_files import RawFile, disk_file, size_of
 from preprocessing.splitting import SplitPlan
 from preprocessing.titles import read_titles
 
@@ -150,7 +151,6 @@ def partition_bounds(offset: np.ndarray, max_rows: int) -> list[int]:
         if user > bounds[-1] and offset[next_user] - offset[bounds[-1]] > max_rows:
             bounds.append(user)
     return [*bounds, groups[-1]]
-
 
 
 

@@ -158,6 +158,8 @@ def bad_line(raw_file: RawFile, offset: int, problem: str) -> DataError:
             number += block.count(b"\n")
             remaining -= len(block)
         text = file.readline(61).rstrip(b"\r\n")
+    if b"\0" in text:
+        problem = "is text in UTF-16; save the file as UTF-8"
     shown = ascii(text[:60].decode("latin-1")) + ("..." if len(text) > 60 else "")
     return DataError(f"{raw_file}, line {number}: {shown} {problem}")
 

@@ -156,11 +156,11 @@ def whole_numbers_of(column: pa.ChunkedArray) -> np.ndarray:
 def _read_text(file: TableFile, types: dict[str, pa.DataType]) -> Columns:
     """Read columns of a text file; raise ArrowInvalid at a line of other fields."""
     layout, source, delimiter, encoding = file.layout, str(file.path), file.layout.separator, file.encoding
-    if layout.separator == "::":  # of which pyarrow knows nothing
+    if layout.separator in ("::", " "):  # of which pyarrow knows nothing, or only one between two columns
         text = file.path.read_bytes()
         if encoding != "utf-8-sig":
             text, encoding = decode(text).encode(), "utf-8-sig"
-        source, delimiter = pa.BufferReader(text.replace(b"::", b"\t")), "\t"
+        source, delimiter = pa.BufferReader(_with_tabs(text, layout.separator)), "\t"
     names = [str(position) for position in range(file.num_fields)]
     wanted = {column: names[position] for column, position in file.positions.items()}
 
@@ -180,8 +180,17 @@ def _read_text(file: TableFile, types: dict[str, pa.DataType]) -> Columns:
             column.validate(full=pa.types.is_string(column.type))
     except pa.ArrowInvalid:  # not UTF-8, as Windows saves it
         text = decode(file.path.read_bytes()).encode()
-        columns = read(pa.BufferReader(text if delimiter == layout.separator else text.replace(b"::", b"\t")), "utf8")
+        columns = read(pa.BufferReader(_with_tabs(text, layout.separator)), "utf8")
     return columns
+
+
+def _with_tabs(text: bytes, separator: str) -> bytes:
+    """Return a text with tabs in place of a separator that pyarrow cannot be told: "::", or any number of spaces."""
+    if separator == "::":
+        return text.replace(b"::", b"\t")
+    if separator != " ":
+        return text
+    return re.sub(rb" +", b"\t", re.sub(rb"(?m)^ +| +(?=\r?$)", b"", text))
 
 
 def _open_parquet(path: Path, columns: Names) -> TableFile:

@@ -8,6 +8,7 @@ the first lines alone, how they are written.)
 import codecs
 import csv
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ ITEM_NAMES = ("item", "book", "movie", "film", "product", "course", "song", "tra
 TITLE_NAMES = ("title", "booktitle", "movietitle", "filmtitle", "itemtitle", "itemname", "productname", "producttitle",
                "coursename", "coursetitle", "songtitle", "trackname", "gamename", "recipename")
 SEPARATORS = ("::", "\t", ";", ",", "|")  # of equally good ones the first is taken
-ALWAYS_QUOTED = (";", ",")  # beside another separator a quotation mark may be a character like others
+ALWAYS_QUOTED = (";", ",")  # beside "|" and tabs a quotation mark may be a character like others, beside "::" it is one
 HEAD = 1 << 16  # characters from which the layout is found
 FIRST_ROWS = 50
 STAND_INS = "\t\x1f\x1e\x1d"  # for the separator "::", as parsers want a single character
@@ -160,7 +161,7 @@ def layout_of(head: str, columns: Names) -> Layout:
     marked = re.match(r"\s*sep=(::|.)\n", head, re.IGNORECASE)  # as Excel writes it
     text, best, best_score = _without_marked_separator(head), None, (-1.0, -1.0)
     for separator in (marked[1],) if marked else SEPARATORS:
-        is_quoted = separator in ALWAYS_QUOTED or _is_well_quoted(text, separator)
+        is_quoted = separator in ALWAYS_QUOTED or (separator != "::" and _is_well_quoted(text, separator))
         rows = []
         for line, fields in _rows(text, separator, is_quoted):
             if any(field.strip() for field in fields):
@@ -180,9 +181,22 @@ def layout_of(head: str, columns: Names) -> Layout:
                           [fields for _, fields in rows[1:]])
     if best is None:
         return Layout(",", True, None, [""], 1, [])
-    if not best_score[1]:  # a single column
-        best.separator, best.is_quoted = ",", True
+    if not best_score[1]:  # a single column, or columns of numbers with spaces between
+        return _spaced(text, columns) or Layout(",", True, best.header, best.first, best.first_line, best.rows)
     return best
+
+
+def _spaced(text: str, columns: Names) -> Layout | None:
+    """Return the layout of a table that is separated by spaces, as u.data saved so: at least three columns, of which
+    the header names three, or whose first three are numbers in every row. Nothing else is taken for one."""
+    rows = [(line, fields) for line, fields in itertools.islice(_rows(text, " ", False), FIRST_ROWS) if fields]
+    if not rows or len({len(fields) for _, fields in rows}) > 1 or len(rows[0][1]) < 3:
+        return None
+    first_line, first = rows[0]
+    has_header = len(header_positions(columns, first)) >= 3
+    if not has_header and not all(is_number(field) for _, fields in rows for field in fields[:3]):
+        return None
+    return Layout(" ", False, first if has_header else None, first, first_line, [fields for _, fields in rows[1:]])
 
 
 def named_positions(path: Path, columns: Names, needed: tuple[str, ...], layout: Layout) -> dict[str, int]:
@@ -252,7 +266,9 @@ def _rows(text: str, separator: str, is_quoted: bool) -> Iterator[tuple[int, lis
 
 
 def _one_mark(text: str, separator: str) -> tuple[str, str]:
-    """Return a text whose separator is a single character, and that character."""
+    """Return a text whose separator is a single character, and that character; of several spaces a reader makes one."""
+    if separator == " ":
+        return re.sub(r"(?m)^ +| +$", "", text), separator
     if len(separator) == 1:
         return text, separator
     mark = next((mark for mark in STAND_INS if mark not in text), STAND_INS[0])

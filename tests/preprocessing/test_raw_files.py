@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preprocessing import building, indexing, parsing, raw_files
+from preprocessing import building, finding, indexing, parsing, raw_files
 from preprocessing.dataset import DataError
 
 PARQUETS = ("ratings.parquet", "users.parquet", "movies.parquet")
@@ -325,6 +325,38 @@ def test_folders_that_differ_in_a_file_are_refused(write, refuse):
     assert f"{raw_dir}/a/mv_1.txt and {raw_dir}/b/mv_1.txt differ; leave only one of them there" in refuse(raw_dir)
 
 
+@pytest.mark.parametrize("pack", [zipped, tar, lambda files: tar(files, "w:gz")])
+def test_files_of_one_name_and_size_are_compared(files, write, refuse, run, tmp_path, pack):
+    other = files | {"combined_data_2.txt": files["combined_data_2.txt"].replace(b",3,", b",4,", 1)}
+    raw_dir = write({"a.zip": pack(files), "b.zip": pack(other)} if pack is zipped else
+                    {"a.tar": pack(files), "b.tar": pack(other)})
+    first, second = sorted(raw_dir.iterdir())
+    assert f"{first}:combined_data_2.txt and {second}:combined_data_2.txt differ; leave only" in refuse(raw_dir)
+
+
+def test_folders_that_differ_in_a_digit_are_refused(write, refuse):
+    raw_dir = write({"movie_titles.csv": TITLES, "a/mv_1.txt": GOOD, "b/mv_1.txt": GOOD.replace(b"7,3", b"7,4")})
+    assert f"{raw_dir}/a/mv_1.txt and {raw_dir}/b/mv_1.txt differ; leave only one of them there" in refuse(raw_dir)
+
+
+def test_an_archive_that_holds_a_name_twice_is_refused(write, refuse):
+    buffer = io.BytesIO(tar({"combined_data_1.txt": GOOD, "movie_titles.csv": TITLES}))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        entry = tarfile.TarInfo("combined_data_1.txt")
+        entry.size = len(GOOD)
+        archive.addfile(entry, io.BytesIO(GOOD.replace(b"7,3", b"7,4")))
+    raw_dir = write({"a.tar": buffer.getvalue()})
+    assert f"{raw_dir}/a.tar:combined_data_1.txt stands there twice; unpack the archive" in refuse(raw_dir)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_ratings_in_utf_16_are_refused_by_name(write, refuse, encoding):
+    raw_dir = write({"combined_data_1.txt": GOOD.decode().encode(encoding), "movie_titles.csv": TITLES})
+    message = refuse(raw_dir)
+    assert f"{raw_dir}/combined_data_1.txt, line 1: " in message
+    assert "is text in UTF-16; save the file as UTF-8" in message
+
+
 def test_what_lies_nearest_is_taken(files, plain, write, run, tmp_path):
     """Other ratings lie in inner folders, of a movie each, in capital letters beside, and in an archive."""
     others = {"backup/combined_data_9.txt": b"oops", "training_set/mv_0000009.txt": b"oops", "mv_0000009.txt": b"oops",
@@ -349,13 +381,13 @@ def test_rating_files_come_in_the_order_of_their_movies_not_of_their_names(tmp_p
     for name, movie in (("combined_data_1.txt", 10), ("combined_data_2.txt", 2), ("combined_data_3.txt", 1)):
         (tmp_path / name).write_bytes(MARK * (movie == 2) + b"%d:\n5,4,2005-01-01\n" % movie)
     (tmp_path / "movie_titles.csv").write_bytes(b"")
-    assert [path.name[-5] for path in raw_files.find_files(tmp_path, "latest")[0]] == ["3", "2", "1"]
+    assert [path.name[-5] for path in finding.find_files(tmp_path, "latest")[0]] == ["3", "2", "1"]
 
 
 def test_ratings_that_lie_unpacked_are_taken_where_titles_are_in_an_archive(tmp_path):
     (tmp_path / "combined_data_1.txt").write_bytes(b"1:\n5,4,2005-01-01\n")
     (tmp_path / "a.zip").write_bytes(zipped({"combined_data_1.txt": b"7:\n", "movie_titles.csv": b"1,1995,Heat\n"}))
-    ratings, titles, _ = raw_files.find_files(tmp_path, "latest")
+    ratings, titles, _ = finding.find_files(tmp_path, "latest")
     assert (ratings, str(titles)) == ([tmp_path / "combined_data_1.txt"], f"{tmp_path / 'a.zip'}:movie_titles.csv")
 
 

@@ -58,6 +58,7 @@ def test_of_several_names_the_best_is_taken(read):
     ('id,title\n3,"Heat,\nagain"\n4,"the ""Elf"""\n', [["3", "Heat,\nagain"], ["4", 'the "Elf"']], [2, 4]),
     ('3|"Heat" again\n4|Matrix, The\n', [["3", '"Heat" again'], ["4", "Matrix, The"]], [1, 2]),
     ("3::a\tb\n", [["3", "a\tb"]], [1]),
+    ('3::"::x\n4::"Elf"::y\n5::"::x', [["3", '"'], ["4", '"Elf"'], ["5", '"']], [1, 2, 3]),
     ("sep=;\nid;title\n3;a,b\n", [["3", "a,b"]], [3]),
     ("id,title\n3,NA\n4,null\n5,\n", [["3", "NA"], ["4", "null"], ["5", ""]], [2, 3, 4]),
     ("id,title\r3,Heat\r", [["3", "Heat"]], [2]),
@@ -104,6 +105,21 @@ def test_a_header_holds_no_number_and_the_separator_makes_sense():
     assert [number_of(text) for text in ("4,5", "4.5", " 3 ")] == [4.5, 4.5, 3]
     assert [plain_name(name) for name in ("User ID", "rating (1-10)", "score/10", "column100")] == [
         "userid", "rating", "score", "column100"]
+
+
+@pytest.mark.parametrize("text", [
+    "196 242 3.5 881250949\n86 242 4 891717742\n", " 196  242 3.5   881250949 \r\n  86  242 4   891717742\r\n",
+    "rating userId   movieId timestamp\n3.5    196      242 881250949\n4       86      242 891717742"])
+def test_columns_of_ratings_may_be_divided_by_spaces(tmp_path, text):
+    (tmp_path / "u.data").write_text(text, newline="")
+    raw = read_ratings(tmp_path / "u.data")
+    assert [column.tolist() for column in (raw.user_id, raw.movie_id, raw.stars, raw.seconds)] == [
+        [196, 86], [242, 242], [3.5, 4], [881250949, 891717742]]
+
+
+def test_titles_with_spaces_are_no_columns():
+    for text in ("12 Angry Men\n10 Things Foo\n", "1 2 3\n4 5\n", "7 8\n"):
+        assert layout_of(text, NAMES).separator == ","
 
 
 TEXT = st.text(st.characters(codec="cp1252", exclude_characters="():",
