@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratings", type=int, default=20_000_000, help="how many, about (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="of each timing (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=default_batch_size(NETFLIX_USERS),
+    parser.add_argument("--batch_size", type=int, default=default_batch_size(NETFLIX_USERS, NETFLIX_RATINGS)[0],
                         help="users a step of ours (default: %(default)s, that of main.py on all of Netflix)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")

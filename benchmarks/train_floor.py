@@ -18,8 +18,8 @@ import torch
 
 from models import two_tower, user_tower
 from training import engine as engine_module
-from training.batches import batch_of
-from training.engine import CONTEXT_FRACTION, Engine
+from training.batches import CONTEXT_FRACTION, batch_of
+from training.engine import Engine
 
 COPY_BYTES = 2**29  # far beyond the caches
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
@@ -75,9 +75,10 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     movie_layers = 2 * movies * hidden * (config.member_dim + 5 + width + members)
     user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + members * dim)
     pooled_ratings = engine.groups * context
-    tables, *others = (sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
-                       for optimizer in engine.optimizers)
-    shared = others[0] + sum(others[1:]) / engine.relevance_every + users * user_dim
+    tables = sum(table.numel() for table in engine.tables.tables)
+    shared = sum(parameter.numel() for parameter in engine.layers.param_groups[0]["params"]) + users * user_dim
+    if engine.relevance is not None:
+        shared += sum(table.table.numel() for table in engine.relevance.tables) / engine.relevance_every
     return {
         "batch assembly": (21 * shape.ratings, 0),
         "movie tower": (8 * movies * width, movie_layers),
@@ -182,7 +183,8 @@ def functions_of(engine: Engine) -> list[tuple[str, object, str]]:
             ("batch assembly", engine_module, "halves"), ("movie tower", engine.model.movie_tower, "forward"),
             ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
             ("gather-dot", two_tower, "paired_dot"), ("backward", torch.autograd, "backward"),
-            *(("optimizers", optimizer, "step") for optimizer in (*engine.optimizers, engine.user_rows))]
+            *(("optimizers", optimizer, "step") for optimizer in (engine.tables, engine.layers, engine.user_rows)),
+            *([] if engine.relevance is None else [("optimizers", engine.relevance, "move")])]
 
 
 class Enough(Exception):

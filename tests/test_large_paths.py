@@ -30,7 +30,7 @@ from preprocessing import building, dataset, indexing, netflix_preprocess, parsi
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
-from training import batches, build, engine, relevance, trainer
+from training import batches, build, engine, halves, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
@@ -270,7 +270,7 @@ def test_a_run_on_many_row_groups_is_the_same(run_of, cut):
 @pytest.mark.parametrize("patches", [
     [(backend, "FEW_RATINGS", 10**9)],  # array operations alone
     [(backend, "FEW_RATINGS", -1)],  # compiled loops alone
-    [(engine, "PIECE_RATINGS", 700)],
+    [(halves, "PIECE_RATINGS", 700)],
     [(two_tower, "MOVIES_PER_BLOCK", 7), (batches, "BLOCK_RATINGS", 999), (batches, "BLOCK_USERS", 33),
      (relevance, "BLOCK_CELLS", 91 * 19)],
 ], ids=["array operations", "compiled loops", "pieces", "blocks"])
@@ -282,8 +282,8 @@ def test_a_run_in_small_pieces_measures_the_same(run_of, monkeypatch, patches):
 
 def test_pieces_of_a_step_have_no_more_ratings_than_allowed(data_dir, monkeypatch):
     train = load_dataset(data_dir).train
-    monkeypatch.setattr(engine, "PIECE_RATINGS", 700)
-    sizes = [len(piece.row) for piece in engine.pieces(batch_of(train, torch.arange(400)))]
+    monkeypatch.setattr(halves, "PIECE_RATINGS", 700)
+    sizes = [len(piece.row) for piece in halves.pieces(batch_of(train, torch.arange(400)))]
     assert max(sizes) <= 700 and sum(sizes) == len(train) > 10 * 700
 
 
@@ -293,7 +293,7 @@ def test_noise_is_that_of_a_film_s_neighbours_in_one_table(data_dir, monkeypatch
     args = main.parse_args(["--batch_size", "20", "--embedding_dim", "8", "--ensemble_size", "2", "--blend", "user"])
     one = build.build_trainer(args, load_dataset(data_dir), torch.device("cpu"), ALONE).engines[0]
     seen = []
-    one.step = lambda batch, seed, noise, factor, number: seen.extend(noise) or torch.zeros(3, dtype=torch.float64)
+    one.step = lambda batch, seed, noise, *_: seen.extend(noise) or torch.zeros(3, dtype=torch.float64)
     one.run_epoch(1, 1, tqdm(disable=True))
     assert len(seen) == 40 and {noise.shape for noise in seen} == {(91, 8)}
     tables = {float(noise[2, 0]): noise for noise in seen}
@@ -302,13 +302,14 @@ def test_noise_is_that_of_a_film_s_neighbours_in_one_table(data_dir, monkeypatch
     assert sum(follows) == 2  # each of the first two is followed by the next, a row on
 
 
-def planted_data(num_users: int) -> DataSet:
-    """Return users of one rating each, of one of five movies, all of which validation asks about too."""
+def planted_data(num_users: int, num_ratings: int) -> DataSet:
+    """Return users of one rating each, of one of five movies, all of which validation asks about too, and say that
+    there are more ratings."""
     everyone = RatingTensors(torch.arange(num_users + 1), torch.arange(num_users).remainder(5).short(),
                              torch.full((num_users,), 4, dtype=torch.uint8), torch.zeros(num_users, dtype=torch.int16))
     movies = Movies(np.arange(5, dtype=np.int32), np.zeros(5, np.int16), list("abcde"),
                     np.bincount(np.arange(num_users) % 5, minlength=5).astype(np.int32))
-    meta = {"stars_step": 1, "num_days": 1, "split": {"num_train": num_users, "method": "random"}}
+    meta = {"stars_step": 1, "num_days": 1, "split": {"num_train": num_ratings, "method": "random"}}
     return DataSet(Path(), meta, Users(np.arange(num_users), np.arange(num_users + 1)), movies, everyone, everyone,
                    everyone)
 
@@ -320,18 +321,20 @@ def planted_data(num_users: int) -> DataSet:
     (102_399, 128, 800, 8, 1),
     (13_333, 128, 105, 9, 1),  # 120,000 / 13,333 is above 9
     (6_000, 128, 47, 20, 1),
+    (120_042, 8192, 15, 20, 1),  # of one rating each
 ])
 def test_steps_and_epochs_follow_from_the_number_of_users(num_users, batch_size, num_steps, epochs, relevance_every):
     config = ModelConfig(num_users, 5, 1, 1, 5, 4.0, 2, 1, 2, user_dim=1, pooled_dim=1, relevance_dim=1)
-    trained = Trainer(Blend(config, with_item_based=False), planted_data(num_users), Settings())
+    num_ratings = num_users if num_users == 120_042 else 200 * num_users
+    trained = Trainer(Blend(config, with_item_based=False), planted_data(num_users, num_ratings), Settings())
     one = trained.engines[0]
     assert (one.batch_size, one.num_steps, trained.num_epochs, one.relevance_every) == (
         batch_size, num_steps, epochs, relevance_every)
-    assert one.l2 == pytest.approx(5 / num_users)
+    assert one.l2 == pytest.approx(5 / num_ratings)
     # About 50,000 users are measured after every epoch, or all where they are fewer.
     share = min(50_000 / num_users, 1)
     assert abs(len(trained.val_users) - num_users * share) <= 5 * (num_users * share * (1 - share))**0.5
-    assert planned_epochs(num_users, 5) == 5
+    assert planned_epochs(num_users, num_steps, 5) == 5
 
 
 def test_the_same_share_of_the_users_is_measured_after_every_epoch(data_dir, monkeypatch):
@@ -373,7 +376,7 @@ def test_a_sample_of_movies_is_taken_where_more_are_rated_than_it_holds(data_dir
     for size in (rated, rated - 1, 40):
         monkeypatch.setattr(relevance, "SAMPLE", size)
         trainer = build.build_trainer(args, data, torch.device("cpu"), ALONE)
-        probabilities.append(trainer.engines[0].relevance.probability)
+        probabilities.append(trainer.engines[0].relevance.candidates.probability)
     assert probabilities[0] is None
     assert [float(probability.sum()) for probability in probabilities[1:]] == pytest.approx([rated - 1, 40], rel=1e-5)
 

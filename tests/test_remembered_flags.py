@@ -78,7 +78,7 @@ def test_resume_with_the_run_alone_goes_on_as_if_never_stopped(whole, data_dir, 
     for name in ("last.pt", "best.pt"):
         one, other = load(whole, name), load(cut, name)
         assert one["flags"] == other["flags"] and one["settings"] == other["settings"]
-        assert all(torch.equal(tensor, other["model"][key]) for key, tensor in one["model"].items()), name
+        assert not [key for key, tensor in one["model"].items() if not torch.equal(tensor, other["model"][key])], name
 
 
 def test_machine_and_mode_are_not_remembered_and_all_else_is(run, data_dir):
@@ -143,7 +143,7 @@ def test_a_finished_run_says_that_nothing_is_left_and_is_not_fitted_again(run, m
     text = said(capsys)
     assert "nothing is left to train" in text and "refit   1" not in text and "two towers" in text
     assert all(torch.equal(tensor, kept[key]) for key, tensor in load(run, "best.pt")["model"].items())
-    monkeypatch.setattr(trainer, "planned_epochs", lambda num_users, most: 2)
+    monkeypatch.setattr(trainer, "planned_epochs", lambda *_: 2)
     assert main.main(["--run_dir", str(run), "--resume", "--epochs", "9"]) == 0
     assert "nothing is left to train after epoch 2; the learning rate has fallen to zero\n" in said(capsys)
 

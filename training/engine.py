@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,12 +21,12 @@ from tqdm import tqdm
 
 from models.config import flag
 from models.movie_tower import StepMovies
-from models.ops.rating_pattern import row_starts
 from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.distributed import Ranks
+from training.halves import Part, halves, pieces
 from training.optimizer import USER_LR, RowAdam, build_optimizers, layers_lr, lr_factor
 from training.relevance import RelevanceTrainer
 
@@ -36,8 +35,6 @@ Gradients = Sequence[torch.Tensor | None]
 NOISE_ROWS, NOISE_SHIFTS = 2**15, 4096  # of noise: one per movie, but no more than so many, and others beyond
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
-PIECE_RATINGS = 2**15  # a step of more ratings is computed in pieces, so that its memory stays bounded
-GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 
 @dataclass
@@ -123,7 +120,7 @@ class Engine:
         return sums
 
     def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
-             factor: float, number: int = 0, parts: list["Part"] | None = None) -> torch.Tensor:
+             factor: float, number: int = 0, parts: list[Part] | None = None) -> torch.Tensor:
         """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
         rank's sums of loss, squared error and count. `parts` are the batch's, where they are at hand."""
         parts = self._parts(batch, seed) if parts is None else parts
@@ -144,7 +141,7 @@ class Engine:
             step_sums[0] += 0 * loss  # is not finite where that is not
         return step_sums
 
-    def _train_rating(self, batch: Batch, parts: list["Part"], seed: int,
+    def _train_rating(self, batch: Batch, parts: list[Part], seed: int,
                       noise: tuple[torch.Tensor, torch.Tensor] | None, factor: float) -> torch.Tensor:
         """Differentiate a step's loss, move the users' rows by it and, where no other rank has a share in it, the
         shared parameters; return the step's sums."""
@@ -213,11 +210,13 @@ class Engine:
         """Return what a step moves, with relevance or without."""
         return [*self.model.parameters(), *([] if relevance is None else relevance.relevance.parameters())]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None, list["Part"]]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None, list[Part]]]:
         """Yield the users of every step that are this rank's, with their ratings, the step's noise on the movie
         vectors, and the batch's parts."""
         config, settings, device = self.model.config, self.settings, self.model.offset.device
         chance = torch.Generator().manual_seed(self._epoch_seed(epoch))
+        if config.dropout:  # which draws from PyTorch's own
+            torch.manual_seed(self._epoch_seed(epoch))
         order = torch.randperm(config.num_users, generator=chance)
         shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2), generator=chance).tolist()
         # In every step a movie gets another row of this table: as good as fresh noise, and far cheaper.
@@ -239,11 +238,11 @@ class Engine:
             batch = batch_of(self.ratings, users, self.stars_step, total)
             yield batch, noise, self._parts(batch, self._epoch_seed(epoch))
 
-    def _parts(self, batch: Batch, seed: int) -> list["Part"]:
+    def _parts(self, batch: Batch, seed: int) -> list[Part]:
         """Cut a batch into pieces, and these into context and targets."""
         return [Part(piece, *halves(piece, in_context_of(piece, seed), self.groups == 2)) for piece in pieces(batch)]
 
-    def _gradients(self, part: "Part", movies: StepMovies,
+    def _gradients(self, part: Part, movies: StepMovies,
                    seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
         """Differentiate the loss of a piece of a batch.
 
@@ -295,63 +294,6 @@ class Engine:
                             f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
 
 
-class Part(NamedTuple):
-    """A piece of a batch, divided by `halves`."""
-
-    batch: Batch
-    context: Batch
-    target: Batch
-    user_of_row: torch.Tensor  # int64 (rows,)
-    first_rows: int
-
-
-def halves(batch: Batch, in_context: torch.Tensor,
-           both_ways: bool) -> tuple[Batch, Batch, torch.Tensor, int]:
-    """Divide a batch into context and targets; for two groups of members both ways round.
-
-    Which ratings are context is what two runs differ by most. So two groups that see the halves swapped err more unlike
-    each other than if they saw the same, and their mean errs less, in the time of one model.
-
-    Returns:
-        The context and the targets; both have the same rows (see `MovieTable`), on a CPU only those with targets.
-        Each row's user, as a position in the batch, int64 (rows,), and how many of the rows are of the first group.
-    """
-    num_users, device = len(batch.users), in_context.device
-    users = torch.arange(num_users, device=device)
-    if not both_ways:
-        context, target = batch.subset(in_context), batch.subset(~in_context)
-        return _with_targets(context, target, users, num_users)
-    if device.type != "cpu":  # where the host need not learn how many are context
-        orders = (~in_context).argsort(stable=True), in_context.argsort(stable=True)
-    else:
-        known, asked = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
-        orders = torch.cat([known, asked]), torch.cat([asked, known])
-
-    def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
-        both = batch.subset(order)
-        both.row += num_users * in_second.index_select(0, order)
-        return both
-
-    context, target = one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
-    return _with_targets(context, target, users.repeat(2), num_users)
-
-
-def _with_targets(context: Batch, target: Batch, user_of_row: torch.Tensor,
-                  first_rows: int) -> tuple[Batch, Batch, torch.Tensor, int]:
-    """Leave out rows without targets, of which nothing is learned; on a GPU they stay, as the host would wait."""
-    if user_of_row.device.type != "cpu":
-        return context, target, user_of_row, first_rows
-    has_targets = torch.zeros(len(user_of_row), dtype=torch.bool)
-    has_targets[target.row] = True
-    if has_targets.all():
-        return context, target, user_of_row, first_rows
-    new_row = has_targets.cumsum(0) - 1
-    context = context.subset(has_targets.index_select(0, context.row))
-    for batch in (context, target):
-        batch.row = new_row.index_select(0, batch.row)
-    return context, target, user_of_row[has_targets], int(has_targets[:first_rows].sum())
-
-
 def _sums(by_piece: list[Gradients]) -> Gradients:
     """Add the gradients of pieces, in order."""
     sums = []
@@ -359,31 +301,3 @@ def _sums(by_piece: list[Gradients]) -> Gradients:
         reached = [grad for grad in grads if grad is not None]
         sums.append(sum(reached[1:], reached[0]) if reached else None)
     return sums
-
-
-def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:
-    """Cut a batch between users into pieces about as large as each other, none with more ratings than `most`, unless it
-    is a single user.
-
-    Gradients add up over users, so that of the pieces is that of the batch.
-
-    Args:
-        most: None for GPU_PIECE_RATINGS or PIECE_RATINGS.
-    """
-    if most is None:
-        most = GPU_PIECE_RATINGS if batch.row.is_cuda else PIECE_RATINGS
-    if len(batch.row) <= most:
-        yield batch
-        return
-    end = row_starts(batch.row, len(batch.users))[1:]  # of each user's ratings
-    first = start = 0
-    while first < len(batch.users):
-        rest = len(batch.row) - start
-        even = start + rest / max(math.ceil(rest / most), 1)  # where a piece ends if all that follow are as large
-        last = min(int(torch.searchsorted(end, even)), len(end) - 1)
-        last -= last > first and int(end[last]) - start > most
-        last = last + 1 if rest else len(end)
-        rows = slice(start, int(end[last - 1]))
-        yield Batch(batch.users[first:last], batch.row[rows] - first, batch.movie_idx[rows], batch.stars[rows],
-                    batch.day[rows])
-        first, start = last, rows.stop

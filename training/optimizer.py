@@ -177,14 +177,14 @@ class RowAdam:
 
     @torch.no_grad()
     def step_of(self, gradient: torch.Tensor, factor: float) -> None:
-        """Update the rows that a gradient of the table reaches: those of a sparse one, else all that are not zero; on a
-        GPU, where the host would wait to learn which these are, all."""
+        """Update the rows that a gradient of the table, sparse or not, reaches, where it is not zero; on a GPU, where
+        the host would wait to learn which these are, all."""
+        rows, grad = torch.arange(len(self.table), device=self.table.device), gradient
         if gradient.is_sparse:
-            rows, grad = gradient._indices()[0], gradient._values().view(-1, self.table.shape[1])
-        else:
-            rows, grad = torch.arange(len(self.table), device=self.table.device), gradient.view_as(self.table)
-            if grad.device.type == "cpu" and not (reached := grad.any(1)).all():
-                rows, grad = rows[reached], grad[reached]
+            rows, grad = gradient._indices()[0], gradient._values()
+        grad = grad.view(len(rows), -1)
+        if grad.device.type == "cpu" and not (reached := torch.linalg.vector_norm(grad, 1, 1) != 0).all():
+            rows, grad = rows[reached], grad[reached]
         self.step(rows, grad, factor)
 
 

@@ -3,6 +3,7 @@
     python main.py --epochs 100 --batch_size 128 --lr 0.001
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -102,7 +103,8 @@ class Trainer:
         while not self.is_finished:
             epoch = len(self.metrics) + 1
             try:
-                with shared_out():
+                # Dropout draws from chance that threads share.
+                with contextlib.nullcontext() if self.model.config.dropout else shared_out():
                     metrics = self._run_epoch(epoch)
             except torch.linalg.LinAlgError:  # in evaluation, where the last step has spoilt the vectors
                 raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "

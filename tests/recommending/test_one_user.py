@@ -54,7 +54,7 @@ def test_contributions_of_the_ratings_sum_to_the_score_of_the_fold_in():
         context = Context(row, movie_idx, stars, day)
         effects = tower.contributions(user_idx, movie_idx.numpy(), stars.numpy(), day.numpy(), listed.numpy())
         whole = model.user_vectors(movies, embedding, context, 600)
-        movie_bias = model.movie_bias_over_time(movie_idx, day)
+        movie_bias = model.movie_bias_over_time(model.movie_bias_over_time.table, movie_idx, day)
         prior = model.user_tower.regression(embedding, context, movies, movie_bias)[0]
         without = torch.cat([prior, torch.ones(1, 3, 1)], -1).flatten(1) / 3
         expected = ((whole - without) @ model.movie_vectors(600)[listed].T)[0]

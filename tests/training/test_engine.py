@@ -21,7 +21,8 @@ from training import batches
 from training import engine as engine_module
 from training.batches import RatingTensors, batch_of
 from training.distributed import ALONE
-from training.engine import Engine, Settings, halves, pieces
+from training.engine import Engine, Settings
+from training.halves import halves, pieces
 from training.optimizer import SHARED_LR, TABLE_LR, RowAdam, lr_factor
 
 NUM_MOVIES, MOST = 17_770, 17_653  # of Netflix, and of its keenest user

@@ -28,7 +28,7 @@ from preprocessing.dataset import writer
 from training import build
 from training import engine as engine_module
 from training.baselines import fit_biases
-from training.batches import RatingTensors, batch_of, load_dataset
+from training.batches import RatingTensors, batch_of, in_context_of, load_dataset
 from training.distributed import ALONE
 from training.engine import Engine, Settings
 from training.metrics import evaluate_ranking
@@ -75,12 +75,16 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble
 
 def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNamespace]:
     """Run epochs; return of every step what it found and was given, what its towers saw, and what it left."""
-    steps, take, divide = [], engine.step, engine_module.halves
+    steps, take = [], engine.step
 
-    def step(batch, seed, noise, factor, number):
+    def step(batch, seed, noise, factor, number, parts):
         batch.stars = batch.stars.to(torch.get_default_dtype())
         one = SimpleNamespace(batch=batch, noise=noise, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
         steps.append(one)
+        (part,) = engine._parts(batch, seed)
+        assert all(torch.equal(own, other) for own, other in zip(part.context.context(), parts[0].context.context()))
+        one.in_context = in_context_of(batch, seed)
+        one.user_of_row, one.first_rows = part.user_of_row, part.first_rows
         one.sums = take(batch, seed, noise, factor, number)
         one.gradients = {name: parameter.grad.to_dense() for name, parameter in engine.model.named_parameters()}
         engine.tables.catch_up()
@@ -93,12 +97,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
         one.keep = torch.zeros(len(one.batch.users), dtype=torch.bool)
         one.keep[one.user_of_row[(one.embedding != 0).any(1)]] = True
 
-    def divided(batch, in_context, both_ways):
-        result = divide(batch, in_context, both_ways)
-        steps[-1].in_context, steps[-1].user_of_row, steps[-1].first_rows = in_context, *result[2:]
-        return result
-
-    engine.step, engine_module.halves = step, divided
+    engine.step = step
     handle = engine.model.register_forward_pre_hook(look)
     try:
         for epoch in epochs:
@@ -106,7 +105,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
             sums = engine.run_epoch(epoch, num_epochs, tqdm(disable=True))
             torch.testing.assert_close(sums, sum(one.sums for one in steps[first:]))
     finally:
-        engine.step, engine_module.halves = take, divide
+        engine.step = take
         handle.remove()
     return steps
 

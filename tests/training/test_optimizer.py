@@ -44,14 +44,15 @@ def test_fewer_epochs_are_planned_for_more_users_in_many_steps(num_users, num_st
                                                      (204_800, 512), (409_599, 512), (409_600, 4096),
                                                      (480_189, 4096), (10_000_000, 4096)])
 def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
-    assert default_batch_size(num_users, 100 * num_users) == (expected, 1)
+    assert default_batch_size(num_users, 200 * num_users) == (expected, 1)
 
 
 @pytest.mark.parametrize(("num_users", "num_ratings", "fewest", "expected"), [
-    (120_042, 198_049, 128, (8192, 32)),  # 13,515 ratings a step; 4,096 users would have 6,758
-    (1682, 75_974, 64, (256, 4)), (10_000, 640_000, 128, (128, 1)), (10_000, 639_999, 128, (256, 2)),
-    (1024, 1024, 128, (128, 1)), (1025, 1025, 128, (256, 2)), (9700, 81_000, 64, (1024, 16)),  # 8 steps, and 10
-    (10, 10, 128, (128, 1)), (1, 1, 64, (64, 1)), (500_000, 500_000, 128, (8192, 2))])
+    (120_042, 198_049, 128, (8192, 32)),  # in 14.7 steps: in 29.3 of half as many users would be 6,758 ratings
+    (10_000, 1_562_500, 128, (128, 1)), (10_000, 1_562_499, 128, (256, 2)),  # 20,000 ratings a step
+    (3072, 3072, 128, (128, 1)), (3073, 3073, 128, (256, 2)),  # 24 steps
+    (1682, 75_974, 64, (128, 2)), (9700, 81_000, 64, (512, 8)),
+    (10, 10, 128, (128, 1)), (1, 1, 64, (64, 1)), (500_000, 500_000, 128, (32_768, 8))])
 def test_steps_have_more_users_where_these_have_few_ratings(num_users, num_ratings, fewest, expected):
     assert default_batch_size(num_users, num_ratings, fewest) == expected
 
