@@ -4,6 +4,10 @@
     python benchmarks/bench_train.py --ratings 100480507    all of Netflix; the peak memory is that of main.py, but for
                                                             evaluation and checkpoints
     python benchmarks/bench_train.py --floor                also what the machine could do at best, stage by stage
+    python benchmarks/bench_train.py --shape all            whole epochs of data sets of other shapes, with main.py's
+                                                            defaults: ratings per user by size of the catalogue
+    python benchmarks/bench_train.py --neighbour all        whole epochs of a data set like the demo beside other work,
+                                                            with all threads and with one
 
 The ratings are made in memory, at random but of Netflix's shape: how many a user has, how unlike movies' numbers are,
 and stars. Measured are, as ratings per second of whole training steps,
@@ -19,6 +23,7 @@ import argparse
 import contextlib
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +36,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import main as train_command
-from benchmarks import train_floor
+from benchmarks import train_conditions, train_floor
 from benchmarks.train_floor import Clock, Enough, run_epochs
 from preprocessing.dataset import Movies, Users
 from preprocessing.dataset.machine import peak_rss_mib
@@ -52,8 +57,10 @@ PLAIN_RATINGS, PLAIN_DIM, PLAIN_HIDDEN = 2_000_000, 64, 128
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.shape or args.neighbour:
+        return off_the_bench(args)
     device = torch.device(args.device)
     data = make_dataset(args.ratings, args.seed)
     print(f"{len(data.train):,} ratings of {data.num_users:,} users; device {name_of(device)}, "
@@ -97,29 +104,51 @@ def main(argv: list[str] | None = None) -> int:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ratings", type=int, default=20_000_000, help="how many, about (default: %(default)s)")
+    parser.add_argument("--ratings", type=int, help="how many, about (default: 20 million; with --shape 200,000, with "
+                        "--neighbour 1.7 million)")
+    parser.add_argument("--shape", metavar="PER_USER:MOVIES", help="ratings of each user and movies, or all")
+    parser.add_argument("--neighbour", choices=["all", *train_conditions.NEIGHBOURS], help="what else the machine does")
     parser.add_argument("--seconds", type=float, default=20, help="of each timing (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=default_batch_size(NETFLIX_USERS, NETFLIX_RATINGS)[0],
                         help="users a step of ours (default: %(default)s, that of main.py on all of Netflix)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one (default: auto)")
-    parser.add_argument("--num_threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", "--num_threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--seed", type=int, default=0, help="of all chance (default: %(default)s)")
     parser.add_argument("--floor", action="store_true", help="compare each stage with what the machine could do")
     args = parser.parse_args(argv)
+    if args.shape and args.neighbour:
+        parser.error("--shape and --neighbour are measured one at a time")
+    if args.shape and args.shape != "all" and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", args.shape):
+        parser.error(f"--shape {args.shape} is not PER_USER:MOVIES, such as 10:1000, or all")
+    if args.ratings is None:
+        args.ratings = 200_000 if args.shape else 1_700_000 if args.neighbour else 20_000_000
     if args.ratings < 1000:
         parser.error(f"--ratings must be at least 1000, not {args.ratings}")
     if not 0 < args.seconds < float("inf"):
         parser.error(f"--seconds must be above 0 and finite, not {args.seconds}")
     if args.batch_size < 1:
         parser.error(f"--batch_size must be at least 1, not {args.batch_size}")
-    if args.num_threads is not None and args.num_threads < 1:
-        parser.error(f"--num_threads must be at least 1, not {args.num_threads}")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads must be at least 1, not {args.threads}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but this PyTorch finds no GPU; use --device cpu or auto")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     return args
+
+
+def off_the_bench(args: argparse.Namespace) -> int:
+    """Measure other shapes, or beside neighbours; return the exit code."""
+    if args.shape:
+        shapes = (train_conditions.SHAPES if args.shape == "all"
+                  else [tuple(int(number) for number in args.shape.split(":"))])
+        result: object = train_conditions.shape_table(shapes, args.ratings, args.seed)
+    else:
+        names = list(train_conditions.NEIGHBOURS) if args.neighbour == "all" else [args.neighbour]
+        result = train_conditions.neighbour_table(names, args.ratings, args.seed)
+    print(json.dumps({"num_threads": torch.get_num_threads(), "rows": result}))
+    return 0
 
 
 # --- what is trained on, and what is trained ---------------------------------------------------------------------
@@ -181,8 +210,8 @@ def make_engine(data: DataSet, batch_size: int, device: torch.device, seed: int,
 
 def sent_bytes(engine: Engine) -> int:
     """Return the bytes of gradients that each of several ranks would send a step, on average."""
-    without, whole = (sum(gradient.nbytes for gradient in engine.shared_gradients(with_relevance))
-                      for with_relevance in (False, True))
+    without, whole = (sum(gradient.nbytes for gradient in engine.shared_gradients(relevance))
+                      for relevance in (None, engine.relevance))
     return without + (whole - without) // engine.relevance_every
 
 

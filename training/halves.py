@@ -1,4 +1,4 @@
-"""Cut a step's batch into pieces, and each piece into context and targets, both ways round for two groups of members."""
+"""Cut a step's batch into pieces, and each piece into context and targets."""
 
 import math
 from collections.abc import Iterator
