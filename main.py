@@ -30,6 +30,7 @@ import torch
 
 from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import PARTS, ModelConfig
+from models.ops.threads import shared_out
 from preprocessing.dataset import DataError, exit_code
 from training import distributed, remembered, report
 from training.batches import DataSet, load_dataset
@@ -189,7 +190,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         fold_in_movies(model, known)
         if not args.eval_only:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
-    results = report.test_results(model, known)
+    with shared_out():
+        results = report.test_results(model, known)
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))

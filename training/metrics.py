@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from models.ops.threads import in_threads
 from training.batches import RatingTensors, batch_of
 
 RELEVANT = 0.75  # how far up the scale a rating says that the user likes the movie: 4 of 1 to 5 stars
@@ -129,7 +131,9 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
         return dict.fromkeys((*measures, f"coverage@{k}", *(f"{name}@{k}" for name in popularity)), float("nan"))
     device, counts = recommendable.device, torch.zeros(len(recommendable), dtype=torch.int64)
     excluded = (~recommendable).nonzero().squeeze(1)
-    for block in users.split(batch_size):
+
+    @torch.no_grad()
+    def measure(block: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         scores = score_users(block.to(device))
         scores[:, excluded] = -torch.inf
         for split in seen:
@@ -143,12 +147,14 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
         ranked = top_movies(scores, long_k)
         hits = relevant.gather(1, ranked.clamp(min=0)) & (ranked >= 0)
         num_relevant = torch.bincount(row, minlength=len(block))
-        for name, values in zip(measures, (*ndcg_and_recall(hits[:, :k], num_relevant),
-                                           ndcg_and_recall(hits, num_relevant)[1],
-                                           reciprocal_rank(scores, row, movie_idx)), strict=True):
-            measures[name].append(values)
         listed = ranked[:, :k]
-        counts += torch.bincount(listed[listed >= 0].cpu(), minlength=len(counts))
+        return [*ndcg_and_recall(hits[:, :k], num_relevant), ndcg_and_recall(hits, num_relevant)[1],
+                reciprocal_rank(scores, row, movie_idx)], listed[listed >= 0].cpu()
+
+    for values, listed in in_threads([partial(measure, block) for block in users.split(batch_size)]):
+        for name, value in zip(measures, values, strict=True):
+            measures[name].append(value)
+        counts += torch.bincount(listed, minlength=len(counts))
     results = {name: float(torch.cat(values).mean()) for name, values in measures.items()}
     results[f"coverage@{k}"] = float((counts > 0).sum() / recommendable.sum())
     if num_ratings is not None:
