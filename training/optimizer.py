@@ -182,7 +182,7 @@ class RowAdam:
         rows, grad = torch.arange(len(self.table), device=self.table.device), gradient
         if gradient.is_sparse:
             rows, grad = gradient._indices()[0], gradient._values()
-        grad = grad.view(len(rows), -1)
+        grad = grad.view(len(rows), self.table.shape[1])
         if grad.device.type == "cpu" and not (reached := torch.linalg.vector_norm(grad, 1, 1) != 0).all():
             rows, grad = rows[reached], grad[reached]
         self.step(rows, grad, factor)

@@ -130,7 +130,7 @@ def test_the_clock_counts_whole_steps_after_the_warm_up(monkeypatch):
     (["--ratings", "0"], "--ratings must be at least 1000, not 0"),
     (["--seconds", "nan"], "--seconds must be above 0 and finite, not nan"),
     (["--batch_size", "0"], "--batch_size must be at least 1, not 0"), (["--floors"], "unrecognized arguments"),
-    (["--num_threads", "0"], "--num_threads must be at least 1, not 0")])
+    (["--num_threads", "0"], "--threads must be at least 1, not 0")])
 def test_wrong_flags_are_named(flags, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         bench_train.main(flags)
