@@ -1,7 +1,7 @@
 """Which tests pass through a line of the product: found by one run of the suite under coverage. See mutants.py.
 
 What a fixture passes through that tests share, all of these tests pass through. Coverage sees nothing of compiled
-loops: they are passed through by whoever passes through a function of their module.
+loops: they are passed through by whoever passes through a function of their module, or of the one that calls it.
 """
 
 import ast
@@ -25,6 +25,7 @@ from benchmarks.faults import ROOT, Fault
 GOLDEN = "tests/test_golden.py"  # which sees most of what is changed
 BUDGET_S = 45.0  # of tests that a fault meets, as they took without it
 COMPILED = {"compiled", "jit"}  # decorators below which coverage sees nothing
+CALLED_BY = {"models/ops/numba_loops.py": "models/ops/numba_kernels.py"}  # compiled functions of a module, by another
 
 
 class Watch:
@@ -182,6 +183,8 @@ class PassingTests:
                             found |= self.tests[file].get(number, set())
                 if found:
                     return found
+        caller = CALLED_BY.get(fault.file, fault.file)
+        lines, inner = self.tests.get(caller, {}), self.bodies.get(caller, {})
         return set().union(*(tests for line, tests in lines.items() if inner.get(line) == "run"), set())
 
 

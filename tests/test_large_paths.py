@@ -26,6 +26,7 @@ from models.config import ModelConfig
 from models.ops import backend
 from models.ops import numba_kernels as kernels
 from models.ops.ragged import RatingPattern, ridge_solve
+from models.ops.threads import shared_out
 from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
@@ -495,8 +496,9 @@ def test_ridge_regressions_are_numpy_s_at_the_edges_of_chunks_and_packs(monkeypa
         torch.set_num_threads(threads)
         leaves = [torch.tensor(each, dtype=kind).requires_grad_() for each in (movies, target, prior, l2)]
         pattern = RatingPattern(torch.tensor(row), torch.tensor(column), num_users, 600, members)
-        solution, left = ridge_solve(*leaves, pattern)
-        gradients = torch.autograd.grad(solution.sum(), leaves)
+        with shared_out():
+            solution, left = ridge_solve(*leaves, pattern)
+            gradients = torch.autograd.grad(solution.sum(), leaves)
         torch.set_num_threads(1)
         return [solution.detach(), left, gradients[2], *gradients]
 

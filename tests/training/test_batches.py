@@ -1,9 +1,10 @@
+import pytest
 import torch
 
 import main
 from preprocessing.dataset import RatingsFile
-from training import build
-from training.batches import batch_of, load_dataset, uniform
+from training import batches, build
+from training.batches import batch_of, blocks_of, load_dataset, uniform
 from training.distributed import Ranks
 
 
@@ -38,6 +39,26 @@ def test_a_batch_holds_all_ratings_of_its_users_and_no_others(data_dir):
         assert torch.equal(batch.movie_idx[batch.row == row], train.movie_idx[own].long())
         assert torch.equal(batch.stars[batch.row == row], train.stars[own].float())
     assert len(batch.row) == int(sum(train.offset[user + 1] - train.offset[user] for user in users))
+
+
+@pytest.mark.parametrize("chosen", [slice(0), slice(1), slice(3, None, 2), slice(None)])
+def test_blocks_are_all_of_the_users_in_order_and_of_about_so_many_ratings(data_dir, monkeypatch, chosen):
+    monkeypatch.setattr(batches, "BLOCK_RATINGS", 1000)
+    train = load_dataset(data_dir).train
+    users = torch.arange(len(train.offset) - 1)[chosen]
+    blocks = blocks_of(users, train)
+    assert torch.equal(torch.cat([users[:0], *blocks]), users)
+    sizes, count = [len(batch_of(train, block).row) for block in blocks], train.offset.diff()
+    assert all(0 < size <= 1000 + count.max() for size in sizes)
+    assert len(sizes) <= count[users].sum() / 1000 + 1
+
+
+def test_blocks_of_users_with_few_ratings_have_a_bounded_number_of_users(data_dir, monkeypatch):
+    train = load_dataset(data_dir).train
+    train.offset = torch.zeros(401, dtype=torch.int64)
+    monkeypatch.setattr(batches, "BLOCK_RATINGS", 2**10)
+    monkeypatch.setattr(batches, "BLOCK_USERS", 2**7)
+    assert [len(block) for block in blocks_of(torch.arange(400), train)] == [128, 128, 128, 16]
 
 
 def test_ranks_read_each_rating_exactly_once(data_dir):

@@ -22,6 +22,7 @@ import rec
 from models.checkpoint import load_model, save_checkpoint
 from models.config import ModelConfig
 from models.ops import backend
+from models.ops.threads import num_threads
 from models.two_tower import TwoTower
 from preprocessing import dataset
 from preprocessing.dataset import writer
@@ -393,6 +394,30 @@ def test_hidden_units_are_left_out_in_steps_and_never_in_evaluation(data_dir, tm
     for part, expected in zip((table[..., :-2], table[..., -1]), movies, strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-4, atol=1e-5)
     assert not any(module.training for module in model.modules())
+
+
+def test_hidden_units_are_those_of_seed_and_epoch_whatever_was_drawn_before(data_dir):
+    weights = []
+    for draws in (0, 3):
+        trainer = trainer_of(data_dir, "--dropout", "0.4", "--relevance_weight", "0")
+        for epoch in (1, 2):
+            torch.rand(draws)
+            trainer.engines[0].run_epoch(epoch, 2, tqdm(disable=True))
+        weights.append(trainer.model.user_based.user_tower.hidden.weight)
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("dropout", "threads"), [("0", 2), ("0.1", 1)])
+def test_hidden_units_are_drawn_in_one_thread(data_dir, monkeypatch, dropout, threads):
+    """Two would take chance from each other, now the one first and now the other."""
+    trainer = trainer_of(data_dir, "--dropout", dropout)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(trainer, "_run_epoch", lambda _: in_use.append(num_threads()) or {}["enough"])
+    in_use: list[int] = []
+    with pytest.raises(KeyError):
+        next(trainer.epochs())
+    assert in_use == [threads]
 
 
 # --- half stars --------------------------------------------------------------------------------------------------

@@ -3,7 +3,66 @@ import math
 import pytest
 import torch
 
-from training.optimizer import BETAS, EPSILON, USER_LR, WARM_UP, RowAdam, default_batch_size, lr_factor, planned_epochs
+from training.optimizer import (
+    BETAS,
+    EPSILON,
+    MOMENTUM,
+    TABLE_LR,
+    USER_LR,
+    WARM_UP,
+    RowAdam,
+    TableSGD,
+    default_batch_size,
+    layers_lr,
+    lr_factor,
+    planned_epochs,
+)
+
+
+@pytest.mark.parametrize("decays", [(0.0, 3.0), (3.0, 0.0), (0.5, 0.5)])
+def test_movies_that_few_steps_meet_move_as_if_they_were_in_every_step(decays):
+    """As torch's SGD moves them, for which the others' gradients are zero; steps of most movies take all along."""
+    chance, num_movies, lr = torch.Generator().manual_seed(0), 9, 0.04
+    tables = [torch.nn.Parameter(torch.randn(num_movies, *shape, dtype=torch.float64, generator=chance))
+              for shape in ((), (2, 3))]
+    references = [torch.nn.Parameter(table.detach().clone()) for table in tables]
+    expected = torch.optim.SGD([{"params": [table], "weight_decay": decay} for table, decay in zip(references, decays)],
+                               1, momentum=MOMENTUM, nesterov=True)
+    sgd = TableSGD(dict(zip(tables, decays, strict=True)), lr)
+    for number, met in enumerate([[0, 3], [1], [3, 5], [], [0, 8], [0, 1, 2, 4, 5, 8], [7], [3], [0, 3, 7], [3]]):
+        movies, factor = torch.tensor(met, dtype=torch.int64), 1 / (1 + number % 4)
+        for _ in range(2):  # who has caught up has nothing to catch up with
+            sgd.catch_up(movies)
+        for table, reference in zip(tables, references, strict=True):
+            torch.testing.assert_close(table[movies], reference[movies])
+            grad = torch.randn(len(met), *table.shape[1:], dtype=torch.float64, generator=chance)
+            table.grad = torch.sparse_coo_tensor(movies.unsqueeze(0), grad, table.shape, is_coalesced=True,
+                                                 check_invariants=True)
+            reference.grad = table.grad.to_dense()
+        sgd.step(factor)
+        for group in expected.param_groups:
+            group["lr"] = lr * TABLE_LR * factor
+        expected.step()
+    sgd.catch_up()
+    for table, momentum, reference in zip(tables, sgd.momentum, references, strict=True):
+        torch.testing.assert_close(table, reference)
+        torch.testing.assert_close(momentum, expected.state[reference]["momentum_buffer"])
+
+
+def test_row_adam_moves_the_rows_alone_that_a_gradient_reaches():
+    """The others neither move on by their momentum nor grow older."""
+    for is_sparse in (False, True):
+        table = torch.ones(4, 2)
+        rows, gradient = RowAdam(table, lr=0.1), torch.tensor([[0.0, 0], [1, 0], [0, 0], [-2, 3]])
+        for _ in range(2):
+            rows.step_of(gradient.to_sparse(1) if is_sparse else gradient, factor=1.0)
+            before = table.clone()
+        assert rows.state["steps"].view(-1).tolist() == [0, 2, 0, 2]
+        gradient[3] = 0
+        rows.step_of(torch.sparse_coo_tensor([[1, 3]], gradient[[1, 3]], (4, 2), check_invariants=True)
+                     if is_sparse else gradient, factor=1.0)
+        assert rows.state["steps"].view(-1).tolist() == [0, 3, 0, 2]
+        assert (table != before).tolist() == [[False, False], [True, False], [False, False], [False, False]]
 
 
 def test_row_adam_equals_adam_when_every_row_is_touched_every_step():
@@ -55,6 +114,11 @@ def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
     (10, 10, 128, (128, 1)), (1, 1, 64, (64, 1)), (500_000, 500_000, 128, (32_768, 8))])
 def test_steps_have_more_users_where_these_have_few_ratings(num_users, num_ratings, fewest, expected):
     assert default_batch_size(num_users, num_ratings, fewest) == expected
+
+
+def test_layers_move_by_the_root_of_how_many_times_steps_are_enlarged():
+    """Up to 16 times, from a rate of 10 times the base."""
+    assert [layers_lr(enlarged) for enlarged in (1, 4, 16, 32)] == [10, 20, 40, 40]
 
 
 @pytest.mark.parametrize(("step", "num_steps", "expected"), [

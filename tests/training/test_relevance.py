@@ -5,6 +5,8 @@ import torch
 
 from main import parse_args
 from models.checkpoint import load_model
+from models.config import ModelConfig
+from models.relevance import Relevance
 from training import engine as training_engine
 from training import relevance as training_relevance
 from training.batches import Batch, batch_of, load_dataset
@@ -12,7 +14,7 @@ from training.build import build_trainer
 from training.distributed import ALONE
 from training.evaluation import scorer
 from training.metrics import evaluate_ranking
-from training.relevance import before_a_moment, fit_weights, relevance_scorer
+from training.relevance import RelevanceTrainer, before_a_moment, fit_weights, relevance_scorer
 
 
 def weights_of(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -119,3 +121,22 @@ def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, m
         torch.testing.assert_close(own, sum(others), rtol=1e-4, atol=1e-6)
     another = [gradient.to_dense() for gradient in torch.autograd.grad(trainer.loss(whole, 3, 6), parameters)]
     assert not torch.equal(another[1] == 0, gradients[0][1] == 0)
+
+
+def test_of_many_users_with_few_ratings_a_fraction_is_drawn_whatever_their_moment():
+    """2,000 users of 8 ratings and 1,024 movies: 32 cells a rating are 16,000 * 32 / (2,000 * 1,024) of the users."""
+    config = ModelConfig(2000, 1024, 8, 1, 5, 3.0, 4, 1, 4, relevance_dim=2)
+    relevance, users = Relevance(config), torch.arange(2000)
+    trainer = RelevanceTrainer(relevance, torch.ones(1024), torch.full((2000,), 8), True, 0.001)
+    assert trainer.fraction == 0.25
+    row, number = users.repeat_interleave(8), torch.arange(16_000)
+    batch = Batch(users, row, number % 1024, (1 + number % 5).float(), number % 8)
+    before = before_a_moment(batch, 7)
+    context, target = batch.subset(before), batch.subset(~before)
+    liked = target.row[target.stars > 2].unique()  # and with context, of which all have some
+    known, asked, weight, kept = trainer._of_use(context, target, relevance.weight(target.row, target.stars, 2000), 7)
+    assert abs(kept / len(liked) - 0.25) < 5 * (0.25 * 0.75 / len(liked))**0.5
+    torch.testing.assert_close(weight, relevance.weight(asked.row, asked.stars, kept))
+    sizes, own = torch.bincount(context.row, minlength=2000)[liked].double(), torch.bincount(known.row).double()
+    assert len(own) == kept and own.min() >= 4
+    assert abs(own.mean() - sizes.mean()) < 5 * sizes.std() / kept**0.5
