@@ -202,7 +202,8 @@ def work(tree: Path, tasks: object, done: object) -> None:
         clock += 10  # so that nobody takes what was compiled of another fault
         os.utime(path, (clock, clock))
         try:
-            fate, by = run_tests(chosen, limit_s, path.stem.endswith(("kernels", "loops"))) if chosen else ("untested", "")
+            compiled = path.stem.endswith(("kernels", "loops"))
+            fate, by = run_tests(chosen, limit_s, compiled) if chosen else ("untested", "")
         finally:
             path.write_text(kept, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
