@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 
 from models import two_tower, user_tower
+from models.ops.threads import shared_out
 from training import engine as engine_module
 from training.batches import CONTEXT_FRACTION, batch_of
 from training.engine import Engine
@@ -215,9 +216,10 @@ class Clock:
 
 
 def run_epochs(engine: Engine, clock: Clock) -> None:
-    """Train until the clock ends it."""
-    for epoch in itertools.count(1):
-        engine.run_epoch(epoch, 10**6, clock)
+    """Train until the clock ends it, in threads as main.py does."""
+    with shared_out():
+        for epoch in itertools.count(1):
+            engine.run_epoch(epoch, 10**6, clock)
 
 
 class StageClocks:

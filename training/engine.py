@@ -295,9 +295,11 @@ class Engine:
 
 
 def _sums(by_piece: list[Gradients]) -> Gradients:
-    """Add the gradients of pieces, in order."""
+    """Add the gradients of pieces to those of the first, in order."""
     sums = []
     for grads in zip(*by_piece, strict=True):
         reached = [grad for grad in grads if grad is not None]
-        sums.append(sum(reached[1:], reached[0]) if reached else None)
+        for grad in reached[1:]:
+            reached[0] += grad
+        sums.append(reached[0] if reached else None)
     return sums

@@ -9,7 +9,7 @@ import torch
 from models.ops.rating_pattern import row_starts
 from training.batches import Batch
 
-PIECE_RATINGS = 2**15  # a step of more ratings is computed in pieces, so that its memory stays bounded
+PIECE_RATINGS = 2**18  # a step of more ratings is computed in pieces, so that its memory stays bounded
 GPU_PIECE_RATINGS = 2**20  # the same on a GPU
 
 
