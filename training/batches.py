@@ -90,6 +90,13 @@ class Batch:
         return Batch(self.users, *(getattr(self, name).index_select(0, chosen)
                                    for name in ("row", "movie_idx", "stars", "day")))
 
+    def of_rows(self, chosen: torch.Tensor) -> "Batch":
+        """Return the users that a mask (B,) chooses, with all of their ratings."""
+        kept = chosen.index_select(0, self.row)
+        ratings = self if kept.all() else self.subset(kept)
+        row = (chosen.cumsum(0) - 1).index_select(0, ratings.row)
+        return Batch(self.users[chosen], row, ratings.movie_idx, ratings.stars, ratings.day)
+
     def context(self) -> Context:
         """Return the ratings as what is known."""
         return Context(self.row, self.movie_idx, self.stars, self.day)

@@ -44,10 +44,12 @@ def halves(batch: Batch, in_context: torch.Tensor,
     else:
         known, asked = (which.nonzero().squeeze(1) for which in (in_context, ~in_context))
         orders = torch.cat([known, asked]), torch.cat([asked, known])
+    twice = batch.users.repeat(2)
 
     def one_after_another(order: torch.Tensor, in_second: torch.Tensor) -> Batch:
         both = batch.subset(order)
         both.row += num_users * in_second.index_select(0, order)
+        both.users = twice
         return both
 
     context, target = one_after_another(orders[0], ~in_context), one_after_another(orders[1], in_context)
@@ -63,11 +65,8 @@ def _with_targets(context: Batch, target: Batch, user_of_row: torch.Tensor,
     has_targets[target.row] = True
     if has_targets.all():
         return context, target, user_of_row, first_rows
-    new_row = has_targets.cumsum(0) - 1
-    context = context.subset(has_targets.index_select(0, context.row))
-    for batch in (context, target):
-        batch.row = new_row.index_select(0, batch.row)
-    return context, target, user_of_row[has_targets], int(has_targets[:first_rows].sum())
+    return (context.of_rows(has_targets), target.of_rows(has_targets), user_of_row[has_targets],
+            int(has_targets[:first_rows].sum()))
 
 
 def pieces(batch: Batch, most: int | None = None) -> Iterator[Batch]:

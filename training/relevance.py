@@ -99,10 +99,8 @@ class RelevanceTrainer:
             is_of_use &= uniform(seed ^ USER_SALT, context.users) < self.fraction
         if is_of_use.all():
             return context, target, weight, len(is_of_use)
-        new_row, chosen = is_of_use.cumsum(0) - 1, is_of_use.index_select(0, target.row)
-        context, target = context.subset(is_of_use.index_select(0, context.row)), target.subset(chosen)
-        context.row, target.row = new_row.index_select(0, context.row), new_row.index_select(0, target.row)
-        return context, target, weight[chosen], int(is_of_use.sum())
+        chosen = is_of_use.index_select(0, target.row)
+        return context.of_rows(is_of_use), target.of_rows(is_of_use), weight[chosen], int(is_of_use.sum())
 
     def _candidates_of(self, seed: int, step: int) -> Candidates:
         """Return the candidates of a step."""

@@ -41,6 +41,14 @@ def test_a_batch_holds_all_ratings_of_its_users_and_no_others(data_dir):
     assert len(batch.row) == int(sum(train.offset[user + 1] - train.offset[user] for user in users))
 
 
+def test_some_users_of_a_batch_are_a_batch_of_their_own(data_dir):
+    train, users = load_dataset(data_dir).train, torch.tensor([3, 7, 8, 200])
+    for chosen in ([True, False, False, True], [False, True, True, False], [True] * 4, [False] * 4):
+        mask = torch.tensor(chosen)
+        some, expected = batch_of(train, users).of_rows(mask), batch_of(train, users[mask])
+        assert all(torch.equal(own, other) for own, other in zip(vars(some).values(), vars(expected).values()))
+
+
 @pytest.mark.parametrize("chosen", [slice(0), slice(1), slice(3, None, 2), slice(None)])
 def test_blocks_are_all_of_the_users_in_order_and_of_about_so_many_ratings(data_dir, monkeypatch, chosen):
     monkeypatch.setattr(batches, "BLOCK_RATINGS", 1000)
