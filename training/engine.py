@@ -127,8 +127,8 @@ class Engine:
         tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, seed, noise, factor)]
         relevance = self.relevance if number % self.relevance_every == 0 else None
         if relevance is not None:
-            tasks.append(partial(relevance.differentiate, [part.batch for part in parts], seed, number,
-                                 self.settings.relevance_weight, factor if self.ranks.size == 1 else None))
+            tasks.append(partial(relevance.differentiate, parts, seed, number, self.settings.relevance_weight,
+                                 factor if self.ranks.size == 1 else None))
         for parameter in self._parameters(relevance):
             parameter.grad = None
         step_sums, *losses = in_threads(tasks)
@@ -240,7 +240,11 @@ class Engine:
 
     def _parts(self, batch: Batch, seed: int) -> list[Part]:
         """Cut a batch into pieces, and these into context and targets."""
-        return [Part(piece, *halves(piece, in_context_of(piece, seed), self.groups == 2)) for piece in pieces(batch)]
+        parts = []
+        for piece in pieces(batch):
+            in_context = in_context_of(piece, seed)
+            parts.append(Part(piece, in_context, *halves(piece, in_context, self.groups == 2)))
+        return parts
 
     def _gradients(self, part: Part, movies: StepMovies,
                    seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
@@ -254,7 +258,7 @@ class Engine:
             users' rows, (B, D); those of the movies and of the shared layers.
         """
         model, settings = self.model, self.settings
-        batch, context, target, user_of_row, first_rows = part
+        batch, _, context, target, user_of_row, first_rows = part
         rows = model.user_embedding[batch.users].requires_grad_()
         keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
         embedding = (rows * keep).index_select(0, user_of_row)

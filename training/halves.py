@@ -17,6 +17,7 @@ class Part(NamedTuple):
     """A piece of a batch, divided by `halves`."""
 
     batch: Batch
+    in_context: torch.Tensor  # bool (R,), which of the batch's ratings; for the second group of members their opposite
     context: Batch
     target: Batch
     user_of_row: torch.Tensor  # int64 (rows,)

@@ -12,8 +12,9 @@ import torch
 from models.blend import Blend
 from models.ops.rating_pattern import counts, positions
 from models.relevance import Candidates, Relevance, sampling_probabilities
-from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
+from training.batches import Batch, RatingTensors, batch_of, uniform
 from training.distributed import ALONE, Ranks
+from training.halves import Part
 from training.metrics import relevant_stars
 from training.optimizer import relevance_optimizers
 
@@ -52,7 +53,7 @@ class RelevanceTrainer:
         cells = int((of_users > 1).sum()) * min(len(rated), SAMPLE)
         self.fraction = CELLS_PER_RATING * int(of_users.sum()) / max(cells, 1)  # of users, in an epoch
 
-    def differentiate(self, parts: list[Batch], seed: int, step: int, weight: float,
+    def differentiate(self, parts: list[Part], seed: int, step: int, weight: float,
                       factor: float | None) -> torch.Tensor:
         """Add the gradients of a step's loss, the sum over its pieces times a weight, to the parameters; return it.
         Then `move`, but with None for the factor."""
@@ -74,13 +75,14 @@ class RelevanceTrainer:
             if parameter.grad is not None:
                 table.step_of(parameter.grad, factor)
 
-    def loss(self, batch: Batch, seed: int, step: int) -> torch.Tensor:
-        """Return the loss of a batch; a scalar, the sum over users.
+    def loss(self, part: Part, seed: int, step: int) -> torch.Tensor:
+        """Return the loss of a piece of a batch; a scalar, the sum over users.
 
         Args:
             seed, step: of the epoch, and the number of the step in it.
         """
-        in_context = before_a_moment(batch, seed) if self.by_time else in_context_of(batch, seed)
+        batch = part.batch
+        in_context = before_a_moment(batch, seed) if self.by_time else part.in_context
         context, target = batch.subset(in_context), batch.subset(~in_context)
         num_users = len(batch.users)
         weight = self.relevance.weight(target.row, target.stars, num_users)

@@ -112,11 +112,13 @@ def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, m
     monkeypatch.setattr(training_relevance, "SAMPLE", 40)
     args = parse_args(["--data_dir", str(data_dir), "--embedding_dim", "8", "--ensemble_size", "2"])
     data = load_dataset(data_dir)
-    trainer = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0].relevance
+    engine = build_trainer(args, data, torch.device("cpu"), ALONE).engines[0]
+    trainer = engine.relevance
     parameters, users = list(trainer.relevance.parameters()), torch.arange(30)
-    whole, *parts = (batch_of(data.train, chosen) for chosen in (users, users[:11], users[11:]))
-    gradients = [[gradient.to_dense() for gradient in torch.autograd.grad(trainer.loss(batch, 3, 5), parameters)]
-                 for batch in (whole, *parts)]
+    whole, *parts = (part for chosen in (users, users[:11], users[11:])
+                     for part in engine._parts(batch_of(data.train, chosen), 3))
+    gradients = [[gradient.to_dense() for gradient in torch.autograd.grad(trainer.loss(part, 3, 5), parameters)]
+                 for part in (whole, *parts)]
     for own, *others in zip(*gradients, strict=True):
         torch.testing.assert_close(own, sum(others), rtol=1e-4, atol=1e-6)
     another = [gradient.to_dense() for gradient in torch.autograd.grad(trainer.loss(whole, 3, 6), parameters)]
