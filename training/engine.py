@@ -105,10 +105,11 @@ class Engine:
             try:
                 step_sums, ahead = in_threads([take, partial(next, batches, (batch, noise, parts))])
             except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
-                step_sums = torch.full_like(sums, math.nan)
+                raise self._not_finite(epoch, step + 1, factor) from None
             sums += step_sums
-            if not sums.is_cuda or step == self.num_steps - 1:  # a look at the loss makes the host wait
-                self._check_finite(sums, epoch, step + 1, factor)
+            to_check = not sums.is_cuda or step == self.num_steps - 1  # a look at the loss makes the host wait
+            if to_check and not torch.isfinite(sums).all():
+                raise self._not_finite(epoch, step + 1, factor)
             bar.update(len(batch.row))
             batch, noise, parts = ahead
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
@@ -291,11 +292,11 @@ class Engine:
             table[last:] = 0
         self.ranks.sum_(*tables)
 
-    def _check_finite(self, sums: torch.Tensor, epoch: int, step: int, factor: float) -> None:
-        if not torch.isfinite(sums).all():
-            lr = self.settings.lr
-            raise DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
-                            f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+    def _not_finite(self, epoch: int, step: int, factor: float) -> DataError:
+        """Return the error of a loss that is not finite."""
+        lr = self.settings.lr
+        return DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
+                         f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
 
 
 def _sums(by_piece: list[Gradients]) -> Gradients:
