@@ -22,7 +22,7 @@ from torch import nn
 from models.config import ModelConfig
 from models.movie_tower import MEAN_SHRINK
 from models.ops.ragged import gather_distinct, pool
-from models.ops.rating_pattern import counts, distinct
+from models.ops.rating_pattern import counts, distinct, positions
 from models.user_tower import Context
 
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
@@ -73,9 +73,9 @@ class Relevance(nn.Module):
         mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
         weight = surprise - mean.index_select(0, row)
         if in_training:
-            found, position = distinct(movie_idx, len(self.history))
-            pooled = pool(gather_distinct(self.history, found), weight, row, position.index_select(0, movie_idx),
-                          num_users)
+            found = distinct(movie_idx, len(self.history))
+            position = positions(found, len(self.history)).index_select(0, movie_idx)
+            pooled = pool(gather_distinct(self.history, found), weight, row, position, num_users)
         else:
             pooled = pool(self.history, weight, row, movie_idx, num_users)
         return pooled * (count + 1).rsqrt().unsqueeze(1)

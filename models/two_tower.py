@@ -203,4 +203,4 @@ class TwoTower(nn.Module):
     def distinct_movies(self, movie_idx: torch.Tensor) -> torch.Tensor:
         """Return the movies that occur in int64 (R,), ascending, int64 (N,); all of them on a GPU, where finding them
         would make the host wait."""
-        return distinct(movie_idx, self.config.num_movies)[0]
+        return distinct(movie_idx, self.config.num_movies)

@@ -67,16 +67,14 @@ def row_starts(row: torch.Tensor, num_rows: int) -> torch.Tensor:
     return torch.searchsorted(row, torch.arange(num_rows + 1, device=row.device))
 
 
-def distinct(index: torch.Tensor, num_values: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the numbers below `num_values` that occur in int64 (R,), ascending, int64 (N,), and where each is among
-    them, int64 (num_values,); on a GPU all numbers, as finding them would make the host wait."""
+def distinct(index: torch.Tensor, num_values: int) -> torch.Tensor:
+    """Return the numbers below `num_values` that occur in int64 (R,), ascending, int64 (N,); on a GPU all numbers, as
+    finding them would make the host wait."""
     if index.device.type != "cpu":
-        every = torch.arange(num_values, device=index.device)
-        return every, every
+        return torch.arange(num_values, device=index.device)
     occurs = torch.zeros(num_values, dtype=torch.bool)
     occurs[index] = True
-    found = occurs.nonzero().squeeze(1)
-    return found, positions(found, num_values)
+    return occurs.nonzero().squeeze(1)
 
 
 def positions(found: torch.Tensor, num_values: int) -> torch.Tensor:
