@@ -23,7 +23,8 @@ TABLE_LR, SHARED_LR, USER_LR = 1.5, 10.0, 20.0  # multiples of the base learning
 MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
-STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than 128 users
+USERS_A_STEP = 128  # at least; of item-based towers, movies, half as many
+STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than USERS_A_STEP
 STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
 MOST_ENLARGED = 16  # times, for which steps of layers are longer
 STEP_RATINGS, SMALLEST_EPOCH = 20_000, 24  # in a step, at least, on average, unless an epoch has no more steps
@@ -55,17 +56,17 @@ def planned_epochs(num_users: int, num_steps: int, most: int) -> int:
     return min(most, 20, max(8, 120_000 // num_users, STEPS_OF_A_RUN // num_steps))
 
 
-def default_batch_size(num_users: int, num_ratings: int, fewest: int = 128) -> tuple[int, int]:
-    """Return how many users a step has: 128, but up to 512 where an epoch still has 400 steps, and 4096 where it has
-    100 of them; and more where they have few ratings, so that a step has STEP_RATINGS or an epoch few steps. And how
-    many times as many as without that: see `layers_lr`.
+def default_batch_size(num_users: int, num_ratings: int, fewest: int = USERS_A_STEP) -> tuple[int, int]:
+    """Return how many users a step has: `fewest`, but up to 512 where an epoch still has 400 steps, and 4096 where it
+    has 100 of them; and more where they have few ratings, so that a step has STEP_RATINGS or an epoch few steps. And
+    how many times as many as without that: see `layers_lr`.
 
     A movie moves in an epoch by the sum over its ratings, however many steps they come in, and much of a step's time is
     the same for all sizes, nearly all of it on a GPU.
 
     Args:
         num_users, num_ratings: of the data set, in training.
-        fewest: in place of 128.
+        fewest: users.
     """
     size = fewest
     if num_users >= FEWEST_STEPS * LARGEST_STEP:

@@ -22,7 +22,7 @@ from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_errors
-from training.optimizer import default_batch_size, planned_epochs
+from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
@@ -60,9 +60,6 @@ class Trainer:
         self.has_validation = bool(num_with > 0)
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         self.val_users = with_validation[uniform(0, with_validation) < measured]
-        batch_size, enlarged = default_batch_size(data.num_users, self.num_ratings)
-        if settings.batch_size:
-            batch_size, enlarged = settings.batch_size, 1
         relevance = None
         if model.relevance is not None:
             of_users = data.train.offset.diff().to(device)
@@ -70,14 +67,13 @@ class Trainer:
             relevance = RelevanceTrainer(model.relevance, model.user_based.movie_tower.num_ratings, of_users,
                                          data.meta["split"]["method"] in ("latest", "probe"), settings.lr)
         num_rated = int((data.movies.num_train_ratings > 0).sum())
+        batch_size, enlarged = self._batch_size(data.num_users, USERS_A_STEP)
         self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
                                self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance,
                                enlarged)]
         if model.item_based is not None:
             ratings, owned = by_movie(data, ranks)
-            batch_size, enlarged = default_batch_size(data.num_movies, self.num_ratings, fewest=64)
-            if settings.batch_size:
-                batch_size, enlarged = math.ceil(settings.batch_size / 2), 1
+            batch_size, enlarged = self._batch_size(data.num_movies, USERS_A_STEP // 2)
             self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
                                        batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks,
                                        enlarged=enlarged))
@@ -146,6 +142,17 @@ class Trainer:
     def _l2(self, num_rows: int) -> float:
         """Return the weight of the vectors' squared norms: the rows of the table of movies to be learned per rating."""
         return num_rows / self.num_ratings if self.settings.l2 is None else self.settings.l2
+
+    def _batch_size(self, num_users: int, fewest: int) -> tuple[int, int]:
+        """Return how many users a step has, and how many times as many as it would with more ratings.
+
+        Args:
+            num_users: of the towers; of item-based ones, movies.
+            fewest: where no flag says how many; the flag is about USERS_A_STEP, and of fewer by as much less.
+        """
+        if self.settings.batch_size:
+            return -(-self.settings.batch_size * fewest // USERS_A_STEP), 1
+        return default_batch_size(num_users, self.num_ratings, fewest)
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()
