@@ -215,6 +215,17 @@ def test_a_spoilt_row_stops_the_step_that_meets_it(value):
     assert float(rate) == pytest.approx(0.004 * lr_factor(2 * 7 + step_of[late], 9 * 7), rel=1e-2)
 
 
+def test_where_nobody_can_be_folded_in_the_sentence_is_the_same(monkeypatch):
+    def step(*_: object) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("singular")
+
+    engine, steps = engine_of(planted_ratings(), batch_size=1, lr=0.004), Steps()
+    monkeypatch.setattr(engine, "step", step)
+    with pytest.raises(DataError, match=r"no longer finite in epoch 1, step 1, at rate 0\.00313; .*than 0\.004$"):
+        engine.run_epoch(1, 2, steps)
+    assert not steps.sizes
+
+
 def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
     engine = engine_of(planted_ratings())
     engine.run_epoch(1, 2, Steps())
