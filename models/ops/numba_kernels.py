@@ -29,7 +29,6 @@ from models.ops.threads import in_threads, num_threads
 
 __all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
 
-
 FEW = 4096  # ratings that are not worth a second thread
 
 
@@ -123,5 +122,3 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
         for late in held:
             signal.raise_signal(late)
-
-

@@ -5,7 +5,6 @@
 A first run does this beside its own imports and the reading of its data, see compiling.py.
 """
 
-import sys
 from collections.abc import Callable
 
 import numba
@@ -16,7 +15,6 @@ GAP = 8  # numbers between their rows: a power of two apart, rows share few line
 LANES = 32  # systems that are factorised side by side, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
-NOT_KEPT = 3  # exit code where compiled code cannot be kept
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
@@ -228,7 +226,7 @@ def keep_best(scores, user_tail, movie_tail, slack, users, movies, movie_idx, in
                 for i in range(len(some)):
                     if some[i] + radius * tail[i] > floor:
                         insert(users[row], movies[begin + i], movie_idx[begin + i], seen[indptr[row]:indptr[row + 1]],
-                                best[row], best_idx[row])
+                               best[row], best_idx[row])
                         floor = best[row, last] - slack[row]
 
 
@@ -249,22 +247,16 @@ def insert(user, movie, movie_idx, seen, best, best_idx):
             best[rank], best_idx[rank] = score, movie_idx
 
 
-def compile_for_training() -> int:
-    """Compile what training calls, for its types; return NOT_KEPT where that is of no use to other processes."""
-    if not is_kept():
-        return NOT_KEPT
+def compile_for_training() -> None:
+    """Compile what training calls, for its types; nothing where Numba keeps no code for other processes."""
+    if type(getattr(ridge, "_cache")).__name__ == "NullCache":  # noqa: B009 - of Numba's
+        return
     f32, i64 = (lambda *shape: np.ones(shape, np.float32)), (lambda *values: np.array(values))
     movies, solution, factor = f32(2, 1, 3), f32(1, 1, 3), f32(1, 2, 2, LANES)
     ridge(movies, f32(1), i64(0), i64(0, 1), f32(1, 1, 2), f32(1, 1, 2), factor, solution, f32(1, 1), 0, 1)
     ridge_again(factor, f32(1, 1, 2), solution, 0, 1)
     row_adam(f32(1, 2), f32(1, 2), f32(1, 2), f32(1), i64(0), f32(1, 2), 0.1, 0.9, 0.99, 1e-8)
-    return 0
-
-
-def is_kept() -> bool:
-    """Tell whether compiled code is kept for other processes."""
-    return type(getattr(ridge, "_cache")).__name__ != "NullCache"  # noqa: B009 - of Numba's
 
 
 if __name__ == "__main__":
-    sys.exit(compile_for_training())
+    compile_for_training()
