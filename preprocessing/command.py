@@ -1,18 +1,30 @@
-"""What the preprocessing commands share: flags, and the summary that a person reads."""
+"""What the preprocessing commands share: flags, the exit code, and the summary that a person reads."""
 
 import argparse
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.building import Statistics
-from preprocessing.dataset import machine
+from preprocessing.dataset import exit_code, machine
 from preprocessing.titles import Titles
 
 MOST_BARS = 20  # of the histogram of stars in the summary
 MOST_TEST = 0.2  # fraction of the ratings; where test takes more, the summary says so
 MOST_FILES = 100  # of a folder that meta.json names one by one
+
+
+def run(args: argparse.Namespace, preprocess: Callable[[argparse.Namespace], object]) -> int:
+    """Run a command's work and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
+    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
+
+
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser without flags, whose help begins with a module's docstring as it stands there."""
+    return argparse.ArgumentParser(description=doc, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_flags(parser: argparse.ArgumentParser, methods: tuple[str, ...], split_help: str) -> None:

@@ -26,7 +26,7 @@ from preprocessing import building, command  # before pyarrow, whose allocator i
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.dataset import DataError, exit_code
+from preprocessing.dataset import DataError
 from preprocessing.dataset import folder as folders
 from preprocessing.dataset.tables import Names
 from preprocessing.rating_table import RawRatings, TableFile, numbers_of, open_table, read_columns, whole_numbers_of
@@ -47,15 +47,13 @@ TITLE_FILES = {".dat": ("movies.dat",), ".csv": ("movies.csv", "movie.csv"), "":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
-    args = parse_args(argv)
-    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
+    """Run the command and return its exit code, see `exit_code`."""
+    return command.run(parse_args(argv), preprocess)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.new_parser(__doc__)
     parser.add_argument("--raw_dir", type=Path, required=True, metavar="DIR", help="folder of the raw files")
     command.add_flags(parser, ("auto", "latest", "random", *CANONICAL),
                       "how test ratings are chosen: each user's latest; at random; u1 .. u5: those of MovieLens-100K; "

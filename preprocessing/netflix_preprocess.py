@@ -30,7 +30,7 @@ import preprocessing  # noqa: F401 - it says what to do where packages are missi
 import numpy as np
 
 from preprocessing import building, command, indexing, parsing
-from preprocessing.dataset import DataError, exit_code
+from preprocessing.dataset import DataError
 from preprocessing.dataset import folder as folders
 from preprocessing.dataset.machine import available_bytes
 from preprocessing.finding import find_files
@@ -48,15 +48,13 @@ NETFLIX_HISTOGRAM = {"1": 4_617_990, "2": 10_132_080, "3": 28_811_247, "4": 33_7
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
-    args = parse_args(argv)
-    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
+    """Run the command and return its exit code, see `exit_code`."""
+    return command.run(parse_args(argv), preprocess)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.new_parser(__doc__)
     parser.add_argument("--raw_dir", type=Path, default=Path("data/raw"), metavar="DIR",
                         help="folder or archive of the raw files (default: %(default)s)")
     command.add_flags(parser, ("auto", "probe", "latest", "random"),
@@ -151,7 +149,6 @@ def partition_bounds(offset: np.ndarray, max_rows: int) -> list[int]:
         if user > bounds[-1] and offset[next_user] - offset[bounds[-1]] > max_rows:
             bounds.append(user)
     return [*bounds, groups[-1]]
-
 
 
 def known_totals(meta: dict) -> str | None:

@@ -25,7 +25,7 @@ from preprocessing import building, command  # before pyarrow, whose allocator i
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.dataset import DataError, are_text, exit_code
+from preprocessing.dataset import DataError, are_text
 from preprocessing.dataset import folder as folders
 from preprocessing.dataset.tables import (
     COUNTS_TO,
@@ -63,15 +63,13 @@ FLAGS = {"user_id": "user_column", "movie_id": "item_column", "stars": "rating_c
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 1, 130 or 143, see `exit_code`."""
-    args = parse_args(argv)
-    return exit_code(lambda: preprocess(args), args.out_dir, lambda: f"{args.out_dir} is as it was")
+    """Run the command and return its exit code, see `exit_code`."""
+    return command.run(parse_args(argv), preprocess)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.new_parser(__doc__)
     parser.add_argument("--raw_file", type=Path, required=True, metavar="FILE",
                         help="table of the ratings: .parquet, or text with columns")
     parser.add_argument("--titles_file", type=Path, metavar="FILE",
