@@ -79,3 +79,10 @@ def number_ids(ids: Ids) -> tuple[np.ndarray, np.ndarray]:
     occurs = np.zeros(int(ids.max()) + 1, bool)
     occurs[ids] = True
     return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[ids]
+
+
+def first_rows(ranks: np.ndarray, num_ids: int) -> np.ndarray:
+    """Return the first row of each id, int64 (N,), from the ranks that `number_ids` gives to rows, int64 (R,)."""
+    first = np.zeros(num_ids, np.int64)
+    first[ranks[::-1]] = np.arange(len(ranks))[::-1]  # of several rows, the last one written stays
+    return first

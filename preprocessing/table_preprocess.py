@@ -36,7 +36,7 @@ from preprocessing.dataset.tables import (
     Names,
     plain_name,
 )
-from preprocessing.ids import as_text, ids_of, number_ids, unfit_ids
+from preprocessing.ids import as_text, first_rows, ids_of, number_ids, unfit_ids
 from preprocessing.rating_table import RawRatings, TableFile, numbers_of, open_table, read_columns
 from preprocessing.scales import OffScale, Scale, find_scale
 from preprocessing.table_building import build_dataset
@@ -214,8 +214,7 @@ def with_titles(args: argparse.Namespace, raw: RawRatings,
         rated_ids, ranks = number_ids(raw.movie_id)
         if written is None:
             return raw, Titles(rated_ids[:0], np.zeros(0, np.int16), [])
-        first = np.zeros(len(rated_ids), np.int64)
-        first[ranks[::-1]] = np.arange(len(ranks))[::-1]  # each item's first row
+        first = first_rows(ranks, len(rated_ids))
         years_titles = [year_and_title(text) for text in written.take(pa.array(first)).to_pylist()]
         return raw, Titles(rated_ids, np.array([year for year, _ in years_titles], np.int16),
                            [title for _, title in years_titles])

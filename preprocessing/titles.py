@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from preprocessing.dataset import DataError
 from preprocessing.dataset.tables import Names, decode, read_table
-from preprocessing.ids import ids_of, number_ids, unfit_ids
+from preprocessing.ids import first_rows, ids_of, number_ids, unfit_ids
 from preprocessing.raw_files import RawFile
 
 TITLE_COLUMNS: Names = {
@@ -73,24 +73,23 @@ def read_title_table(path: Path, columns: Names = TITLE_COLUMNS, with_text_ids: 
     """
     table = read_table(path, columns, ("movie_id", "title"), lambda frame: ("movie_id", "title"))
     frame = table.frame.reindex(columns=list(columns), fill_value="")
-    problem = "is no id and title, or its id stands above already"
     if with_text_ids:
         ids = ids_of(pa.chunked_array([frame["movie_id"].tolist()], pa.string()), 2**31)
         unfit, (distinct, ranks) = unfit_ids(ids), number_ids(ids)
     else:
-        problem = problem.replace("no id", "no movie id")
         texts = [re.sub(r"\.0*$", "", text) for text in frame["movie_id"]]
         unfit = np.array([not is_movie_id(text) for text in texts], bool)
         unfit |= np.asarray(frame["title"] == "", bool)
         ids = np.array([int(text) if sound else 0 for text, sound in zip(texts, ~unfit, strict=True)], np.int64)
         distinct, ranks = number_ids(ids)
-    first = np.full(len(distinct), len(ranks))
-    first[ranks[::-1]] = np.arange(len(ranks))[::-1]  # the first row of each
+    first = first_rows(ranks, len(distinct))
     unfit |= first[ranks] < np.arange(len(ranks))
     if unfit.any():
         row = int(unfit.argmax())
         text = " ".join(frame.iloc[row][["movie_id", "title"]])[:60]
-        raise DataError(f"{path}, line {frame.index[row]}: {text!a} {problem}")
+        expected = "id" if with_text_ids else "movie id"
+        raise DataError(f"{path}, line {frame.index[row]}: {text!a} is no {expected} and title, or its id stands above "
+                        "already")
     years, titles = [], []
     for text, written in zip(frame["title"].iloc[first], frame["year"].iloc[first], strict=True):
         year, title = year_and_title(text)
