@@ -21,7 +21,7 @@ from pathlib import Path
 import recommending  # noqa: F401 - it says what to do where packages are missing, before they are imported
 
 # isort: split
-from preprocessing.dataset import Id, exit_code
+from preprocessing.dataset import Id, exit_code, printable
 from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as_user_table, count, fit, shown_id
 from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
@@ -30,6 +30,7 @@ EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag
 LIST_FORMATS = (".parquet", ".csv", "")
 ABOUT_MOVIES = ("--similar_to", "--map", "--popular", "--search")  # and not about a person
 MAP_FORMATS = (".png", ".pdf", ".svg")
+A_MAP_FORMAT = f"{', '.join(MAP_FORMATS[:-1])} or {MAP_FORMATS[-1]}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--all_users", action="store_true", help="write everybody's list to --out")
     add("--out", type=Path, metavar="FILE", help="file that --all_users writes: .parquet or .csv")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
-    add("--map", type=Path, metavar="FILE", help="draw the movie vectors: map.png, .pdf or .svg")
+    add("--map", type=Path, metavar="FILE", help=f"draw the movie vectors: map{A_MAP_FORMAT}")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
         "likely to be watched and liked next")
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
@@ -126,7 +127,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if training and args.user_id is None and (args.rate or args.ratings_file):
         parser.error("--as_of_training is about the ratings of the data set: name a user with --user_id")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
-        parser.error(f"--map {args.map} must end in .png, .pdf or .svg")
+        parser.error(f"--map {args.map} must end in {A_MAP_FORMAT}")
     if args.map is not None and not args.map.parent.is_dir():
         parser.error(f"--map {args.map}: there is no folder {args.map.parent}")
 
@@ -263,7 +264,7 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
 def say(remarks: list[str]) -> None:
     """Print what is no part of a list."""
     for remark in remarks:
-        print("".join(letter if letter.isprintable() else "?" for letter in remark), file=sys.stderr)
+        print(printable(remark), file=sys.stderr)
 
 
 def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommendation], kind: str, heading: str,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from preprocessing.dataset import DataError
+from preprocessing.dataset import DataError, printable
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8, as some editors write it before the first line
 BLOCK_BYTES = 1 << 14  # of an archive, read at once; tarfile copies what is left of a block at every read
@@ -38,8 +38,7 @@ class Member:
 
     def __str__(self) -> str:
         """Return the name that a message gives it; what stands in an archive cannot steer a terminal."""
-        names = "".join(letter if letter.isprintable() else "?" for name in self.names for letter in f":{name}")
-        return f"{self.path}{names}"
+        return f"{self.path}{printable(''.join(f':{name}' for name in self.names))}"
 
     @property
     def name(self) -> str:

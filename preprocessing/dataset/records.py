@@ -14,12 +14,17 @@ TRAIN, VALIDATION, TEST = range(3)
 Id = int | str  # of a user or a movie: a whole number, or text where not all ids of the data set are numbers
 
 
+def printable(text: str) -> str:
+    """Return a text with ? for what may steer a terminal or end a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class DataError(Exception):
     """Something in the input is wrong; the message is one sentence for the person who can mend it."""
 
     def __str__(self) -> str:
         """Return the sentence; what it quotes from a file cannot steer a terminal."""
-        return "".join(letter if letter.isprintable() else "?" for letter in super().__str__())
+        return printable(super().__str__())
 
 
 class Movies(NamedTuple):
