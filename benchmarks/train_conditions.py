@@ -23,7 +23,7 @@ from training.trainer import Trainer
 SHAPES = [(per_user, num_movies) for per_user in (1, 10, 100, 1000) for num_movies in (100, 1000, 10_000, 100_000)]
 DEMO = (86, 2000)  # ratings per user and movies of the demo
 MOVIE_SPREAD = 1.5  # of the logarithm of a movie's popularity
-BURST_S, PAUSE_S, BURST_THREADS = 0.05, 0.15, 4  # of a browser that draws a page now and then
+BURST_S, PAUSE_S, BURST_PROCESSES = 0.05, 0.15, 4  # of a browser that draws a page now and then
 NICE = 19  # the lowest priority
 NUM_DAYS = 2000
 
@@ -114,12 +114,12 @@ def spin(until: float | None = None) -> None:
 def burst() -> None:
     """Keep several cores busy for a moment, now and then."""
     while True:
-        threads = [multiprocessing.Process(target=spin, args=(time.monotonic() + BURST_S,))
-                   for _ in range(BURST_THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        end = time.monotonic() + BURST_S
+        processes = [multiprocessing.Process(target=spin, args=(end,)) for _ in range(BURST_PROCESSES)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
         time.sleep(PAUSE_S)
 
 
