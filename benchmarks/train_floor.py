@@ -77,7 +77,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + members * dim)
     pooled_ratings = engine.groups * context
     tables = sum(table.numel() for table in engine.tables.tables)
-    shared = sum(parameter.numel() for parameter in engine.layers.param_groups[0]["params"]) + users * user_dim
+    shared = sum(parameter.numel() for parameter in engine.layers.parameters) + users * user_dim
     if engine.relevance is not None:
         shared += sum(table.table.numel() for table in engine.relevance.tables) / engine.relevance_every
     return {

@@ -151,17 +151,18 @@ class Engine:
             distinct = torch.arange(self.model.config.num_movies, device=distinct.device)
         self.tables.catch_up(distinct)
         movies = self.model.step_movies(distinct, noise, self.groups)
-        results = in_threads([partial(self._gradients, part, movies.detached(), seed) for part in parts])
+        results = in_threads([partial(self._gradients, part, movies.detached()) for part in parts])
         sums, num_targets, row_grads, grads = zip(*results, strict=True)
         norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2)
         movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
             [of_layers for _, of_layers in grads])
-        for parameter, grad in zip(self._layers(), layer_grads, strict=True):
+        for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
             parameter.grad = grad
-        reached = [(tensor, grad) for tensor, grad in zip(movies.tensors(), movie_grads, strict=True)
-                   if grad is not None]
-        torch.autograd.backward([0.5 * norms, *(tensor for tensor, _ in reached)],
-                                [None, *(grad for _, grad in reached)])
+        loss = 0.5 * norms
+        for tensor, grad in zip(movies.tensors(), movie_grads, strict=True):
+            if grad is not None:  # of the product it is the gradient; to name it would import sympy, half a second
+                loss = loss + torch.dot(tensor.flatten(), grad.flatten())
+        loss.backward()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
         if self.ranks.size == 1:
             self._move(factor)
@@ -172,9 +173,7 @@ class Engine:
     def _move(self, factor: float) -> None:
         """Move the movie tables and the shared layers by their gradients."""
         self.tables.step(factor)
-        for group in self.layers.param_groups:
-            group["lr"] = self.settings.lr * self.layers_lr * factor
-        self.layers.step()
+        self.layers.step(self.settings.lr * self.layers_lr * factor)
         self.factor = factor
 
     def shared_gradients(self, relevance: RelevanceTrainer | None) -> list[torch.Tensor]:
@@ -192,15 +191,16 @@ class Engine:
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers between epochs."""
-        return {"tables": self.tables.momentum, "layers": self.layers.state_dict(), "user_rows": self.user_rows.state,
+        return {"tables": self.tables.momentum, "layers": self.layers.state, "user_rows": self.user_rows.state,
                 "relevance": [table.state for table in self.relevance.tables] if self.relevance is not None else []}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         """Take over a saved state, but not its rates: these are of the flags."""
-        for momentum, saved in zip(self.tables.momentum, state["tables"], strict=True):
-            momentum.copy_(saved)
-        self.layers.load_state_dict(state["layers"])  # every step sets its rate
+        of_layers = [(self.layers.state[name], saved) for name, saved in state["layers"].items()]
+        for values, all_saved in [(self.tables.momentum, state["tables"]), *of_layers]:
+            for value, saved in zip(values, all_saved, strict=True):
+                value.copy_(saved)
         of_relevance = [] if self.relevance is None else self.relevance.tables
         for optimizer, saved in zip([self.user_rows, *of_relevance],
                                     [state["user_rows"], *state["relevance"]], strict=True):
@@ -244,11 +244,13 @@ class Engine:
         parts = []
         for piece in pieces(batch):
             in_context = in_context_of(piece, seed)
-            parts.append(Part(piece, in_context, *halves(piece, in_context, self.groups == 2)))
+            has_embedding = uniform(seed, piece.users) >= self.settings.user_dropout
+            parts.append(Part(piece, in_context, has_embedding,
+                              *halves(piece, in_context, self.groups == 2, has_embedding)))
         return parts
 
-    def _gradients(self, part: Part, movies: StepMovies,
-                   seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
+    def _gradients(self, part: Part,
+                   movies: StepMovies) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
         """Differentiate the loss of a piece of a batch.
 
         Args:
@@ -258,25 +260,20 @@ class Engine:
             Its sums, float64 (3,); the number of its targets by movie and group, float (N G,); the gradients of the
             users' rows, (B, D); those of the movies and of the shared layers.
         """
-        model, settings = self.model, self.settings
-        batch, _, context, target, user_of_row, first_rows = part
+        model = self.model
+        batch, _, has_embedding, context, target, user_of_row, first_rows = part
         rows = model.user_embedding[batch.users].requires_grad_()
-        keep = uniform(seed, batch.users).unsqueeze(1) >= settings.user_dropout
-        embedding = (rows * keep).index_select(0, user_of_row)
+        embedding = (rows * has_embedding.unsqueeze(1)).index_select(0, user_of_row)
         score, squared_norms, num_targets = model(embedding, context.context(), target.target(),
                                                   movies.of_piece(first_rows))
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared / model.config.unit**2 + 0.5 * self.l2 * squared_norms
-        leaves, layers = movies.tensors(), self._layers()
+        leaves, layers = movies.tensors(), self.layers.parameters
         of_rows, *grads = torch.autograd.grad(loss, [rows, *leaves, *layers], allow_unused=True)
         count = torch.full((), score.numel(), dtype=torch.float64, device=score.device)
         sums = torch.stack([2 * loss.detach().double(), squared.detach().double(), count])
         return (sums, num_targets, torch.zeros_like(rows) if of_rows is None else of_rows,
                 (grads[:len(leaves)], grads[len(leaves):]))
-
-    def _layers(self) -> list[nn.Parameter]:
-        """Return the parameters of the shared layers."""
-        return self.layers.param_groups[0]["params"]
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.seed * 1_000_003 + epoch

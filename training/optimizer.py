@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 import torch
+from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from models.ops import backend
@@ -31,8 +32,8 @@ STEP_RATINGS, SMALLEST_EPOCH = 20_000, 24  # in a step, at least, on average, un
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
-def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tuple["TableSGD", torch.optim.Optimizer]:
-    """Return the optimizers of the movie tables and of the shared layers, whose rate every step sets.
+def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tuple["TableSGD", "LayerAdam"]:
+    """Return the optimizers of the movie tables and of the shared layers.
 
     Args:
         lr: the base learning rate.
@@ -42,7 +43,7 @@ def build_optimizers(model: TwoTower, lr: float, time_decay: float = 0.0) -> tup
     if model.movie_bias_over_time is not None:
         tables[model.movie_bias_over_time.table] = time_decay
     layers = [parameter for parameter in model.parameters() if parameter not in tables]
-    return TableSGD(tables, lr), torch.optim.Adam(layers, lr, BETAS, EPSILON, fused=True)
+    return TableSGD(tables, lr), LayerAdam(layers)
 
 
 def relevance_optimizers(relevance: Relevance, lr: float) -> list["RowAdam"]:
@@ -157,6 +158,31 @@ class TableSGD:
             self.products[k] = np.concatenate([move @ self.products[k], np.eye(2)[None]])
         self.num_steps += 1
         self.done[self.met] = self.num_steps
+
+
+class LayerAdam:
+    """PyTorch's fused Adam (Kingma and Ba 2015) on whole parameters.
+
+    Its function alone: the first object of PyTorch's class would import a compiler, for which a run would wait a
+    second.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters, self.lr = parameters, 0.0  # of the last step
+        self.state: dict[str, list[torch.Tensor]] = {
+            "mean": [torch.zeros_like(parameter.data) for parameter in parameters],
+            "square": [torch.zeros_like(parameter.data) for parameter in parameters],
+            "steps": [torch.zeros((), device=parameter.device) for parameter in parameters]}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Update the parameters that have gradients by them."""
+        self.lr = lr
+        grads = {k: parameter.grad for k, parameter in enumerate(self.parameters) if parameter.grad is not None}
+        parameters, mean, square, steps = ([values[k] for k in grads]
+                                           for values in ([*self.parameters], *self.state.values()))
+        adam(parameters, [*grads.values()], mean, square, [], steps, fused=True, lr=lr, beta1=BETAS[0], beta2=BETAS[1],
+             eps=EPSILON, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class RowAdam:

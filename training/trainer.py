@@ -6,9 +6,10 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_errors
+from training.metrics import RatingErrors
 from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
@@ -39,7 +41,7 @@ class EpochMetrics:
     val_rmse: float
     val_mae: float
     lr: float
-    seconds: float  # training, without evaluation
+    seconds: float  # training, without validation
     ratings_per_s: float
     peak_rss_mib: float
 
@@ -154,6 +156,15 @@ class Trainer:
             return -(-self.settings.batch_size * fewest // USERS_A_STEP), 1
         return default_batch_size(num_users, self.num_ratings, fewest)
 
+    def _validate(self) -> RatingErrors:
+        """Measure validation, and fit the weights of relevance to it, side by side where there are no other ranks."""
+        tasks: list[Callable[[], Any]] = [partial(predict_errors, self.model, self.train, self.validation,
+                                                  self.stars_step, self.ranks, self.val_users)]
+        if self.model.relevance is not None and self.has_validation:
+            tasks.append(partial(fit_weights, self.model, self.train, self.validation, self.val_users,
+                                 self.stars_step, self.last_day, self.ranks))
+        return (in_threads(tasks) if self.ranks.size == 1 else [task() for task in tasks])[0]
+
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()
         total = sum(len(engine.ratings) for engine in self.engines)
@@ -163,12 +174,9 @@ class Trainer:
                                            for engine in self.engines])).sum(0)
         if self.folds_in:
             self.fold_in_movies()
-        if self.model.relevance is not None and self.has_validation:
-            fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
-                        self.ranks)
         loss, squared, count = sums.tolist()  # a GPU is done then
         elapsed_s = time.perf_counter() - start
-        errors = predict_errors(self.model, self.train, self.validation, self.stars_step, self.ranks, self.val_users)
+        errors = self._validate()
         lr = self.settings.lr * self.engines[0].factor
         return EpochMetrics(epoch, loss / max(count, 1), (squared / max(count, 1)) ** 0.5, errors.rmse, errors.mae,
                             lr, elapsed_s, self.num_ratings / elapsed_s, peak_rss_mib())

@@ -16,7 +16,7 @@ _compiler: subprocess.Popen | None = None
 def start() -> None:
     """Begin to compile, unless the code is there, or another rank of this machine does it."""
     global _compiler
-    kept = (path.stat().st_mtime for folder in _folders() for path in folder.glob("numba_loops.ridge_again-*.nbi"))
+    kept = (path.stat().st_mtime for folder in _folders() for path in folder.glob("numba_loops.row_adam-*.nbi"))
     if max(kept, default=0.0) < LOOPS.stat().st_mtime and os.environ.get("LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):  # it is compiled where it is first called
             _compiler = subprocess.Popen([sys.executable, "-m", "models.ops.numba_loops"], cwd=LOOPS.parents[2],

@@ -15,7 +15,7 @@ Letters: R ratings, B users, N movies, V vectors of each, D coordinates. `indptr
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,12 +30,14 @@ from models.ops.threads import in_threads, num_threads
 __all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
 
 FEW = 4096  # ratings that are not worth a second thread
+PACKS = 16  # factorised at a time, where they are not kept
 
 
 def dots(users: torch.Tensor, movies: torch.Tensor, pattern: RatingPattern) -> torch.Tensor:
     """Do what `array_ops.dots` does."""
     out = users.new_empty(len(pattern.indices), users.shape[1])
-    _run_in_ranges(numba_loops.dots, pattern.num_users, len(out), users, movies, pattern.indices, pattern.indptr, out)
+    _run_in_ranges([numba_loops.dots], pattern.num_users, len(out),
+                   partial(_run, numba_loops.dots, users, movies, pattern.indices, pattern.indptr, out))
     return out
 
 
@@ -44,19 +46,36 @@ def ridge(movies: torch.Tensor, target: torch.Tensor, prior: torch.Tensor, l2: t
     """Do what `array_ops.ridge` does."""
     num_users, num_vectors, dim = prior.shape
     solution = prior.new_ones(num_users, num_vectors, dim + 1)  # with a coordinate of 1, which meets the biases
-    residual = target.new_empty(len(target), num_vectors)
-    pack = max(numba_loops.LANES // num_vectors, 1)  # users
-    num_packs = -(-num_users // pack)
-    factor = movies.new_empty(num_packs if keep else 0, dim, dim, pack * num_vectors)
-    _run_in_ranges(numba_loops.ridge, num_packs, len(target), movies, target, pattern.indices, pattern.indptr, prior,
-                   l2, factor, solution, residual)
-    return solution[..., :-1], residual, factor
+    residual, right = target.new_empty(len(target), num_vectors), torch.empty_like(prior)
+    users = max(numba_loops.LANES // num_vectors, 1)  # of a pack
+    num_packs = -(-num_users // users)
+    factor = movies.new_empty(num_packs if keep else 0, dim * (dim + 1) // 2, users * num_vectors)
+    indices, indptr = pattern.indices, pattern.indptr
+
+    def solve(first: int, last: int) -> None:
+        upper = factor[first:last] if keep else movies.new_empty(last - first, *factor.shape[1:])
+        _run(numba_loops.factorize, movies, target, indices, indptr, prior, l2, upper, right, first, last)
+        _run(numba_loops.substitute, upper, right, solution, first, last)
+        _run(numba_loops.dots, solution, movies, indices, indptr, residual, first * users,
+             min(last * users, num_users))
+
+    def solve_by_packs(first: int, last: int) -> None:
+        for begin in range(first, last, PACKS):
+            solve(begin, min(begin + PACKS, last))
+
+    _run_in_ranges([numba_loops.factorize, numba_loops.substitute, numba_loops.dots], num_packs, len(target),
+                   solve if keep else solve_by_packs)
+    return solution[..., :-1], target.unsqueeze(1) - residual, factor
 
 
 def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Do what `array_ops.ridge_again` does."""
-    solution = torch.empty_like(right)
-    _run_in_ranges(numba_loops.ridge_again, len(factor), solution.numel(), factor, right, solution)
+    right, solution = right.contiguous(), torch.empty_like(right)
+
+    def solve(first: int, last: int) -> None:
+        _run(numba_loops.substitute, factor[first:last], right, solution, first, last)
+
+    _run_in_ranges([numba_loops.substitute], len(factor), solution.numel(), solve)
     return solution
 
 
@@ -97,13 +116,12 @@ def _run(function: Any, *args: Any) -> None:
         function(*arrays)
 
 
-def _run_in_ranges(function: Any, stop: int, size: int, *args: Any) -> None:
-    """Call a compiled function for the whole range from 0, or for a part of it in each thread if its work has a size.
-    """
-    arrays = [arg.contiguous().numpy() if isinstance(arg, torch.Tensor) else arg for arg in args]
-    parts = num_threads() if size >= FEW and function.signatures else 1
+def _run_in_ranges(loops: list[Any], stop: int, size: int, run: Callable[[int, int], None]) -> None:
+    """Call what runs these loops for the whole range from 0, or, if its work has a size and the loops are compiled, for
+    a part of it in each thread."""
+    parts = num_threads() if size >= FEW and all(loop.signatures for loop in loops) else 1
     bounds = [stop * part // parts for part in range(parts + 1)]
-    in_threads([partial(_run, function, *arrays, first, last) for first, last in pairwise(bounds)])
+    in_threads([partial(run, first, last) for first, last in pairwise(bounds)])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 
 CHUNK = 256  # ratings of a user that are taken together
 GAP = 8  # numbers between their rows: a power of two apart, rows share few lines of the cache
-LANES = 32  # systems that are factorised side by side, about
+LANES = 64  # systems that are factorised side by side, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
@@ -55,17 +55,21 @@ def dots(users, movies, indices, indptr, out, first, last):
 
 
 @compiled
-def ridge(movies, target, indices, indptr, prior, l2, factor, solution, residual, first, last):
-    """Solve the regressions of packs first:last of users, see `array_ops.ridge`; factor (packs, D, D, lanes)."""
+def factorize(movies, target, indices, indptr, prior, l2, factor, right, first, last):
+    """Set up and factorise the systems of packs first:last of users, see `array_ops.ridge`.
+
+    Args:
+        factor: (packs, D (D + 1) / 2, lanes), receives upper triangles U, row by row, with the reciprocals of their
+            diagonals, of which U'U is a system's matrix.
+        right: (B, V, D), receives the right-hand sides.
+    """
     num_users, num_vectors, dim = prior.shape
     users = factor.shape[-1] // num_vectors
     rows = -(-(dim + 1) // 4) * 4  # coordinates and target; a multiple of four
     across = np.zeros((rows, CHUNK + GAP), movies.dtype)  # of some ratings
     gram = np.zeros((num_vectors, rows, rows), movies.dtype)  # of a user
-    right = np.zeros((dim, users * num_vectors), movies.dtype)
-    scratch = np.zeros((dim, dim, users * num_vectors), movies.dtype)
     for pack in range(first, last):
-        system = factor[pack] if len(factor) else scratch
+        system = factor[pack - first]
         begin, end = pack * users, min((pack + 1) * users, num_users)
         for user in range(begin, end):
             gram[:] = 0
@@ -77,18 +81,14 @@ def ridge(movies, target, indices, indptr, prior, l2, factor, solution, residual
                         across[dim, k] = target[chunk + k] - across[dim, k]
                     add_products(across, count, dim, gram[v])
             for v in range(num_vectors):
-                lane = (user - begin) * num_vectors + v
+                lane, row = (user - begin) * num_vectors + v, 0
                 for i in range(dim):
                     for j in range(i, dim):
-                        system[i, j, lane] = gram[v, i, j]
-                    system[i, i, lane] += l2[user, v, i]
-                    right[i, lane] = gram[v, i, dim] + l2[user, v, i] * prior[user, v, i]
-        factorize(system, (end - begin) * num_vectors)
-        substitute(system, right, solution, begin, end)
-        dots(solution, movies, indices, indptr, residual, begin, end)
-        for rating in range(indptr[begin], indptr[end]):
-            for v in range(num_vectors):
-                residual[rating, v] = target[rating] - residual[rating, v]
+                        system[row + j - i, lane] = gram[v, i, j]
+                    system[row, lane] += l2[user, v, i]
+                    right[user, v, i] = gram[v, i, dim] + l2[user, v, i] * prior[user, v, i]
+                    row += dim - i
+        decompose(system, dim, (end - begin) * num_vectors)
 
 
 @compiled
@@ -139,18 +139,38 @@ def add_products(across, count, dim, gram):
 
 
 @compiled
-def ridge_again(factor, right, solution, first, last):
-    """Solve the systems of packs first:last, which `ridge` has factorised, for other right-hand sides."""
+def substitute(factor, right, solution, first, last):
+    """Solve the systems of packs first:last, which `factorize` has factorised, for right-hand sides (B, V, D)."""
     num_users, num_vectors, dim = right.shape
     users = factor.shape[-1] // num_vectors
     values = np.zeros((dim, users * num_vectors), right.dtype)
     for pack in range(first, last):
+        upper = factor[pack - first]
         begin, end = pack * users, min((pack + 1) * users, num_users)
+        lanes = (end - begin) * num_vectors
         for user in range(begin, end):
             for v in range(num_vectors):
                 for i in range(dim):
                     values[i, (user - begin) * num_vectors + v] = right[user, v, i]
-        substitute(factor[pack], values, solution, begin, end)
+        row = 0
+        for i in range(dim):
+            for lane in range(lanes):
+                values[i, lane] *= upper[row, lane]
+            for j in range(i + 1, dim):
+                for lane in range(lanes):
+                    values[j, lane] -= upper[row + j - i, lane] * values[i, lane]
+            row += dim - i
+        for i in range(dim - 1, -1, -1):
+            row -= dim - i
+            for j in range(i + 1, dim):
+                for lane in range(lanes):
+                    values[i, lane] -= upper[row + j - i, lane] * values[j, lane]
+            for lane in range(lanes):
+                values[i, lane] *= upper[row, lane]
+        for user in range(begin, end):
+            for v in range(num_vectors):
+                for i in range(dim):
+                    solution[user, v, i] = values[i, (user - begin) * num_vectors + v]
 
 
 @compiled
@@ -171,44 +191,23 @@ def row_adam(table, mean, square, steps, rows, grad, lr, beta_mean, beta_square,
 
 
 @compiled
-def factorize(system, lanes):
-    """Turn the upper triangles of matrices A (D, D, lanes) into Cholesky's factors U, A = U'U, with the reciprocals of
-    their diagonals."""
-    dim = len(system)
+def decompose(system, dim, lanes):
+    """Turn the upper triangles of matrices A (D (D + 1) / 2, lanes) into Cholesky's factors U, A = U'U, with the
+    reciprocals of their diagonals."""
+    row = 0
     for i in range(dim):
-        for j in range(i, dim):
-            for k in range(i):
-                for lane in range(lanes):
-                    system[i, j, lane] -= system[k, i, lane] * system[k, j, lane]
-            if j == i:
-                for lane in range(lanes):
-                    system[i, i, lane] = 1 / np.sqrt(system[i, i, lane])
-            else:
-                for lane in range(lanes):
-                    system[i, j, lane] *= system[i, i, lane]
-
-
-@compiled
-def substitute(factor, values, solution, begin, end):
-    """Solve U'U x = values (D, lanes), U as `factorize` leaves it, and write x to the solution of users begin:end."""
-    num_vectors, dim = solution.shape[1], len(factor)
-    lanes = (end - begin) * num_vectors
-    for i in range(dim):
-        for k in range(i):
-            for lane in range(lanes):
-                values[i, lane] -= factor[k, i, lane] * values[k, lane]
         for lane in range(lanes):
-            values[i, lane] *= factor[i, i, lane]
-    for i in range(dim - 1, -1, -1):
-        for j in range(i + 1, dim):
+            system[row, lane] = 1 / np.sqrt(system[row, lane])
+        for j in range(1, dim - i):
             for lane in range(lanes):
-                values[i, lane] -= factor[i, j, lane] * values[j, lane]
-        for lane in range(lanes):
-            values[i, lane] *= factor[i, i, lane]
-    for user in range(begin, end):
-        for v in range(num_vectors):
-            for i in range(dim):
-                solution[user, v, i] = values[i, (user - begin) * num_vectors + v]
+                system[row + j, lane] *= system[row, lane]
+        below = row + dim - i
+        for k in range(1, dim - i):  # what the row takes from those below it
+            for j in range(k, dim - i):
+                for lane in range(lanes):
+                    system[below + j - k, lane] -= system[row + k, lane] * system[row + j, lane]
+            below += dim - i - k
+        row += dim - i
 
 
 @compiled
@@ -249,12 +248,13 @@ def insert(user, movie, movie_idx, seen, best, best_idx):
 
 def compile_for_training() -> None:
     """Compile what training calls, for its types; nothing where Numba keeps no code for other processes."""
-    if type(getattr(ridge, "_cache")).__name__ == "NullCache":  # noqa: B009 - of Numba's
+    if type(getattr(dots, "_cache")).__name__ == "NullCache":  # noqa: B009 - of Numba's
         return
     f32, i64 = (lambda *shape: np.ones(shape, np.float32)), (lambda *values: np.array(values))
-    movies, solution, factor = f32(2, 1, 3), f32(1, 1, 3), f32(1, 2, 2, LANES)
-    ridge(movies, f32(1), i64(0), i64(0, 1), f32(1, 1, 2), f32(1, 1, 2), factor, solution, f32(1, 1), 0, 1)
-    ridge_again(factor, f32(1, 1, 2), solution, 0, 1)
+    movies, vectors, factor = f32(2, 1, 3), f32(1, 1, 2), f32(1, 3, LANES)
+    factorize(movies, f32(1), i64(0), i64(0, 1), vectors, vectors, factor, vectors, 0, 1)
+    substitute(factor, vectors, vectors, 0, 1)
+    dots(movies, movies, i64(0), i64(0, 1), f32(1, 1), 0, 1)
     row_adam(f32(1, 2), f32(1, 2), f32(1, 2), f32(1), i64(0), f32(1, 2), 0.1, 0.9, 0.99, 1e-8)
 
 

@@ -8,6 +8,7 @@ has one thread, and what is given to `in_threads` runs side by side. What is com
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -24,7 +25,9 @@ def shared_out() -> Iterator[None]:
     if num_threads == 1:
         yield
         return
-    with ThreadPoolExecutor(num_threads - 1, "worker") as _pool:
+    # A thread begins with the first GPU, whichever one this process works on.
+    begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_initialized() else None
+    with ThreadPoolExecutor(num_threads - 1, "worker", begin) as _pool:
         torch.set_num_threads(1)
         try:
             yield

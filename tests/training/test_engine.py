@@ -19,7 +19,7 @@ from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import batches
 from training import engine as engine_module
-from training.batches import RatingTensors, batch_of
+from training.batches import Batch, RatingTensors, batch_of
 from training.distributed import ALONE
 from training.engine import Engine, Settings
 from training.halves import halves, pieces
@@ -81,10 +81,48 @@ def test_a_user_who_is_left_out_of_a_step_in_one_group_has_no_row_there():
     """Users of one rating: in one group it is known and nothing is asked, in the other nothing is known."""
     batch = batch_of(planted_ratings([1, 1, 0, 3]), torch.arange(4))
     in_context = torch.tensor([True, False, True, False, False])
-    context, target, user_of_row, first_rows = halves(batch, in_context, both_ways=True)
+    context, target, user_of_row, first_rows = halves(batch, in_context, True, torch.ones(len(batch.users)).bool())
     assert (user_of_row.tolist(), first_rows) == ([1, 3, 0, 3], 2)
     assert target.row.tolist() == [0, 1, 1] + [2, 3]
     assert context.row.tolist() == [1] + [3, 3]
+
+
+def test_users_of_whom_nothing_is_known_share_a_row_in_each_group():
+    batch = batch_of(planted_ratings([1, 1, 1, 1, 2]), torch.arange(5))
+    batch.day = torch.tensor([7, 3, 5, 1, 2, 4])
+    in_context = torch.tensor([False, False, False, True, True, False])
+    has_embedding = torch.tensor([False, True, False, False, False])
+    context, target, user_of_row, first_rows = halves(batch, in_context, True, has_embedding)
+    # Of group 0, users 0 and 2 share a row; user 1 has an embedding, user 4 a rating. In group 1 user 3 is alone.
+    assert (user_of_row.tolist(), first_rows) == ([0, 1, 4, 3, 4], 3)
+    assert target.row.tolist() == [0, 0, 1, 2] + [3, 4] and context.row.tolist() == [2] + [4]
+    assert target.day.tolist() == [5, 7, 3, 4] + [1, 2]
+    assert torch.equal(target.movie_idx, batch.movie_idx[[2, 0, 1, 5, 3, 4]])
+    assert torch.equal(target.users, batch.users[user_of_row]) and torch.equal(context.users, target.users)
+
+
+@pytest.mark.parametrize("ensemble_size", [1, 2])
+def test_a_step_in_which_users_share_a_row_is_that_in_which_each_has_their_own(ensemble_size, float64, monkeypatch):
+    ratings = planted_ratings([1] * 40 + [2, 9, 1, 1])
+    shared, apart = (engine_of(ratings, ensemble_size=ensemble_size, user_dropout=0.7) for _ in range(2))
+    rows: list[int] = []
+    for engine, share in ((shared, True), (apart, False)):
+        def divided(batch: Batch, in_context: torch.Tensor, both: bool, has_embedding: torch.Tensor,
+                    share: bool = share) -> tuple:
+            made = halves(batch, in_context, both, has_embedding if share else torch.ones_like(has_embedding))
+            rows.append(len(made[2]))
+            return made
+        monkeypatch.setattr(engine_module, "halves", divided)
+        for layer in (engine.model.user_tower.out, engine.model.movie_tower.out):
+            layer.weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        if (bias := engine.model.recent_user_bias) is not None:
+            bias.weight.data.fill_(0.5)
+        batch = batch_of(ratings, torch.arange(44))
+        batch.stars = batch.stars.double()
+        engine.step(batch, 1, None, 1.0)
+    assert rows[0] < rows[1] - 10
+    for name, value in shared.model.state_dict().items():
+        torch.testing.assert_close(value, apart.model.state_dict()[name], rtol=1e-9, atol=1e-12)
 
 
 def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vectors():
@@ -148,7 +186,7 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float
 def test_groups_of_heads_see_the_halves_both_ways_round():
     batch = batch_of(planted_ratings([2, 0, 3]), torch.arange(3))
     in_context = torch.tensor([True, False, False, False, True])
-    context, target, user_of_row, first_rows = halves(batch, in_context, both_ways=True)
+    context, target, user_of_row, first_rows = halves(batch, in_context, True, torch.ones(len(batch.users)).bool())
     first, second = [0, 4], [1, 2, 3]  # ratings, in the order of the batch
     assert (user_of_row.tolist(), first_rows) == ([0, 2, 0, 2], 2)  # user 1 has no ratings
     assert context.row.tolist() == [0, 1] + [2, 3, 3] and target.row.tolist() == [0, 1, 1] + [2, 3]
@@ -156,7 +194,7 @@ def test_groups_of_heads_see_the_halves_both_ways_round():
         column = getattr(batch, name)
         assert torch.equal(getattr(context, name), column[first + second])
         assert torch.equal(getattr(target, name), column[second + first])
-    one, other, user_of_row, first_rows = halves(batch, in_context, both_ways=False)
+    one, other, user_of_row, first_rows = halves(batch, in_context, False, torch.ones(3).bool())
     assert [part.row.tolist() for part in (one, other)] == [[0, 1], [0, 1, 1]]
     assert (user_of_row.tolist(), first_rows) == ([0, 2], 2)
 
@@ -174,7 +212,7 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
     in_context = torch.rand(len(batch.row), generator=torch.Generator().manual_seed(0)) < 0.5
     embedding = torch.randn(3, 4)
     with torch.no_grad():
-        context, target, *_ = halves(batch, in_context, both_ways=True)
+        context, target, *_ = halves(batch, in_context, True, torch.ones(len(batch.users)).bool())
         distinct = model.distinct_movies(batch.movie_idx)
         scores, *_ = model(embedding.repeat(2, 1), context.context(), target.target(),
                           model.step_movies(distinct, groups=2))
@@ -242,10 +280,10 @@ def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     assert (after.tables.lr, after.tables.decays[-1]) == pytest.approx((0.0005 * TABLE_LR, 7.0))
     assert all(torch.equal(old, new) for old, new in zip(before.tables.momentum, after.tables.momentum, strict=True))
-    for old, new in zip(before.layers.state.values(), after.layers.state.values(), strict=True):
-        assert all(torch.equal(old[name], new[name]) for name in old)
+    for name, values in before.layers.state.items():
+        assert all(torch.equal(old, new) for old, new in zip(values, after.layers.state[name], strict=True))
     after.step(batch_of(ratings, torch.arange(3)), 2, None, 0.5)
-    assert after.layers.param_groups[0]["lr"] == pytest.approx(0.0005 * SHARED_LR * 0.5)
+    assert after.layers.lr == pytest.approx(0.0005 * SHARED_LR * 0.5)
 
 
 def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypatch):
@@ -266,7 +304,7 @@ def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypa
     engine.model.to(meta)
     engine.ratings = engine.ratings.to(meta)
     engine.tables = engine.layers = SimpleNamespace(step=lambda *_: None, catch_up=lambda _: None,
-                                                    param_groups=engine.layers.param_groups)  # PyTorch's own
+                                                    parameters=engine.layers.parameters)  # PyTorch's own
     engine.user_rows = RowAdam(engine.model.user_embedding, 0.001)
     model, users, noise = engine.model, torch.arange(3, device=meta), torch.ones(2, NUM_MOVIES, 8, device=meta)
     with Watch():

@@ -115,7 +115,7 @@ def test_the_rate_warms_up_and_falls_along_half_a_cosine_over_the_planned_epochs
     expected = [lr * min(1, (last + 1) / (0.02 * number + 1)) * (1 + math.cos(math.pi * last / number)) / 2
                 for last in range(steps - 1, number, steps)]  # of each epoch's last step
     assert [float(row.split(",")[place]) for row in rows[1:]] == pytest.approx(expected, rel=1e-5)
-    taken = run["engines"][0]["layers"]["state"][0]["step"]
+    taken = run["engines"][0]["layers"]["steps"][0]
     assert (len(rows) - 1, taken) == (epochs, number)
 
 
