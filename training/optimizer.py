@@ -179,8 +179,8 @@ class LayerAdam:
         """Update the parameters that have gradients by them."""
         self.lr = lr
         grads = {k: parameter.grad for k, parameter in enumerate(self.parameters) if parameter.grad is not None}
-        parameters, mean, square, steps = ([values[k] for k in grads]
-                                           for values in ([*self.parameters], *self.state.values()))
+        lists: list[list[torch.Tensor]] = [[*self.parameters], *self.state.values()]
+        parameters, mean, square, steps = ([values[k] for k in grads] for values in lists)
         adam(parameters, [*grads.values()], mean, square, [], steps, fused=True, lr=lr, beta1=BETAS[0], beta2=BETAS[1],
              eps=EPSILON, weight_decay=0.0, amsgrad=False, maximize=False)
 
