@@ -160,8 +160,8 @@ class Engine:
             parameter.grad = grad
         loss = 0.5 * norms
         for tensor, grad in zip(movies.tensors(), movie_grads, strict=True):
-            if grad is not None:  # of the product it is the gradient; to name it would import sympy, half a second
-                loss = loss + torch.dot(tensor.flatten(), grad.flatten())
+            if grad is not None:
+                loss = loss + _Known.apply(tensor, grad)
         loss.backward()
         self.user_rows.step(batch.users, torch.cat(row_grads), factor)
         if self.ranks.size == 1:
@@ -294,6 +294,22 @@ class Engine:
         lr = self.settings.lr
         return DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
                          f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+
+
+class _Known(torch.autograd.Function):
+    """A term of a loss whose gradient by a tensor is known; 0 itself.
+
+    PyTorch's `backward` takes gradients too, but imports sympy for them, which takes half a second.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor, grad):
+        ctx.save_for_backward(grad)
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, _):
+        return ctx.saved_tensors[0], None
 
 
 def _sums(by_piece: list[Gradients]) -> Gradients:

@@ -53,18 +53,15 @@ def ridge(movies: torch.Tensor, target: torch.Tensor, prior: torch.Tensor, l2: t
     indices, indptr = pattern.indices, pattern.indptr
 
     def solve(first: int, last: int) -> None:
-        upper = factor[first:last] if keep else movies.new_empty(last - first, *factor.shape[1:])
-        _run(numba_loops.factorize, movies, target, indices, indptr, prior, l2, upper, right, first, last)
-        _run(numba_loops.substitute, upper, right, solution, first, last)
-        _run(numba_loops.dots, solution, movies, indices, indptr, residual, first * users,
-             min(last * users, num_users))
-
-    def solve_by_packs(first: int, last: int) -> None:
         for begin in range(first, last, PACKS):
-            solve(begin, min(begin + PACKS, last))
+            end = min(begin + PACKS, last)
+            upper = factor[begin:end] if keep else movies.new_empty(end - begin, *factor.shape[1:])
+            _run(numba_loops.factorize, movies, target, indices, indptr, prior, l2, upper, right, begin, end)
+            _run(numba_loops.substitute, upper, right, solution, begin, end)
+            _run(numba_loops.dots, solution, movies, indices, indptr, residual, begin * users,
+                 min(end * users, num_users))
 
-    _run_in_ranges([numba_loops.factorize, numba_loops.substitute, numba_loops.dots], num_packs, len(target),
-                   solve if keep else solve_by_packs)
+    _run_in_ranges([numba_loops.factorize, numba_loops.substitute, numba_loops.dots], num_packs, len(target), solve)
     return solution[..., :-1], target.unsqueeze(1) - residual, factor
 
 
