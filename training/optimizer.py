@@ -29,6 +29,7 @@ STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than USERS_A_STEP
 STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
 MOST_ENLARGED = 16  # times, for which steps of layers are longer
 STEP_RATINGS, SMALLEST_EPOCH = 20_000, 24  # in a step, at least, on average, unless an epoch has no more steps
+BLOCK_ROWS = 2048  # of a table, that are made up for at a time, in the cache of a core
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 
 
@@ -126,10 +127,12 @@ class TableSGD:
             late = (done < self.num_steps).nonzero().squeeze(1)
             rows, done = self.met[late], done[late]
             for table, momentum, products in zip(self.tables, self.momentum, self.products, strict=True):
-                product = torch.from_numpy(products).to(table.dtype)[done].view(-1, 2, 2, *(1,) * (table.dim() - 1))
-                p, b = table[rows], momentum[rows]
-                table[rows] = product[:, 0, 0] * p + product[:, 0, 1] * b
-                momentum[rows] = product[:, 1, 0] * p + product[:, 1, 1] * b
+                product = torch.from_numpy(products).to(table.dtype).view(-1, 2, 2, *(1,) * (table.dim() - 1))
+                for some, of_some in zip(rows.split(BLOCK_ROWS), done.split(BLOCK_ROWS), strict=True):
+                    (a, b), (c, d) = (of_row.unbind(1) for of_row in product[of_some].unbind(1))
+                    values, moments = table.index_select(0, some), momentum.index_select(0, some)
+                    table.index_copy_(0, some, (a * values).addcmul_(b, moments))
+                    momentum.index_copy_(0, some, moments.mul_(d).addcmul_(c, values))
             self.done[rows] = self.num_steps
         if len(self.met) == num_movies:  # nobody is late
             self.num_steps, self.products = 0, [np.eye(2)[None]] * len(self.tables)
