@@ -10,6 +10,7 @@ from training.optimizer import (
     TABLE_LR,
     USER_LR,
     WARM_UP,
+    LayerAdam,
     RowAdam,
     TableSGD,
     default_batch_size,
@@ -140,3 +141,19 @@ def test_rate_is_positive_at_every_step_and_falls_after_the_warm_up(num_steps):
     assert min(factors) > 0 and max(factors) <= 1
     assert peak <= WARM_UP * num_steps + 1
     assert all(left > right for left, right in zip(factors[peak:-1], factors[peak + 1:]))
+
+
+def test_layers_follow_pytorchs_adam_and_one_without_a_gradient_stays():
+    ours, theirs = ([torch.nn.Parameter(torch.arange(4.0).view(2, 2)), torch.nn.Parameter(torch.ones(3)),
+                     torch.nn.Parameter(torch.ones(2))] for _ in range(2))
+    layers, adam = LayerAdam(ours), torch.optim.Adam(theirs, 0.1, BETAS, EPSILON)
+    for step, lr in enumerate((0.1, 0.05, 0.02)):
+        for parameters in (ours, theirs):
+            for k, parameter in enumerate(parameters[:2]):
+                parameter.grad = torch.full_like(parameter, 1.0 + step - 2 * k)
+        adam.param_groups[0]["lr"] = lr
+        layers.step(lr)
+        adam.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+    assert torch.equal(ours[2], torch.ones(2)) and layers.state["steps"][2] == 0
