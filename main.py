@@ -194,7 +194,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     with shared_out():
         results = report.test_results(model, known)
-    print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']} as chosen by validation"
+    chosen = " as chosen by validation" if sizes["num_validation"] else ", the last: there are no validation ratings"
+    print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']}{chosen}"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
     report.write_test_metrics(args.run_dir / "test_metrics.json", {
@@ -229,9 +230,10 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
             save_checkpoint(args.run_dir / "best.pt", checkpoint)
         save_checkpoint(args.run_dir / "last.pt", checkpoint | trainer.state_dict())
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
-        print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  validation {metrics.val_rmse:.4f} "
-              f"{'*' if is_best else ' '} {metrics.seconds:6.1f} s  {metrics.ratings_per_s:11,.0f} ratings/s",
-              flush=True)
+        validation = (f"validation {metrics.val_rmse:.4f} {'*' if is_best else ' '}" if trainer.has_validation
+                      else f"{'no validation':<19}")
+        print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  {validation} {metrics.seconds:6.1f} s  "
+              f"{metrics.ratings_per_s:11,.0f} ratings/s", flush=True)
     return trainer.metrics, len(trainer.metrics) > done
 
 
