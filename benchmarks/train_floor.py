@@ -74,7 +74,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     width, user_dim = config.embedding_dim, config.user_dim
     users, movies, context, targets = shape.users, shape.movies, shape.context, shape.targets
     movie_layers = 2 * movies * hidden * (config.member_dim + 5 + width + members)
-    user_layers = 2 * users * hidden * (engine.groups * (user_dim + pooled + 3) + members * dim)
+    user_layers = 2 * users * (engine.groups * hidden * (user_dim + pooled + 3) + (hidden + pooled) * members * dim)
     pooled_ratings = engine.groups * context
     tables = sum(table.numel() for table in engine.tables.tables)
     shared = sum(parameter.numel() for parameter in engine.layers.parameters) + users * user_dim

@@ -1,6 +1,6 @@
 """The two towers: a user's ratings become one vector, a movie another, and a prediction is their dot product.
 
-    x_u = [user embedding; pooled history; user features]       -> MLP, ReLU -> prior
+    x_u = [user embedding; pooled history; user features]       -> MLP, ReLU, + W (pooled history) -> prior
     p_u = fold-in of the context ratings, shrunk to the prior
     x_m = [movie embedding, mean of the ensemble; release year; number of ratings]
     q_m = movie embedding + MLP(x_m)

@@ -34,7 +34,7 @@ class UserTower(nn.Module):
         members, dim = config.ensemble_size, config.member_dim
         self.pooled = nn.Parameter(torch.empty(config.num_movies, 2 * config.pooled_dim).normal_(std=0.02))
         self.hidden = nn.Linear(config.user_dim + config.pooled_dim + 3, config.hidden_dim)
-        self.out = nn.Linear(config.hidden_dim, members * (dim + 1))
+        self.out = nn.Linear(config.hidden_dim + config.pooled_dim, members * (dim + 1))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -87,12 +87,11 @@ class UserTower(nn.Module):
         spread = (sum_by_user(surprise.square()) / (count + 1)).sqrt()
         pooled = pool(movies.pooled, surprise - mean.index_select(0, row), row, movies.indices(context.movie_idx),
                       num_users)
+        pooled = pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history")
         features = torch.stack([(count + 1).log() / 2 - 2, mean * 2, spread - 1], 1)
-        x = torch.cat([embedding * config.has("user_embedding"),
-                       pooled * (count + 1).rsqrt().unsqueeze(1) * config.has("pooled_history"),
-                       features * config.has("user_features")], 1)
+        x = torch.cat([embedding * config.has("user_embedding"), pooled, features * config.has("user_features")], 1)
         hidden = self.dropout(torch.relu(self.hidden(x)))
-        prior = self._prior(hidden, movies)
+        prior = self._prior(torch.cat([hidden, pooled], 1), movies)
         if not config.has("biases"):
             prior = prior * (torch.arange(config.member_dim + 1, device=prior.device) < config.member_dim)
         members, count = config.ensemble_size // movies.groups, count.view(-1, 1, 1)

@@ -93,14 +93,14 @@ class OneUserTower:
         mean, spread = float(surprise.sum()) / (count + MEAN_SHRINK), math.sqrt(surprise @ surprise / (count + 1))
         weights = np.stack([surprise - np.float32(mean), np.ones_like(surprise)])  # of the two halves of a row, (2, R)
         sums = weights @ self.pooled.take(movie_idx, 0)  # (2, 2 pooled_dim)
-        pooled = (sums[0, :dim] + sums[1, dim:]) / np.float32(math.sqrt(count + 1))
+        pooled = (sums[0, :dim] + sums[1, dim:]) / np.float32(math.sqrt(count + 1)) * config.has("pooled_history")
         features = np.array([math.log(count + 1) / 2 - 2, mean * 2, spread - 1], np.float32)
-        x = np.concatenate([embedding * config.has("user_embedding"), pooled * config.has("pooled_history"),
-                            features * config.has("user_features")], dtype=np.float32)
+        x = np.concatenate([embedding * config.has("user_embedding"), pooled, features * config.has("user_features")],
+                           dtype=np.float32)
         weight, bias = self.hidden
         hidden = np.maximum(weight @ x + bias, 0)
         weight, bias = self.out
-        prior = (weight @ hidden + bias).reshape(config.ensemble_size, -1)
+        prior = (weight @ np.concatenate([hidden, pooled], dtype=np.float32) + bias).reshape(config.ensemble_size, -1)
         if not config.has("biases"):
             prior[:, -1] = 0
         return prior

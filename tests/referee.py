@@ -97,11 +97,13 @@ class Towers:
     def has(self, part: str) -> bool:
         return part not in self.without
 
-    def mlp(self, tower: str, *x: np.ndarray) -> np.ndarray:
-        """Return (E, D + 1) from the parts of an input: a hidden layer with ReLU, and a linear one."""
+    def mlp(self, tower: str, *x: np.ndarray, past: tuple[np.ndarray, ...] = ()) -> np.ndarray:
+        """Return (E, D + 1) from the parts of an input: a hidden layer with ReLU, and a linear one, which also gets
+        what goes past the hidden layer."""
         weight, bias, out, out_bias = (self.tensors[f"{tower}.{layer}"]
                                        for layer in ("hidden.weight", "hidden.bias", "out.weight", "out.bias"))
-        return (out @ np.maximum(weight @ np.concatenate(x) + bias, 0) + out_bias).reshape(self.shape)
+        hidden = np.maximum(weight @ np.concatenate(x) + bias, 0)
+        return (out @ np.concatenate([hidden, *past]) + out_bias).reshape(self.shape)
 
     def movie(self, m: int) -> tuple[np.ndarray, np.ndarray]:
         """q_m = embedding + MLP(mean of the embedding; release year; rating count), (E, D + 1); and its bias, (E,)."""
@@ -126,14 +128,15 @@ class Towers:
         return ((surprise - surprise.sum() / (n + SHRINK)) @ by_residual + by_presence.sum(0)) / np.sqrt(n + 1)
 
     def prior(self, user: int | None, known: Ratings) -> np.ndarray:
-        """MLP(user embedding; pooled history; user features), (E, D + 1); somebody new has an embedding of zeros."""
+        """MLP(user embedding; pooled history; user features) + W pooled history, (E, D + 1); somebody new has an
+        embedding of zeros."""
         n, surprise = len(known.movie), self.surprise(known)
         features = np.array([np.log(n + 1) / 2 - 2, 2 * surprise.sum() / (n + SHRINK),
                              np.sqrt(surprise @ surprise / (n + 1)) - 1])
         embedding = self.tensors["user_embedding"][user or 0] * (user is not None)
-        pooled = self.pool(self.tensors["user_tower.pooled"], known)
-        prior = self.mlp("user_tower", embedding * self.has("user_embedding"), pooled * self.has("pooled_history"),
-                         features * self.has("user_features"))
+        pooled = self.pool(self.tensors["user_tower.pooled"], known) * self.has("pooled_history")
+        prior = self.mlp("user_tower", embedding * self.has("user_embedding"), pooled,
+                         features * self.has("user_features"), past=(pooled,))
         prior[:, -1] *= self.has("biases")
         return prior
 

@@ -56,7 +56,8 @@ class Settings:
     relevance_weight: float = flag(1.0, "weight of the loss of the order by relevance, which has parameters of its "
                                    "own; 0: leave that order out")
     seed: int = flag(0, "random seed")
-    user_dropout: float = 0.97  # fraction of users whose embedding is left out in a step; no flag
+    user_dropout: float = 0.97  # fraction of users whose embedding is left out in a step where a history speaks for
+    # them; no flag
 
 
 class Engine:
@@ -85,6 +86,8 @@ class Engine:
         self.tables, self.layers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr * USER_LR)
         self.relevance = relevance
+        has_history = model.config.has("pooled_history") or model.config.has("fold_in")
+        self.user_dropout = settings.user_dropout if has_history else 0.0
         self.groups = 2 if model.config.ensemble_size % 2 == 0 else 1  # two see the halves both ways round
         self.layers_lr, self.factor = layers_lr(enlarged), 0.0  # of the learning rate in the last step
         self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
@@ -244,7 +247,7 @@ class Engine:
         parts = []
         for piece in pieces(batch):
             in_context = in_context_of(piece, seed)
-            has_embedding = uniform(seed, piece.users) >= self.settings.user_dropout
+            has_embedding = uniform(seed, piece.users) >= self.user_dropout
             parts.append(Part(piece, in_context, has_embedding,
                               *halves(piece, in_context, self.groups == 2, has_embedding)))
         return parts

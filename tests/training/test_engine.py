@@ -41,13 +41,14 @@ def planted_ratings(counts: list[int] = COUNTS) -> RatingTensors:
                          days.short())
 
 
-def engine_of(ratings: RatingTensors, batch_size: int = 128, ensemble_size: int = 2, **changes: object) -> Engine:
+def engine_of(ratings: RatingTensors, batch_size: int = 128, ensemble_size: int = 2, without: tuple[str, ...] = (),
+              **changes: object) -> Engine:
     """Return an engine of a small model for these ratings."""
     torch.manual_seed(0)
     num_users = len(ratings.offset) - 1
     stars, movie_idx = ratings.stars.double(), ratings.movie_idx.long()
     config = ModelConfig(num_users, NUM_MOVIES, 2000, 1, 5, float(stars.mean()), 8, ensemble_size, 8, user_dim=4,
-                         pooled_dim=4, without=())
+                         pooled_dim=4, without=without)
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
                                      torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES))
@@ -123,6 +124,16 @@ def test_a_step_in_which_users_share_a_row_is_that_in_which_each_has_their_own(e
     assert rows[0] < rows[1] - 10
     for name, value in shared.model.state_dict().items():
         torch.testing.assert_close(value, apart.model.state_dict()[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("without", "left_out"), [((), True), (("fold_in",), True), (("pooled_history",), True),
+                                                   (("pooled_history", "fold_in"), False)])
+def test_embeddings_are_left_out_only_where_a_history_speaks_for_the_users(without, left_out):
+    engine = engine_of(planted_ratings([3] * 200), batch_size=200, without=without)
+    for epoch in (1, 2):  # in the first step the second layer is zero yet
+        engine.run_epoch(epoch, 2, Steps())
+    moved = engine.user_rows.state["square"].any(1).float().mean()
+    assert 0 < moved < 0.1 if left_out else moved == 1
 
 
 def test_movies_and_users_without_a_training_rating_are_not_moved_and_have_vectors():

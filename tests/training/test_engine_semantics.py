@@ -139,7 +139,7 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, me
     features = torch.stack([(size + 1).log() / 2 - 2, 2 * mean, spread - 1])
     x = torch.cat([one.rows[place] * one.keep[place], pooled, features])
     hidden = torch.relu(state["user_tower.hidden.weight"] @ x + state["user_tower.hidden.bias"])
-    prior = state["user_tower.out.weight"] @ hidden + state["user_tower.out.bias"]
+    prior = state["user_tower.out.weight"] @ torch.cat([hidden, pooled]) + state["user_tower.out.bias"]
     prior = prior.view(config.ensemble_size, -1)[members]
     shrink = (state["user_tower.log_base"].exp() + state["user_tower.log_per_rating"].exp() * size)[members]
     drift = state["movie_bias_over_time.table"][movie, day // 32]  # 1000 days in 32 periods
