@@ -30,11 +30,12 @@ from models.ops.threads import in_threads, num_threads
 __all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
 
 FEW = 4096  # ratings that are not worth a second thread
-PACKS = 16  # factorised at a time, where they are not kept
+PACKS = 16  # factorised at a time
 
 
 def dots(users: torch.Tensor, movies: torch.Tensor, pattern: RatingPattern) -> torch.Tensor:
     """Do what `array_ops.dots` does."""
+    users, movies = users.contiguous(), movies.contiguous()  # once for all threads
     out = users.new_empty(len(pattern.indices), users.shape[1])
     _run_in_ranges([numba_loops.dots], pattern.num_users, len(out),
                    partial(_run, numba_loops.dots, users, movies, pattern.indices, pattern.indptr, out))
@@ -45,8 +46,9 @@ def ridge(movies: torch.Tensor, target: torch.Tensor, prior: torch.Tensor, l2: t
           keep: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Do what `array_ops.ridge` does."""
     num_users, num_vectors, dim = prior.shape
+    movies, target, prior, l2 = (tensor.contiguous() for tensor in (movies, target, prior, l2))  # once for all packs
     solution = prior.new_ones(num_users, num_vectors, dim + 1)  # with a coordinate of 1, which meets the biases
-    residual, right = target.new_empty(len(target), num_vectors), torch.empty_like(prior)
+    product, right = target.new_empty(len(target), num_vectors), torch.empty_like(prior)
     users = max(numba_loops.LANES // num_vectors, 1)  # of a pack
     num_packs = -(-num_users // users)
     factor = movies.new_empty(num_packs if keep else 0, dim * (dim + 1) // 2, users * num_vectors)
@@ -58,11 +60,11 @@ def ridge(movies: torch.Tensor, target: torch.Tensor, prior: torch.Tensor, l2: t
             upper = factor[begin:end] if keep else movies.new_empty(end - begin, *factor.shape[1:])
             _run(numba_loops.factorize, movies, target, indices, indptr, prior, l2, upper, right, begin, end)
             _run(numba_loops.substitute, upper, right, solution, begin, end)
-            _run(numba_loops.dots, solution, movies, indices, indptr, residual, begin * users,
+            _run(numba_loops.dots, solution, movies, indices, indptr, product, begin * users,
                  min(end * users, num_users))
 
     _run_in_ranges([numba_loops.factorize, numba_loops.substitute, numba_loops.dots], num_packs, len(target), solve)
-    return solution[..., :-1], target.unsqueeze(1) - residual, factor
+    return solution[..., :-1], target.unsqueeze(1) - product, factor
 
 
 def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -288,3 +288,14 @@ def test_a_signal_while_the_compiler_runs_waits_until_it_is_through(number):
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_a_fold_in_of_rows_that_do_not_lie_in_one_piece_is_that_of_array_operations():
+    chance, num_users, count = torch.Generator().manual_seed(0), 90, 20
+    pattern = RatingPattern(torch.arange(num_users).repeat_interleave(count),
+                            torch.randint(50, (num_users * count,), generator=chance), num_users, 50, 2)
+    movies, l2 = torch.randn(50, 6, 2, generator=chance).mT, torch.rand(num_users, 5, 2, generator=chance).mT + 0.5
+    target, prior = torch.randn(num_users * count, generator=chance), torch.randn(2, num_users, 5, generator=chance)
+    args = movies, target, prior.transpose(0, 1), l2, pattern
+    for ours, reference in zip(numba_kernels.ridge(*args)[:2], array_ops.ridge(*args)[:2], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
