@@ -109,7 +109,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--lr must be above 0, not {args.lr}")
     if not 0 <= args.dropout < 1:
         parser.error(f"--dropout must be at least 0 and below 1, not {args.dropout}")
-    for name in ("movie_noise", "l2", "movie_l2", "time_l2", "relevance_weight"):
+    for name in ("l2", "movie_l2", "embedding_l2", "time_l2", "relevance_weight"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must be at least 0, not {getattr(args, name)}")
     if not 0 <= args.seed < 2**40:

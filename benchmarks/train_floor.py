@@ -27,7 +27,7 @@ PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns
 REPEATS = 5  # of which the fastest counts
 SAMPLE_STEPS = 20  # whose shapes are averaged
 WARM_UP_STEPS = 3
-REST = "noise, dates, loss"
+REST = "dates, loss"
 
 
 @dataclass
@@ -47,11 +47,12 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
     A number has 4 bytes. What a stage reads or writes once per rating counts once per rating, even where a cache serves
     it: so a stage that is served by caches can be faster than this. What is made and used up within a stage counts
     nothing. With E members of D coordinates, D' = D + 1 with the one of the bias, K = E D, F hidden units, U of a
-    user's embedding, P pooled, G groups of members, per step of B users, C context and T target ratings, R = C + T, and
-    N movies:
+    user's embedding, S of who rated a movie, P pooled, G groups of members, per step of B users, C context and T target
+    ratings, R = C + T, and N movies:
 
         batch assembly   reads 5 bytes a rating as stored, writes user, movie, stars and day: 5 R + 16 R bytes
-        movie tower      reads and writes N vectors: 8 N K bytes; 2 N F (D + 5) + 2 N F (K + E) operations
+        movie tower      reads and writes N vectors: 8 N K bytes, reads 4 N S of who rated them; 2 N F (D + 5 + S) + 2 N
+                         (F + S) (K + E) operations
         user tower       reads a row of 2 P and 4 numbers a context rating: 4 G C (2 P + 4) bytes; 3 G C P to pool
                          them, and 2 G B F (U + P + 3) + 2 B F E D'
         ridge solve      reads a movie's row with its bias and the target, writes the residuals of the members:
@@ -66,14 +67,15 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
         optimizers       SGD with momentum reads and writes table and momentum, reads N rows of gradients: 16 bytes per
                          parameter; Adam 28 bytes per parameter of the shared layers, of B user rows, and of
                          relevance in the steps that train it
-        the rest         two noises on N movies: 16 N K bytes; 16 bytes a rating for the dates; 8 T E for the loss;
-                         relevance has the time of its forward pass here, but no floor
+        the rest         16 bytes a rating for the dates; 8 T E for the loss; relevance has the time of its
+                         forward pass here, but no floor
     """
     config = engine.model.config
     members, dim, hidden, pooled = config.ensemble_size, config.member_dim + 1, config.hidden_dim, config.pooled_dim
     width, user_dim = config.embedding_dim, config.user_dim
     users, movies, context, targets = shape.users, shape.movies, shape.context, shape.targets
-    movie_layers = 2 * movies * hidden * (config.member_dim + 5 + width + members)
+    raters = config.raters_dim
+    movie_layers = 2 * movies * (hidden * (config.member_dim + 5 + raters) + (hidden + raters) * (width + members))
     user_layers = 2 * users * (engine.groups * hidden * (user_dim + pooled + 3) + (hidden + pooled) * members * dim)
     pooled_ratings = engine.groups * context
     tables = sum(table.numel() for table in engine.tables.tables)
@@ -82,7 +84,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
         shared += sum(table.table.numel() for table in engine.relevance.tables) / engine.relevance_every
     return {
         "batch assembly": (21 * shape.ratings, 0),
-        "movie tower": (8 * movies * width, movie_layers),
+        "movie tower": (8 * movies * width + 4 * movies * raters, movie_layers),
         "user tower": (4 * pooled_ratings * (2 * pooled + 4), 3 * pooled_ratings * pooled + user_layers),
         "ridge solve": (4 * context * (members * (dim + 2) + 1),
                         context * members * ((dim + 1) * (dim + 2) + 2 * dim)
@@ -93,8 +95,7 @@ def least_work(engine: Engine, shape: StepShape) -> dict[str, tuple[float, float
                      + 3 * pooled_ratings * pooled + 2 * (movie_layers + user_layers)),
         "optimizers": (16 * tables + 4 * movies * (width + members + 2 * pooled) + 28 * shared,
                        6 * tables + 12 * shared),
-        REST: (16 * movies * width + 16 * shape.ratings + 8 * targets * members,
-               2 * movies * width + 10 * targets * members),
+        REST: (16 * shape.ratings + 8 * targets * members, 10 * targets * members),
     }
 
 

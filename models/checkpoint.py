@@ -27,7 +27,7 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import DataError, locked, replaced
 
-FORMAT = 14
+FORMAT = 15
 STARS = ("stars_low", "stars_high", "stars_mean")  # of the config, which may lie below 0
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there
@@ -166,7 +166,8 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)
     sizes = (users * user_dim, (movies + users * item_based) * (embedding_dim + pooled_dim),
              hidden_dim * (user_dim + embedding_dim + pooled_dim))
-    if min(sizes) < 1 or sum(sizes) + movies * int(config.get("relevance_dim", 0)) > num_bytes:
+    of_rated = int(config["raters_dim"]) * (movies + users * item_based)
+    if min(sizes) < 1 or sum(sizes) + movies * int(config["relevance_dim"]) + of_rated > num_bytes:
         raise ValueError("sizes")
     with _Unfilled():
         model = Blend(ModelConfig(**config), item_based)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-PARTS = ("user_embedding", "pooled_history", "fold_in", "user_features", "year", "movie_features", "biases",
-         "movie_bias_over_time", "recent_user_bias")
+PARTS = ("user_embedding", "pooled_history", "fold_in", "user_features", "year", "movie_features", "raters",
+         "biases", "movie_bias_over_time", "recent_user_bias")
 DATE_PARTS = ("movie_bias_over_time", "recent_user_bias")  # see models/temporal.py
 
 
@@ -29,7 +29,8 @@ class ModelConfig:
                               "together", old_name="num_heads")
     hidden_dim: int = flag(128, "hidden units of each tower's MLP")
     user_dim: int = 16  # of the user embedding
-    pooled_dim: int = 32
+    pooled_dim: int = 128
+    raters_dim: int = 0  # of the coordinates of who rated a movie (training/raters.py)
     relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
     dropout: float = flag(0.0, "fraction of hidden units left out in training")
     without: tuple[str, ...] = ()  # PARTS that are left out

@@ -36,6 +36,10 @@ class MovieTable(NamedTuple):
     groups: int = 1  # G
     first_rows: int | None = None  # users' rows of group 0, where there are two; None for half of them
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what gradients reach."""
+        return [tensor for tensor in (self.rows, self.pooled, self.over_time) if tensor is not None]
+
     @property
     def vectors(self) -> torch.Tensor:
         """The vectors alone, float (N G, E / G, D)."""
@@ -65,41 +69,30 @@ class MovieTable(NamedTuple):
 
 
 class StepMovies(NamedTuple):
-    """The movies of a training step (N), with one noise as context and another as targets."""
+    """The movies of a training step (N)."""
 
     num_ratings: torch.Tensor  # float (N,), in training
-    vectors: torch.Tensor  # float (N G, E / G, D), without noise
-    context: MovieTable
-    target: MovieTable
+    embedding: torch.Tensor  # float (N G, E / G, D), of which, and of features, the vectors are made
+    table: MovieTable
 
-    def detached(self) -> "StepMovies":
-        """Return the same as leaves of a graph of their own, so that gradients go on to the movie tower and to the
+    def detached(self) -> MovieTable:
+        """Return the table as leaves of a graph of their own, so that gradients go on to the movie tower and to the
         tables once a step, however many pieces its users are in."""
-        pooled, over_time = _leaf(self.context.pooled), self.context.over_time
-        over_time = None if over_time is None else _leaf(over_time)
-        context, target = (table._replace(rows=_leaf(table.rows), pooled=pooled, over_time=over_time)
-                           for table in (self.context, self.target))
-        return self._replace(context=context, target=target)
+        rows, pooled, over_time = self.table.rows, self.table.pooled, self.table.over_time
+        return self.table._replace(rows=_leaf(rows), pooled=_leaf(pooled),
+                                   over_time=None if over_time is None else _leaf(over_time))
 
-    def of_piece(self, first_rows: int) -> "StepMovies":
-        """Return the same for a piece of a step's users, so many of whose rows are of group 0."""
-        return self._replace(context=self.context._replace(first_rows=first_rows),
-                             target=self.target._replace(first_rows=first_rows))
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Return what gradients reach: of `detached`, leaf by leaf of what it was made of."""
-        tensors = (self.context.rows, self.target.rows, self.context.pooled, self.context.over_time)
-        return [tensor for tensor in tensors if tensor is not None]
-
-    def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float) -> torch.Tensor:
-        """Return the sum over targets and members of (l2 + movie_l2 / n_m) |q_m|^2, a scalar, n_m being the movie's
-        number of training ratings: over an epoch a movie pays for its ratings and once for itself, a Gaussian prior.
+    def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float, embedding_l2: float) -> torch.Tensor:
+        """Return the sum over targets and members of (l2 + movie_l2 / n_m) |v_m|^2 + embedding_l2 / n_m |e_m|^2, a
+        scalar, n_m being the movie's number of training ratings: over an epoch a movie pays for its ratings, and once
+        for itself. So a Gaussian prior of its vector is around what its features say.
 
         Args:
             num_targets: float (N G,), of each row.
         """
-        weight = l2 + movie_l2 / self.num_ratings.clamp(min=1)
-        return self.vectors.square().sum((1, 2)) @ (num_targets * weight.repeat_interleave(self.context.groups))
+        num_ratings = self.num_ratings.clamp(min=1).repeat_interleave(self.table.groups)
+        vectors, embedding = (rows.square().sum((1, 2)) for rows in (self.table.vectors, self.embedding))
+        return num_targets @ ((l2 + movie_l2 / num_ratings) * vectors + embedding_l2 / num_ratings * embedding)
 
 
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,8 +100,9 @@ def _leaf(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class MovieTower(nn.Module):
-    """Movie vectors from a learned embedding, the release year, and the number of training ratings."""
+    """Movie vectors from a learned embedding, who rated the movie, the release year, and the number of ratings."""
 
+    raters: torch.Tensor  # float (M, raters_dim), coordinates of who rated a movie (training/raters.py)
     year: torch.Tensor  # float (M,), 0 where unknown
     num_ratings: torch.Tensor  # float (M,), in training
     mean: torch.Tensor  # float (M,), see `MovieTable`
@@ -120,13 +114,14 @@ class MovieTower(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.num_movies, members, dim).normal_(std=0.07))
         self.bias = nn.Parameter(torch.zeros(config.num_movies, members))
         num_features = 5
-        self.hidden = nn.Linear(dim + num_features, config.hidden_dim)
-        self.out = nn.Linear(config.hidden_dim, members * (dim + 1))
+        self.hidden = nn.Linear(dim + num_features + config.raters_dim, config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim + config.raters_dim, members * (dim + 1))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.dropout = nn.Dropout(config.dropout)
         for name in ("year", "num_ratings", "mean"):
             self.register_buffer(name, torch.zeros(config.num_movies))
+        self.register_buffer("raters", torch.zeros(config.num_movies, config.raters_dim))
 
     @torch.no_grad()
     def set_statistics(self, year: torch.Tensor, num_ratings: torch.Tensor, sum_ratings: torch.Tensor) -> None:
@@ -142,8 +137,9 @@ class MovieTower(nn.Module):
         self.bias.copy_((self.mean / self.config.slope).unsqueeze(1).expand_as(self.bias))
         self.embedding.mul_((num_ratings / (num_ratings + CONFIDENCE)).view(-1, 1, 1))
 
-    def forward(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return vectors, float (N, E, D), and biases, float (N, E), of distinct movies, int64 (N,).
+    def forward(self, movie_idx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return vectors, float (N, E, D), biases, float (N, E), and the embeddings in the vectors, float (N, E, D), of
+        distinct movies, int64 (N,).
 
         The mean of a movie's training stars is no input of the MLP: it contains the very ratings that the step has to
         predict, and without them it would give them away by what is missing from the movie's learned bias.
@@ -154,11 +150,13 @@ class MovieTower(nn.Module):
         log_count = (count + 1).log() / 3 - 2
         features = torch.stack([decades, decades.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         embedding = gather_distinct(self.embedding, movie_idx)  # (N, E, D)
-        x = torch.cat([embedding.mean(1), features * config.has("movie_features")], 1)
-        out = self.out(self.dropout(torch.relu(self.hidden(x))))
+        raters = self.raters.index_select(0, movie_idx) * config.has("raters")
+        x = torch.cat([embedding.mean(1), features * config.has("movie_features"), raters], 1)
+        hidden = self.dropout(torch.relu(self.hidden(x)))
+        out = self.out(torch.cat([hidden, raters], 1))
         vectors, bias = out.view(-1, config.ensemble_size, config.member_dim + 1).split([config.member_dim, 1], -1)
         bias = (gather_distinct(self.bias, movie_idx) + bias.squeeze(-1)) * config.has("biases")
-        return embedding + vectors, bias
+        return embedding + vectors, bias, embedding
 
 
 def rows_of(vectors: torch.Tensor, bias: torch.Tensor, constant: float) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
     x_u = [user embedding; pooled history; user features]       -> MLP, ReLU, + W (pooled history) -> prior
     p_u = fold-in of the context ratings, shrunk to the prior
-    x_m = [movie embedding, mean of the ensemble; release year; number of ratings]
-    q_m = movie embedding + MLP(x_m)
+    x_m = [movie embedding, mean of the ensemble; release year; number of ratings; who rated it]
+    q_m = movie embedding + MLP(x_m) + W (who rated it)
     score(u, m) = p_u . q_m                                     biases are coordinates of the two vectors
     stars(u, m) = low + (high - low) sigmoid(score)
 
@@ -14,9 +14,9 @@ and the others are the targets to predict. Pooled history: (|C| + 1)^-1/2 sum ov
 (Koren 2008, equations 6 and 15). Fold-in: see `ridge_solve`. A user without an embedding is served by the same tower:
 their context is enough.
 
-The vectors consist of E members of D coordinates, an ensemble. Each member is a model of its own, with its own loss and
-its own noise on the movie vectors, and what is context for half of them is target for the others. The prediction is the
-mean of their scores, which is again one dot product.
+The vectors consist of E members of D coordinates, an ensemble. Each member is a model of its own, with its own loss,
+and what is context for half of them is target for the others. The prediction is the mean of their scores, which is
+again one dot product.
 
 Letters: B users, R ratings, T targets, M movies, N distinct movies of a step, E members in G groups, D coordinates of a
 member.
@@ -66,7 +66,7 @@ class TwoTower(nn.Module):
         self.register_buffer("offset", torch.tensor(height / (1 - height)).log())
 
     def forward(self, embedding: torch.Tensor, context: Context, target: Target,
-                movies: StepMovies) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                movies: MovieTable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predict a step's target ratings from its context ratings, as in training.
 
         Args:
@@ -78,57 +78,44 @@ class TwoTower(nn.Module):
             Scores of the members of a group, float (T, E / G); the sum over targets and members of |p_u|^2, a scalar;
             and the number of targets by movie and group, float (N G,).
         """
-        users, residual = self._users(movies.context, embedding, context)
-        pattern = movies.target.pattern(target.row, target.movie_idx, len(users))
-        score = paired_dot(with_one(users), movies.target.rows, pattern)
-        of_day = self._movie_bias_over_time(movies.target, target.movie_idx, target.day)
+        users, residual = self._users(movies, embedding, context)
+        pattern = movies.pattern(target.row, target.movie_idx, len(users))
+        score = paired_dot(with_one(users), movies.rows, pattern)
+        of_day = self._movie_bias_over_time(movies, target.movie_idx, target.day)
         of_day = of_day + self._recent_user_bias(context, residual, target.row, target.day, len(users))
         squared_norms = users.square().sum((1, 2)) @ pattern.count.to(users.dtype)
         return score + of_day.unsqueeze(1) + self.offset, squared_norms, pattern.movie_count.to(users.dtype)
 
-    def step_movies(self, movie_idx: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None,
-                    groups: int = 1) -> StepMovies:
+    def step_movies(self, movie_idx: torch.Tensor, groups: int = 1) -> StepMovies:
         """Return the movies of a step.
 
         Args:
             movie_idx: int64 (N,), distinct, at least those of its ratings; see `distinct_movies`.
-            noise: factors on the movie vectors as the context and as the targets see them, float (S, E * D), movie m's
-                in row m modulo S: dropout's smooth sibling (Srivastava et al. 2014, section 10).
             groups: G, of members.
         """
         num_movies, over_time = self.config.num_movies, self.movie_bias_over_time
         position = None if len(movie_idx) == num_movies else positions(movie_idx, num_movies)
-        vectors, bias = self.movie_tower(movie_idx)
         shape = (len(movie_idx) * groups, self.config.ensemble_size // groups)
-        vectors, bias = vectors.view(*shape, self.config.member_dim), bias.view(shape)
+        vectors, bias, embedding = (tensor.view(*shape, *tensor.shape[2:]) for tensor in self.movie_tower(movie_idx))
         pooled = gather_distinct(self.user_tower.pooled, movie_idx)
         biases = None if over_time is None else gather_distinct(over_time.table, movie_idx)
-
-        def table(noise: torch.Tensor | None) -> MovieTable:
-            noisy = vectors
-            if noise is not None:
-                rows = movie_idx if len(noise) >= num_movies else movie_idx % len(noise)
-                noisy = vectors * noise.index_select(0, rows).view_as(vectors)
-            return MovieTable(rows_of(noisy, bias, self._constant), self.movie_tower.mean, pooled, biases, position,
-                              groups)
-
-        context, target = map(table, (None, None) if noise is None else noise)
-        return StepMovies(self.movie_tower.num_ratings[movie_idx], vectors, context, target)
+        rows = rows_of(vectors, bias, self._constant)
+        table = MovieTable(rows, self.movie_tower.mean, pooled, biases, position, groups)
+        return StepMovies(self.movie_tower.num_ratings[movie_idx], embedding, table)
 
     def movie_table(self) -> MovieTable:
         """Return the vectors of the whole catalogue."""
         config = self.config
         rows = self.offset.new_empty(config.num_movies, config.ensemble_size, config.member_dim + 2)
         for block in torch.arange(config.num_movies, device=self.offset.device).split(MOVIES_PER_BLOCK):
-            vectors, bias = self.movie_tower(block)
+            vectors, bias, _ = self.movie_tower(block)
             rows[block] = rows_of(vectors, bias, self._constant)
         over_time = self.movie_bias_over_time
         return MovieTable(rows, self.movie_tower.mean, self.user_tower.pooled,
                           None if over_time is None else over_time.table)
 
     def predict(self, movies: MovieTable, embedding: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
-        """Return scores (T,) of ratings on their own days, as `forward` does without noise; arguments as for
-        `user_vectors`."""
+        """Return scores (T,) of ratings on their own days, as `forward` does; arguments as for `user_vectors`."""
         users, residual = self._users(movies, embedding, context)
         pattern = movies.pattern(target.row, target.movie_idx, len(users))
         score = paired_dot(with_one(users), movies.rows, pattern).mean(1) + self.offset
@@ -148,7 +135,7 @@ class TwoTower(nn.Module):
         if movie_idx is None:
             movie_idx = torch.arange(self.config.num_movies, device=self.offset.device)
         if movies is None:
-            vectors, bias = self.movie_tower(movie_idx)
+            vectors, bias, _ = self.movie_tower(movie_idx)
             rows = rows_of(vectors, bias, CONSTANT)
         else:
             rows = movies.rows.clone()

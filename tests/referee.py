@@ -106,12 +106,15 @@ class Towers:
         return (out @ np.concatenate([hidden, *past]) + out_bias).reshape(self.shape)
 
     def movie(self, m: int) -> tuple[np.ndarray, np.ndarray]:
-        """q_m = embedding + MLP(mean of the embedding; release year; rating count), (E, D + 1); and its bias, (E,)."""
+        """q_m = embedding + MLP(mean of the embedding; release year; rating count; who rated it) + W (who rated it),
+        (E, D + 1); and its bias, (E,)."""
         year, n = self.year[m] * self.has("year"), self.count[m]
         age = (year - 1985) / 15 if year else 0.0
         features = np.array([age, age**2 - 1, year > 0, np.log(n + 1) / 3 - 2, 1 / np.sqrt(n + 1)])
         embedding = self.tensors["movie_tower.embedding"][m]
-        learned = self.mlp("movie_tower", embedding.mean(0), features * self.has("movie_features"))
+        raters = self.tensors["movie_tower.raters"][m]
+        learned = self.mlp("movie_tower", embedding.mean(0), features * self.has("movie_features"), raters,
+                           past=(raters,))
         constant = np.full((len(embedding), 1), CONSTANT * self.has("biases"))
         bias = (self.tensors["movie_tower.bias"][m] + learned[:, -1]) * self.has("biases")
         return np.hstack([embedding + learned[:, :-1], constant]), bias

@@ -26,9 +26,9 @@ RUNS = {
     **{f"without {part}": ["--without", part] for part in PARTS},
     "item-based towers too": ["--blend", "both"],
     "no relevance, no refit": ["--relevance_weight", "0", "--no-refit"],
-    "dropout, one member, no noise": ["--dropout", "0.3", "--ensemble_size", "1", "--movie_noise", "0"],
-    "l2, noise, learning rate": ["--time_l2", "20", "--movie_l2", "30", "--l2", "0.1", "--movie_noise",
-                                     "0.6", "--lr", "0.003", "--relevance_weight", "0.5"],
+    "dropout, one member": ["--dropout", "0.3", "--ensemble_size", "1"],
+    "l2, learning rate": ["--time_l2", "20", "--movie_l2", "30", "--l2", "0.1", "--embedding_l2", "20", "--lr",
+                          "0.003", "--relevance_weight", "0.5"],
     "another seed, small steps": ["--seed", "3", "--batch_size", "7"],
 }
 

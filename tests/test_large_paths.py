@@ -15,7 +15,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tqdm import tqdm
 
 import main
 import preprocessing
@@ -31,7 +30,7 @@ from preprocessing import building, dataset, indexing, netflix_preprocess, parsi
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
-from training import batches, build, engine, halves, relevance, trainer
+from training import batches, build, halves, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
@@ -287,20 +286,6 @@ def test_pieces_of_a_step_have_no_more_ratings_than_allowed(data_dir, monkeypatc
     sizes = [len(piece.row) for piece in halves.pieces(batch_of(train, torch.arange(400)))]
     assert max(sizes) <= 700 and sum(sizes) == len(train) > 10 * 700
 
-
-def test_noise_is_that_of_a_film_s_neighbours_in_one_table(data_dir, monkeypatch):
-    """Three shifts of as many rows as there are movies: in every step all movies have noise."""
-    monkeypatch.setattr(engine, "NOISE_SHIFTS", 3)
-    args = main.parse_args(["--batch_size", "20", "--embedding_dim", "8", "--ensemble_size", "2", "--blend", "user"])
-    one = build.build_trainer(args, load_dataset(data_dir), torch.device("cpu"), ALONE).engines[0]
-    seen = []
-    one.step = lambda batch, seed, noise, *_: seen.extend(noise) or torch.zeros(3, dtype=torch.float64)
-    one.run_epoch(1, 1, tqdm(disable=True))
-    assert len(seen) == 40 and {noise.shape for noise in seen} == {(91, 8)}
-    tables = {float(noise[2, 0]): noise for noise in seen}
-    assert len(tables) == 3
-    follows = [torch.equal(one[1:], other[:-1]) for one in tables.values() for other in tables.values()]
-    assert sum(follows) == 2  # each of the first two is followed by the next, a row on
 
 
 def planted_data(num_users: int, num_ratings: int) -> DataSet:

@@ -227,9 +227,9 @@ def test_a_run_on_a_gpu_is_that_of_a_cpu_and_can_be_resumed_and_asked(train, dat
 
 
 def test_old_names_of_flags_and_parts_mean_the_new_ones_and_are_not_in_the_help(capsys):
-    old = ("--num_heads 2 --film_noise 0.1 --penalty 1 --film_prior 2 --drift_prior 3 --sides user "
+    old = ("--num_heads 2 --penalty 1 --film_prior 2 --drift_prior 3 --sides user "
            "--without solved_history,drift,mood")
-    new = ("--ensemble_size 2 --movie_noise 0.1 --l2 1 --movie_l2 2 --time_l2 3 --blend user "
+    new = ("--ensemble_size 2 --l2 1 --movie_l2 2 --time_l2 3 --blend user "
            "--without fold_in,movie_bias_over_time,recent_user_bias")
     assert main.parse_args(old.split()) == main.parse_args(new.split()) != main.parse_args([])
     with pytest.raises(SystemExit):

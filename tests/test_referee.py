@@ -20,7 +20,7 @@ spec = importlib.util.spec_from_file_location("referee", Path(__file__).with_nam
 referee = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(referee)
 
-SMALL = ("--embedding_dim 8 --ensemble_size 2 --hidden_dim 16 --num_threads 1 --epochs 1 --batch_size 2 --lr 0.004 "
+SMALL = ("--embedding_dim 8 --ensemble_size 2 --hidden_dim 24 --num_threads 1 --epochs 1 --batch_size 2 --lr 0.004 "
          "--time_l2 1")
 # Layout and flags. Without flags: both sides, as users are few; a second fit; relevance.
 RUNS = {

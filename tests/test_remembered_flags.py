@@ -16,7 +16,7 @@ from training import remembered, report, trainer
 
 FLAGS = ["--embedding_dim", "12", "--ensemble_size", "3", "--hidden_dim", "8", "--epochs", "2", "--patience", "7",
          "--batch_size", "50", "--lr", "0.004", "--seed", "3", "--without", "year", "--blend", "both", "--dropout",
-         "0.2", "--relevance_weight", "0.5", "--movie_noise", "0.1", "--l2", "0.02", "--no-refit"]
+         "0.2", "--relevance_weight", "0.5", "--embedding_l2", "0.1", "--l2", "0.02", "--no-refit"]
 MACHINE = ["--num_threads", "1", "--device", "cpu"]
 
 
@@ -51,7 +51,7 @@ def said(capsys) -> str:
 
 @pytest.mark.parametrize("flags", [
     FLAGS, [], ["--refit", "--blend", "user"],
-    ["--movie_noise", "0", "--l2", "0", "--movie_l2", "0", "--time_l2", "0", "--relevance_weight", "0"],
+    ["--embedding_l2", "0", "--l2", "0", "--movie_l2", "0", "--time_l2", "0", "--relevance_weight", "0"],
 ])
 def test_flags_that_a_run_remembers_are_those_that_were_typed(flags):
     args = main.parse_args(flags)

@@ -11,6 +11,7 @@ from preprocessing.dataset import DataError
 from training.batches import DataSet
 from training.distributed import ALONE, Ranks
 from training.engine import Settings
+from training.raters import coordinates, num_coordinates
 from training.trainer import Trainer
 
 RELEVANCE_DIM = 64  # coordinates of tastes
@@ -36,9 +37,11 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     count, total = count_and_sum(data.train.movie_idx.long(), data.num_movies)
     mean = float(total.sum() / count.sum())
     low, high = data.meta["stars_range"]
+    raters_dim = 0 if "raters" in args.without else num_coordinates(data.num_users, data.num_movies, int(count.sum()))
     chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
     config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
-                         relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
+                         raters_dim=raters_dim, relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0,
+                         without=args.without)
     model = Blend(config, args.blend == "both" or (args.blend == "auto"
                                                    and item_based_helps(data.num_users, data.num_movies)))
     model.user_based.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
@@ -47,6 +50,12 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     if model.item_based is not None:
         count, total = count_and_sum(data.train.user_idx(), data.num_users)
         model.item_based.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
+    if raters_dim:
+        of_movies, of_users = coordinates(data.train, data.num_movies, raters_dim, ranks, device,
+                                          model.item_based is not None)
+        model.user_based.movie_tower.raters.copy_(of_movies)
+        if model.item_based is not None:
+            model.item_based.movie_tower.raters.copy_(of_users)
     return model
 
 

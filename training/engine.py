@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models.config import flag
-from models.movie_tower import StepMovies
+from models.movie_tower import MovieTable
 from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
@@ -32,7 +32,6 @@ from training.relevance import RelevanceTrainer
 
 Gradients = Sequence[torch.Tensor | None]
 
-NOISE_ROWS, NOISE_SHIFTS = 2**15, 4096  # of noise: one per movie, but no more than so many, and others beyond
 SHOW_S = 1.0  # seconds after which the bar shows another loss; for that the host waits for a GPU
 RELEVANCE_USERS = 128_000  # where an epoch has more, steps of so many to twice as many also train relevance
 
@@ -46,11 +45,11 @@ class Settings:
                                   "4096 where there are many users)")
     lr: float = flag(0.001, "base learning rate")
     patience: int = flag(10, "epochs without a better validation RMSE before training stops")
-    movie_noise: float = flag(0.3, "noise on movie vectors in training: standard deviation of a factor around 1",
-                              old_name="film_noise")
     l2: float | None = flag(None, "weight of the vectors' squared norms in the loss, per rating (default: movies per "
                             "rating; item-based: users per rating)", old_name="penalty")
     movie_l2: float = flag(9.0, "weight of the movie vectors' squared norms, per movie", old_name="film_prior")
+    embedding_l2: float = flag(60.0, "weight of the movie embeddings' squared norms, per movie: of how far a vector is "
+                               "from what the movie's features say")
     time_l2: float = flag(200.0, "weight of the squares of movies' biases over time, per movie and period",
                           old_name="drift_prior")
     relevance_weight: float = flag(1.0, "weight of the loss of the order by relevance, which has parameters of its "
@@ -101,12 +100,12 @@ class Engine:
         """
         sums, shown = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device), -math.inf
         batches = self._batches(epoch)
-        batch, noise, parts = next(batches)
+        batch, parts = next(batches)
         for step in range(self.num_steps):
             factor = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
-            take = partial(self.step, batch, self._epoch_seed(epoch), noise, factor, step, parts)
+            take = partial(self.step, batch, self._epoch_seed(epoch), factor, step, parts)
             try:
-                step_sums, ahead = in_threads([take, partial(next, batches, (batch, noise, parts))])
+                step_sums, ahead = in_threads([take, partial(next, batches, (batch, parts))])
             except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
                 raise self._not_finite(epoch, step + 1, factor) from None
             sums += step_sums
@@ -114,7 +113,7 @@ class Engine:
             if to_check and not torch.isfinite(sums).all():
                 raise self._not_finite(epoch, step + 1, factor)
             bar.update(len(batch.row))
-            batch, noise, parts = ahead
+            batch, parts = ahead
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
@@ -123,12 +122,12 @@ class Engine:
         self.ranks.sum_(sums)
         return sums
 
-    def step(self, batch: Batch, seed: int, noise: tuple[torch.Tensor, torch.Tensor] | None,
-             factor: float, number: int = 0, parts: list[Part] | None = None) -> torch.Tensor:
+    def step(self, batch: Batch, seed: int, factor: float, number: int = 0,
+             parts: list[Part] | None = None) -> torch.Tensor:
         """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
         rank's sums of loss, squared error and count. `parts` are the batch's, where they are at hand."""
         parts = self._parts(batch, seed) if parts is None else parts
-        tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, seed, noise, factor)]
+        tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, factor)]
         relevance = self.relevance if number % self.relevance_every == 0 else None
         if relevance is not None:
             tasks.append(partial(relevance.differentiate, parts, seed, number, self.settings.relevance_weight,
@@ -145,24 +144,24 @@ class Engine:
             step_sums[0] += 0 * loss  # is not finite where that is not
         return step_sums
 
-    def _train_rating(self, batch: Batch, parts: list[Part], seed: int,
-                      noise: tuple[torch.Tensor, torch.Tensor] | None, factor: float) -> torch.Tensor:
+    def _train_rating(self, batch: Batch, parts: list[Part], factor: float) -> torch.Tensor:
         """Differentiate a step's loss, move the users' rows by it and, where no other rank has a share in it, the
         shared parameters; return the step's sums."""
         distinct = self.model.distinct_movies(batch.movie_idx)
         if self.ranks.size > 1:  # the other ranks meet others
             distinct = torch.arange(self.model.config.num_movies, device=distinct.device)
         self.tables.catch_up(distinct)
-        movies = self.model.step_movies(distinct, noise, self.groups)
+        movies = self.model.step_movies(distinct, self.groups)
         results = in_threads([partial(self._gradients, part, movies.detached()) for part in parts])
         sums, num_targets, row_grads, grads = zip(*results, strict=True)
-        norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2)
+        norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2,
+                                     self.settings.embedding_l2)
         movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
             [of_layers for _, of_layers in grads])
         for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
             parameter.grad = grad
         loss = 0.5 * norms
-        for tensor, grad in zip(movies.tensors(), movie_grads, strict=True):
+        for tensor, grad in zip(movies.table.tensors(), movie_grads, strict=True):
             if grad is not None:
                 loss = loss + _Known.apply(tensor, grad)
         loss.backward()
@@ -214,20 +213,13 @@ class Engine:
         """Return what a step moves, with relevance or without."""
         return [*self.model.parameters(), *([] if relevance is None else relevance.relevance.parameters())]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Batch, tuple[torch.Tensor, torch.Tensor] | None, list[Part]]]:
-        """Yield the users of every step that are this rank's, with their ratings, the step's noise on the movie
-        vectors, and the batch's parts."""
-        config, settings, device = self.model.config, self.settings, self.model.offset.device
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, list[Part]]]:
+        """Yield the users of every step that are this rank's, with their ratings, and the batch's parts."""
+        config, device = self.model.config, self.model.offset.device
         chance = torch.Generator().manual_seed(self._epoch_seed(epoch))
         if config.dropout:  # which draws from PyTorch's own
             torch.manual_seed(self._epoch_seed(epoch))
         order = torch.randperm(config.num_users, generator=chance)
-        shifts = torch.randint(NOISE_SHIFTS, (self.num_steps, 2), generator=chance).tolist()
-        # In every step a movie gets another row of this table: as good as fresh noise, and far cheaper.
-        num_rows = min(config.num_movies, NOISE_ROWS)
-        table = 1 + settings.movie_noise * torch.randn(num_rows + NOISE_SHIFTS, config.embedding_dim,
-                                                           generator=chance)
-        table = table.to(device)
         self.model.train()
         first, last = self.owned
         steps = torch.arange(config.num_users) // self.batch_size
@@ -236,11 +228,9 @@ class Engine:
         num_users, num_ratings = (torch.bincount(steps, weights, self.num_steps).long().tolist()
                                   for weights in (None, self.num_ratings[order].double()))
         order = (steps * config.num_users + order).to(device).sort().values % config.num_users  # ascending in a step
-        for step, (users, total) in enumerate(zip(order.split(num_users), num_ratings, strict=True)):
-            context, target = (table[shift:shift + num_rows] for shift in shifts[step])
-            noise = (context, target) if settings.movie_noise else None
+        for users, total in zip(order.split(num_users), num_ratings, strict=True):
             batch = batch_of(self.ratings, users, self.stars_step, total)
-            yield batch, noise, self._parts(batch, self._epoch_seed(epoch))
+            yield batch, self._parts(batch, self._epoch_seed(epoch))
 
     def _parts(self, batch: Batch, seed: int) -> list[Part]:
         """Cut a batch into pieces, and these into context and targets."""
@@ -253,7 +243,7 @@ class Engine:
         return parts
 
     def _gradients(self, part: Part,
-                   movies: StepMovies) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
+                   movies: MovieTable) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Gradients, Gradients]]:
         """Differentiate the loss of a piece of a batch.
 
         Args:
@@ -268,7 +258,7 @@ class Engine:
         rows = model.user_embedding[batch.users].requires_grad_()
         embedding = (rows * has_embedding.unsqueeze(1)).index_select(0, user_of_row)
         score, squared_norms, num_targets = model(embedding, context.context(), target.target(),
-                                                  movies.of_piece(first_rows))
+                                                  movies._replace(first_rows=first_rows))
         squared = (model.stars(score) - target.stars.unsqueeze(1)).square().sum()
         loss = 0.5 * squared / model.config.unit**2 + 0.5 * self.l2 * squared_norms
         leaves, layers = movies.tensors(), self.layers.parameters

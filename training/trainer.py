@@ -37,7 +37,7 @@ class EpochMetrics:
 
     epoch: int
     train_loss: float  # mean squared error of the ensemble's members in units of the scale, plus weighted squared norms
-    train_rmse: float  # of the targets, with noise, as the step saw them
+    train_rmse: float  # of the targets, as the step saw them
     val_rmse: float
     val_mae: float
     lr: float

@@ -41,7 +41,7 @@ def test_the_last_line_has_the_promised_figures(small, capsys):
     engine = make_engine()
     parameters = [*engine.model.parameters(), *engine.relevance.relevance.parameters()]
     assert result["train_bytes_per_step_sent"] == 4 * sum(each.numel() for each in parameters)
-    engine.step(batch_of(engine.ratings, torch.arange(3)), 1, None, 1.0)
+    engine.step(batch_of(engine.ratings, torch.arange(3)), 1, 1.0)
     engine.relevance_every = 3
     assert bench_train.sent_bytes(engine) == 4 * sum(each.numel() for each in engine.model.parameters()) + 4 * sum(
         each.numel() for each in engine.relevance.relevance.parameters()) // 3

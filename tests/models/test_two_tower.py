@@ -10,7 +10,8 @@ from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 
 CONFIG = ModelConfig(num_users=7, num_movies=11, num_days=100, stars_low=1, stars_high=5, stars_mean=3.4,
-                     embedding_dim=12, ensemble_size=3, hidden_dim=8, user_dim=4, pooled_dim=4, without=())
+                     embedding_dim=12, ensemble_size=3, hidden_dim=8, user_dim=4, pooled_dim=4, raters_dim=2,
+                     without=())
 ROW = torch.tensor([0, 0, 0, 1, 1, 2])
 MOVIE = torch.tensor([1, 4, 9, 0, 4, 10])
 STARS = torch.tensor([5.0, 3.0, 1.0, 4.0, 4.0, 2.0])
@@ -24,6 +25,7 @@ def model() -> TwoTower:
     model = TwoTower(CONFIG)
     model.movie_tower.set_statistics(torch.tensor([1990, 0, *range(1960, 1978, 2)]), torch.arange(11.0),
                                      torch.linspace(-3, 3, 11))
+    model.movie_tower.raters.copy_(torch.randn(11, 2))
     for layer in (model.movie_tower.out, model.user_tower.out):  # they begin at zero, which would hide mistakes
         torch.nn.init.normal_(layer.weight, std=0.3)
     torch.nn.init.normal_(model.movie_bias_over_time.table, std=0.3)
@@ -53,7 +55,7 @@ def test_training_starts_at_the_global_mean():
 def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
     users = model.user_vectors(model.movie_table(), torch.zeros(3, 4), CONTEXT, LAST)
     exported = (users[TARGET[0]] * model.movie_vectors(LAST)[TARGET[1]]).sum(1)
-    scores, *_ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_movies(model))
+    scores, *_ = model(torch.zeros(3, 4), CONTEXT, TARGET, step_movies(model).table)
     torch.testing.assert_close(scores.mean(1), exported)
 
 
@@ -61,13 +63,14 @@ def test_score_of_a_step_is_the_dot_product_of_the_exported_vectors(model):
 def test_squared_norms_equal_the_sum_over_targets_written_out(model):
     bare_of_dates(model)  # the norms are those of the fold-in
     movies = step_movies(model)
-    _, user_norms, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, movies)
-    num_targets = torch.bincount(movies.context.position[TARGET.movie_idx], minlength=len(movies.num_ratings)).float()
+    _, user_norms, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, movies.table)
+    num_targets = torch.bincount(movies.table.position[TARGET.movie_idx], minlength=len(movies.num_ratings)).float()
     assert torch.equal(counted, num_targets)
-    norms = 0.1 * user_norms + movies.squared_norms(num_targets, l2=0.1, movie_l2=3.0)
+    norms = 0.1 * user_norms + movies.squared_norms(num_targets, l2=0.1, movie_l2=3.0, embedding_l2=5.0)
     users = model.user_vectors(model.movie_table(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
-    vectors = model.movie_table().vectors
+    vectors, embedding = model.movie_table().vectors, model.movie_tower.embedding
     expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
+                   + 5.0 / max(movie, 1) * embedding[movie].square().sum()
                    for row, movie in zip(TARGET.row.tolist(), TARGET.movie_idx.tolist(), strict=True))
     torch.testing.assert_close(norms, expected)
 
@@ -121,7 +124,7 @@ def test_predictions_on_their_own_days_are_those_of_the_vectors_as_of_these_days
 @torch.no_grad()
 def test_every_part_changes_the_score_and_can_be_left_out(part, model):
     embedding = torch.ones(3, 4)
-    scores = model(embedding, CONTEXT, TARGET, step_movies(model))[0]
+    scores = model(embedding, CONTEXT, TARGET, step_movies(model).table)[0]
     without = TwoTower(replace(CONFIG, without=(part,))).eval()
     without.load_state_dict(model.state_dict(), strict=False)
-    assert (without(embedding, CONTEXT, TARGET, step_movies(without))[0] - scores).abs().max() > 1e-5
+    assert (without(embedding, CONTEXT, TARGET, step_movies(without).table)[0] - scores).abs().max() > 1e-5

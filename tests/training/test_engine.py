@@ -120,7 +120,7 @@ def test_a_step_in_which_users_share_a_row_is_that_in_which_each_has_their_own(e
             bias.weight.data.fill_(0.5)
         batch = batch_of(ratings, torch.arange(44))
         batch.stars = batch.stars.double()
-        engine.step(batch, 1, None, 1.0)
+        engine.step(batch, 1, 1.0)
     assert rows[0] < rows[1] - 10
     for name, value in shared.model.state_dict().items():
         torch.testing.assert_close(value, apart.model.state_dict()[name], rtol=1e-9, atol=1e-12)
@@ -177,16 +177,15 @@ def test_a_step_in_pieces_has_the_gradient_of_the_whole(most, monkeypatch, float
     ratings = planted_ratings([1, 90, 0, 40, 7, 30, 300, 2, 0])
     batch = batch_of(ratings, torch.arange(9))
     batch.stars = batch.stars.double()
-    noise = tuple(1 + 0.4 * torch.randn(NUM_MOVIES, 8) for _ in range(2))
     whole, split = (engine_of(ratings) for _ in range(2))
     for engine in (whole, split):  # so that every parameter has a gradient
         engine.model.user_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
         engine.model.movie_tower.out.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(2))
         engine.model.recent_user_bias.weight.data.fill_(0.1)
-    sums = whole.step(batch, 5, noise, 1.0)
+    sums = whole.step(batch, 5, 1.0)
     assert len(list(pieces(batch, most))) > 1
     monkeypatch.setattr(engine_module, "pieces", functools.partial(pieces, most=most))
-    torch.testing.assert_close(split.step(batch, 5, noise, 1.0), sums, rtol=1e-12, atol=0)
+    torch.testing.assert_close(split.step(batch, 5, 1.0), sums, rtol=1e-12, atol=0)
     gradients = {name: parameter.grad.to_dense() for name, parameter in whole.model.named_parameters()}
     assert all(gradients[name].abs().sum() > 0 for name in gradients)
     for name, parameter in split.model.named_parameters():
@@ -226,8 +225,8 @@ def test_a_group_of_heads_is_a_model_of_its_own(float64, monkeypatch):
         context, target, *_ = halves(batch, in_context, True, torch.ones(len(batch.users)).bool())
         distinct = model.distinct_movies(batch.movie_idx)
         scores, *_ = model(embedding.repeat(2, 1), context.context(), target.target(),
-                          model.step_movies(distinct, groups=2))
-        one, other, movies = batch.subset(in_context), batch.subset(~in_context), model.step_movies(distinct)
+                          model.step_movies(distinct, groups=2).table)
+        one, other, movies = batch.subset(in_context), batch.subset(~in_context), model.step_movies(distinct).table
         first, *_ = model(embedding, one.context(), other.target(), movies)
         second, *_ = model(embedding, other.context(), one.target(), movies)
     torch.testing.assert_close(scores, torch.cat([first[:, :2], second[:, 2:]]))
@@ -286,14 +285,14 @@ def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
 def test_a_resumed_engine_keeps_its_moments_and_takes_the_rates_of_the_flags():
     ratings = planted_ratings([3, 5, 2])
     before, after = engine_of(ratings), engine_of(ratings, lr=0.0005, time_l2=7.0)
-    before.step(batch_of(ratings, torch.arange(3)), 1, None, 1.0)
+    before.step(batch_of(ratings, torch.arange(3)), 1, 1.0)
     before.tables.catch_up()
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     assert (after.tables.lr, after.tables.decays[-1]) == pytest.approx((0.0005 * TABLE_LR, 7.0))
     assert all(torch.equal(old, new) for old, new in zip(before.tables.momentum, after.tables.momentum, strict=True))
     for name, values in before.layers.state.items():
         assert all(torch.equal(old, new) for old, new in zip(values, after.layers.state[name], strict=True))
-    after.step(batch_of(ratings, torch.arange(3)), 2, None, 0.5)
+    after.step(batch_of(ratings, torch.arange(3)), 2, 0.5)
     assert after.layers.lr == pytest.approx(0.0005 * SHARED_LR * 0.5)
 
 
@@ -317,10 +316,10 @@ def test_a_step_and_vectors_are_made_on_the_device_of_their_model_alone(monkeypa
     engine.tables = engine.layers = SimpleNamespace(step=lambda *_: None, catch_up=lambda _: None,
                                                     parameters=engine.layers.parameters)  # PyTorch's own
     engine.user_rows = RowAdam(engine.model.user_embedding, 0.001)
-    model, users, noise = engine.model, torch.arange(3, device=meta), torch.ones(2, NUM_MOVIES, 8, device=meta)
+    model, users = engine.model, torch.arange(3, device=meta)
     with Watch():
         batch = batch_of(engine.ratings, users, total=43)
-        sums = engine.step(batch, 1, noise, 1.0)
+        sums = engine.step(batch, 1, 1.0)
         vectors = model.user_vectors(model.movie_table(), model.user_embedding, batch.context(), 9)
         scores = vectors @ model.movie_vectors(9).T
     assert set(on) == {"meta"}, on

@@ -38,7 +38,7 @@ from training.trainer import Trainer
 
 NUM_MOVIES, NUM_DAYS = 30, 1000
 COUNTS = [5, 0, 9, 1, 14, 29, 7, 2]  # ratings of each user
-PENALTY, FILM_PRIOR = 0.02, 7.0
+PENALTY, FILM_PRIOR, EMBEDDING_PRIOR = 0.02, 7.0, 11.0
 
 
 @pytest.fixture
@@ -62,14 +62,15 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble
     torch.manual_seed(1)
     mean = float(stars.double().mean())
     model = TwoTower(ModelConfig(len(counts), num_movies, NUM_DAYS, 1, 5, mean, 4 * ensemble_size, ensemble_size, 24,
-                                 user_dim=3, pooled_dim=2, without=()))
+                                 user_dim=3, pooled_dim=2, raters_dim=3, without=()))
     year = torch.arange(num_movies) % 4 * 20 + 1930 * (torch.arange(num_movies) % 4 > 0)
     count, total = (torch.bincount(movie_idx, weight, num_movies).double() for weight in (None, stars - mean))
     model.movie_tower.set_statistics(year, count, total)
+    model.movie_tower.raters.copy_(torch.randn(num_movies, 3))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    engine = Engine(model, ratings, (0, len(counts)), Settings(movie_l2=FILM_PRIOR, **changes), PENALTY, batch_size,
-                    seed, 1, ALONE)
+    engine = Engine(model, ratings, (0, len(counts)), Settings(movie_l2=FILM_PRIOR, embedding_l2=EMBEDDING_PRIOR,
+                                                                  **changes), PENALTY, batch_size, seed, 1, ALONE)
     engine.known = year, count, total  # of the movies
     return engine
 
@@ -78,15 +79,15 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
     """Run epochs; return of every step what it found and was given, what its towers saw, and what it left."""
     steps, take = [], engine.step
 
-    def step(batch, seed, noise, factor, number, parts):
+    def step(batch, seed, factor, number, parts):
         batch.stars = batch.stars.to(torch.get_default_dtype())
-        one = SimpleNamespace(batch=batch, noise=noise, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
+        one = SimpleNamespace(batch=batch, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
         steps.append(one)
         (part,) = engine._parts(batch, seed)
         assert all(torch.equal(own, other) for own, other in zip(part.context.context(), parts[0].context.context()))
         one.in_context = in_context_of(batch, seed)
         one.user_of_row, one.first_rows = part.user_of_row, part.first_rows
-        one.sums = take(batch, seed, noise, factor, number)
+        one.sums = take(batch, seed, factor, number)
         one.gradients = {name: parameter.grad.to_dense() for name, parameter in engine.model.named_parameters()}
         engine.tables.catch_up()
         one.after = copy.deepcopy(engine.model.state_dict())
@@ -120,8 +121,9 @@ def plain_films(state: dict, year: torch.Tensor, count: torch.Tensor) -> tuple[t
                                      for name in ("weight", "bias"))
     own, age = state["movie_tower.embedding"], (year - 1985) / 15 * (year > 0)
     features = torch.stack([age, age**2 - 1, (year > 0).double(), (count + 1).log() / 3 - 2, (count + 1)**-0.5], 1)
-    hidden = torch.relu(torch.cat([own.mean(1), features], 1) @ weight.T + constant)
-    learned = (hidden @ out.T + of_out).view(*own.shape[:2], -1)
+    raters = state["movie_tower.raters"]
+    hidden = torch.relu(torch.cat([own.mean(1), features, raters], 1) @ weight.T + constant)
+    learned = (torch.cat([hidden, raters], 1) @ out.T + of_out).view(*own.shape[:2], -1)
     return own + learned[..., :-1], state["movie_tower.bias"] + learned[..., -1]
 
 
@@ -143,13 +145,12 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, me
     prior = prior.view(config.ensemble_size, -1)[members]
     shrink = (state["user_tower.log_base"].exp() + state["user_tower.log_per_rating"].exp() * size)[members]
     drift = state["movie_bias_over_time.table"][movie, day // 32]  # 1000 days in 32 periods
-    seen, asked = (pad(vectors * noise.view_as(vectors), (0, 1), value=0.5)[:, members].transpose(0, 1)
-                   for noise in one.noise)  # (H, M, D + 1)
-    residual, v = above / config.slope - drift - bias[movie, members].T, seen[:, movie[c]]  # (H, R), (H, R, D + 1)
+    rows = pad(vectors, (0, 1), value=0.5)[:, members].transpose(0, 1)  # (H, M, D + 1)
+    residual, v = above / config.slope - drift - bias[movie, members].T, rows[:, movie[c]]  # (H, R), (H, R, D + 1)
     right = (v.mT @ residual[:, c].unsqueeze(-1)).squeeze(-1) + shrink * prior
     w = torch.linalg.solve(v.mT @ v + torch.diag_embed(shrink), right).unsqueeze(-1)
     left = (residual[:, c] - (v @ w).squeeze(-1)).mean(0).detach()
-    score = (asked[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], members].T + drift[t]
+    score = (rows[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], members].T + drift[t]
     last = day[batch.row == place].max() if (batch.row == place).any() else 0
     for number, window in enumerate((8, 64)):
         same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
@@ -171,7 +172,10 @@ def plain_step(engine: Engine, one: SimpleNamespace) -> tuple[torch.Tensor, dict
     for of_group, known in [(slice(0, members), one.in_context)] if members % 2 else both_ways:
         for place in range(len(one.rows)):
             error, square, asked = plain_user(state, engine, one, place, of_group, known, movies)
-            of_films = (PENALTY + FILM_PRIOR / count.clamp(min=1)) * asked @ movies[0][:, of_group].square().sum((1, 2))
+            vector, embedding = (rows[:, of_group].square().sum((1, 2))
+                                 for rows in (movies[0], state["movie_tower.embedding"]))
+            prior = (FILM_PRIOR * vector + EMBEDDING_PRIOR * embedding) / count.clamp(min=1)
+            of_films = asked.double() @ (PENALTY * vector + prior)
             squared, size = squared + error, size + PENALTY * square + of_films
             number += int(asked.sum()) * len(range(members)[of_group])
     leaves = [*(state[name] for name in one.gradients), one.rows]
@@ -250,22 +254,6 @@ def test_every_epoch_has_steps_of_other_users_and_each_user_once(many):
     for epoch in (users[:4], users[4:]):
         assert [len(step) for step in epoch] == [25] * 4 and set().union(*epoch) == set(range(100))
     assert len(set(users)) == 8
-
-
-def test_context_and_targets_steps_and_epochs_see_noise_of_their_own(many):
-    """Factors with mean 1 and the deviation asked for, on the coordinates of the vectors and on nothing else."""
-    for one in many:
-        for noise, movies in zip(one.noise, (one.movies.context, one.movies.target), strict=True):
-            factors = noise[:40].reshape(one.movies.vectors.shape)
-            torch.testing.assert_close(movies.vectors, one.movies.vectors * factors)
-            assert torch.equal(movies.rows[..., -2:], one.movies.context.rows[..., -2:])
-    noises = torch.stack([noise.flatten() for one in many for noise in one.noise])
-    number = noises.shape[1]
-    assert (noises.mean(1) - 1).abs().max() < 5 * 0.3 / number**0.5
-    assert (noises.std(1) - 0.3).abs().max() < 5 * 0.3 / (2 * number)**0.5
-    assert (torch.corrcoef(noises) - torch.eye(len(noises))).abs().max() < 5 / number**0.5
-    for one in recorded(engine_of(movie_noise=0.0), 1):
-        assert all(torch.equal(table.vectors, one.movies.vectors) for table in (one.movies.context, one.movies.target))
 
 
 def test_the_embedding_is_left_out_for_97_percent_of_users_and_only_other_rows_move():

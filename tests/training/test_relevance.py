@@ -41,7 +41,7 @@ def test_of_very_many_users_only_some_steps_train_relevance(data_dir, monkeypatc
     batch, relevance = batch_of(engine.ratings, torch.arange(100)), engine.relevance.relevance
     for number, moves in ((0, True), (1, False), (2, True), (3, False)):
         before, rating = copy.deepcopy(relevance.state_dict()), engine.model.movie_tower.embedding.detach().clone()
-        engine.step(batch, 1, None, 1.0, number)
+        engine.step(batch, 1, 1.0, number)
         assert all(torch.equal(before[name], value) != moves for name, value in relevance.named_parameters())
         assert not torch.equal(rating, engine.model.movie_tower.embedding)
 
