@@ -28,9 +28,9 @@ FROZEN = "--lr 1e-30 --epochs 1 --batch_size 100"
 ONE_STEP = "--lr 0.001 --epochs 1 --batch_size 100"
 CURVE = "--blend user --without movie_bias_over_time --batch_size 50 --lr 0.01"
 TOWER_STEP = 0.001 * 1.5 * 1.9 / 1.02  # how far it moves a movie table: its rate, Nesterov's first step, the warm-up
-# Where the parameters of a part lie: by name, and of a layer's weight the columns. A user's are 16 of the embedding, 128
-# of the pooled history, which come again behind the 8 hidden units, and 3 features; a movie's 4 of the embedding, 3 of
-# the year, 2 of the number of ratings, and one of who rated it, which comes again behind the hidden units.
+# Where the parameters of a part lie: by name, and of a layer's weight the columns. A user's are 16 of the embedding,
+# 128 of the pooled history, which come again behind the 8 hidden units, and 3 features; a movie's 4 of the embedding,
+# 3 of the year, 2 of the number of ratings, and one of who rated it, which comes again behind the hidden units.
 EVERYWHERE = slice(None)
 PARTS = {"user_embedding": {"user_embedding": EVERYWHERE, "user_tower.hidden.weight": slice(16)},
          "pooled_history": {"user_tower.pooled": EVERYWHERE, "user_tower.hidden.weight": slice(16, 144),
