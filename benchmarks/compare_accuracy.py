@@ -11,7 +11,9 @@ Reads processed data sets (preprocessing/); of several, and of all seeds, it pri
                  is configured stands in benchmarks/peers.py
 All predict the same test ratings and rank the same movies by training.metrics; peers' predictions are cut to the scale.
 fit_s is the fit alone: without reading and converting data, and for the towers train_s of test_metrics.json (until the
-chosen epoch, without validation, a refit included). wall_s, in the JSON, is all of a run, from a data set in memory
+chosen epoch, without validation, a refit included). OVER OURS is how much higher a model's RMSE is than the towers', in
+the mean over data sets and seeds, each against the towers on the same ratings, and half of the width of its 95 %
+interval (Student's t). wall_s, in the JSON, is all of a run, from a data set in memory
 (for the towers: on disk) to its measures. What takes no seed runs once per data set. Means over the runs; the
 deviation is that of a sample, null for a single run. The last line is JSON. Needs requirements-bench.txt.
 """
@@ -132,6 +134,10 @@ def compare(args: argparse.Namespace) -> None:
             bar.write(f"{data_dir.name} {name}, seed {seed}: RMSE {measures['rmse']:.4f}, {measures['fit_s']:.1f} s",
                       file=sys.stderr)
     results = {name: summarize(rows) for name, rows in measured.items()}
+    towers = by_data_set(measured.get("two_tower", []), len(data_sets))
+    for name, rows in measured.items():
+        over = paired_difference(by_data_set(rows, len(data_sets)), [] if name == "two_tower" else towers)
+        results[name]["rmse_over_towers"], results[name]["rmse_over_towers_half_width"] = over
     for name in models:
         if "no_ranking" in measured[name][0]:
             results[name]["no_ranking"] = measured[name][0]["no_ranking"]
@@ -235,18 +241,46 @@ def summarize(rows: list[dict], names: tuple[str, ...] = MEASURES) -> dict[str, 
     return result
 
 
+def by_data_set(rows: list[dict], num_data_sets: int) -> list[list[float]]:
+    """Return the RMSE of each run, data set by data set, in the order of the seeds."""
+    runs = len(rows) // num_data_sets
+    return [[row["rmse"] for row in rows[start:start + runs]] for start in range(0, len(rows), max(runs, 1))]
+
+
+def paired_difference(model: list[list[float]], towers: list[list[float]]) -> tuple[float | None, float | None]:
+    """Return how much higher a model's RMSE is than the towers', and half of the width of the 95 % interval of this.
+
+    Pairs are of the same data set: the runs of a seed, or, where a model takes no seed, its run and the towers' mean.
+    None where there are no towers, or one pair alone.
+    """
+    pairs = []
+    for own, others in zip(model, towers, strict=False):
+        pairs += [(one, other) for one, other in zip(own, others, strict=True)] if len(own) == len(others) else [
+            (statistics.fmean(own), statistics.fmean(others))]
+    differences = [one - other for one, other in pairs]
+    if not differences or not all(map(math.isfinite, differences)):
+        return None, None
+    if len(differences) == 1:
+        return differences[0], None
+    from scipy.stats import t
+
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.fmean(differences), float(t.ppf(0.975, len(differences) - 1)) * error
+
+
 def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: list[DataSet]) -> None:
     """Print the protocol and a row per model, mean and standard deviation, the best RMSE last."""
     splits = ", ".join(dict.fromkeys(data.meta["split"]["method"] for data in data_sets))
     sizes = [len(data.test) for data in data_sets]
     print(f"{', '.join(str(path) for path in args.data_dir)}; split {splits}; {sum(sizes) / len(sizes):,.0f} test "
           f"ratings, {args.seeds} seed(s), {args.num_threads} thread(s)")
-    print(f"{'':<24}" + "".join(f"{name.upper():>18}" for name in MEASURES[:4]) + f"{'FIT S':>10}{'RUNS':>6}")
+    print(f"{'':<24}" + "".join(f"{name.upper():>18}" for name in MEASURES[:4]) + f"{'OVER OURS':>19}{'FIT S':>10}{'RUNS':>6}")
     for name, row in sorted(results.items(), key=lambda item: -(item[1]["rmse"] or math.inf)):
         towers = "two towers" + (", no refit" if args.refit is False else "")
         title = towers if name == "two_tower" else PEERS[name].title
         cells = "".join(f"{format_cell(row[measure], row[f'{measure}_std']):>18}" for measure in MEASURES[:4])
-        print(f"{title:<24}{cells}{row['fit_s']:>10.1f}{row['runs']:>6}")
+        over = format_cell(row["rmse_over_towers"], row["rmse_over_towers_half_width"], sign=True)
+        print(f"{title:<24}{cells}{'' if name == 'two_tower' else over:>19}{row['fit_s']:>10.1f}{row['runs']:>6}")
 
 
 def format_cell(mean: float | None, deviation: float | None, digits: int = 4, sign: bool = False) -> str:
