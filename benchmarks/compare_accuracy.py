@@ -274,7 +274,8 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
     sizes = [len(data.test) for data in data_sets]
     print(f"{', '.join(str(path) for path in args.data_dir)}; split {splits}; {sum(sizes) / len(sizes):,.0f} test "
           f"ratings, {args.seeds} seed(s), {args.num_threads} thread(s)")
-    print(f"{'':<24}" + "".join(f"{name.upper():>18}" for name in MEASURES[:4]) + f"{'OVER OURS':>19}{'FIT S':>10}{'RUNS':>6}")
+    names = "".join(f"{name.upper():>18}" for name in MEASURES[:4])
+    print(f"{'':<24}{names}{'OVER OURS':>19}{'FIT S':>10}{'RUNS':>6}")
     for name, row in sorted(results.items(), key=lambda item: -(item[1]["rmse"] or math.inf)):
         towers = "two towers" + (", no refit" if args.refit is False else "")
         title = towers if name == "two_tower" else PEERS[name].title
