@@ -7,8 +7,9 @@ Reads processed data sets (preprocessing/); of several, and of all seeds, it pri
     two_tower    main.py with default flags: trained on the training part, the epoch chosen by validation, then, up to
                  10 million ratings, fitted again to training and validation ratings. With --no-refit validation only
                  joins what is known of users and movies at test
-    the others   fitted on training and validation ratings together, for they choose nothing on validation; how each
-                 is configured stands in benchmarks/peers.py
+    the others   fitted on training and validation ratings together, as configured in benchmarks/peers.py, or as
+                 --trials chose: of so many settings of each peer, unless it has fewer, those that predict validation
+                 best
 All predict the same test ratings and rank the same movies by training.metrics; peers' predictions are cut to the scale.
 fit_s is the fit alone: without reading and converting data, and for the towers train_s of test_metrics.json (until the
 chosen epoch, without validation, a refit included). OVER OURS is how much higher a model's RMSE is than the towers', in
@@ -38,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 import main as train_command
-from benchmarks.peers import PACKAGES, PEERS, Fitted, importable
+from benchmarks.peers import PACKAGES, PEERS, Fitted, choose_settings, importable
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE
@@ -74,8 +75,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, MODELS, "all whose packages are installed, but libmf")
+    parser.add_argument("--trials", type=int, default=0, metavar="N", help="settings of each peer to try on the "
+                        "validation part of the first data set, by RMSE (default: 0, those of benchmarks/peers.py)")
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed to main.py (default: neither)")
-    return checked(parser, parser.parse_args(argv), MODELS)
+    args = checked(parser, parser.parse_args(argv), MODELS)
+    if args.trials < 0:
+        parser.error(f"--trials must not be below 0, but is {args.trials}")
+    return args
 
 
 def add_flags(parser: argparse.ArgumentParser, models: tuple[str, ...], default: str) -> None:
@@ -121,6 +127,7 @@ def compare(args: argparse.Namespace) -> None:
     runs = [(data_dir, name, seed) for data_dir in data_sets for name in models
             for seed in range(args.seeds if name == "two_tower" or PEERS[name].is_random else 1)]
     measured: dict[str, list[dict]] = {name: [] for name in models}
+    tried: dict[str, list[dict]] = {}
     with tqdm(runs, unit=" runs", disable=None) as bar:
         for data_dir, name, seed in bar:
             bar.set_description(f"{data_dir.name} {name}, seed {seed}")
@@ -128,8 +135,14 @@ def compare(args: argparse.Namespace) -> None:
             if name == "two_tower":
                 measures = run_towers(data_dir, seed, args.num_threads, args.refit)
             else:
+                if args.trials and name not in tried:
+                    bar.set_description(f"{data_dir.name} {name}, settings")
+                    tried[name] = choose_settings(PEERS[name], load_dataset(data_dir), args.trials, args.num_threads)
+                    start = time.perf_counter()
+                best = tried.get(name, [])[:1] or [{}]
+                settings = {key: value for key, value in best[0].items() if key != "rmse"}
                 data = data_sets[data_dir]
-                measures = evaluate(PEERS[name].fit(data, seed, args.num_threads), data)
+                measures = evaluate(PEERS[name].fit(data, seed, args.num_threads, **settings), data)
             measured[name].append({**measures, "wall_s": time.perf_counter() - start})
             bar.write(f"{data_dir.name} {name}, seed {seed}: RMSE {measures['rmse']:.4f}, {measures['fit_s']:.1f} s",
                       file=sys.stderr)
@@ -142,8 +155,9 @@ def compare(args: argparse.Namespace) -> None:
         if "no_ranking" in measured[name][0]:
             results[name]["no_ranking"] = measured[name][0]["no_ranking"]
     print_table(results, args, list(data_sets.values()))
-    print(json.dumps({"results": results, "data_dirs": [str(path) for path in data_sets], "seeds": args.seeds,
-                      "refit": args.refit, "num_threads": args.num_threads}))
+    print(json.dumps({"results": results, "tried": tried, "data_dirs": [str(path) for path in data_sets],
+                      "seeds": args.seeds, "trials": args.trials, "refit": args.refit,
+                      "num_threads": args.num_threads}))
 
 
 def add_cpu_time(parser: argparse.ArgumentParser) -> None:

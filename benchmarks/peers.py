@@ -1,8 +1,9 @@
 """The models that compare_accuracy.py measures the towers against: how each is configured, fitted and asked.
 
-Peers choose nothing on validation ratings, so each is fitted on all that is known before the test. Every one but
-knn_baseline predicts user_bias[u] + movie_bias[m] + p_u . q_m once it is fitted, so that all movies are scored by one
-matrix product. Needs requirements-bench.txt; a peer whose package is missing is left out.
+Each is fitted on all that is known before the test, with the settings below, or with those of its `grid` that
+validation ratings choose (`choose_settings`). Every one but knn_baseline predicts
+user_bias[u] + movie_bias[m] + p_u . q_m once it is fitted, so that all movies are scored by one matrix product.
+Needs requirements-bench.txt; a peer whose package is missing is left out.
 
     global_mean, bias   training/baselines.py
     svd, svdpp          Surprise's defaults; the ratings are shuffled first, as in the files that its figures are of
@@ -25,15 +26,18 @@ matrix product. Needs requirements-bench.txt; a peer whose package is missing is
 import contextlib
 import importlib
 import io
+import itertools
+import random
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from preprocessing.dataset import DataError
 from training.baselines import fit_biases
 from training.batches import DataSet, RatingTensors
 
@@ -108,23 +112,23 @@ def _from_biases(fit_s: float, user_bias: torch.Tensor, movie_bias: torch.Tensor
 # --- Surprise ---------------------------------------------------------------------------------------------------
 
 
-def fit_svd(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20) -> Fitted:
+def fit_svd(data: DataSet, seed: int, num_threads: int, **settings: float) -> Fitted:
     from surprise import SVD
 
-    return from_surprise(*_fit_surprise(SVD(n_epochs=n_epochs, random_state=seed), data, seed), data)
+    return from_surprise(*_fit_surprise(SVD(random_state=seed, **settings), data, seed), data)
 
 
-def fit_svdpp(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20) -> Fitted:
+def fit_svdpp(data: DataSet, seed: int, num_threads: int, **settings: float) -> Fitted:
     from surprise import SVDpp
 
-    algorithm = SVDpp(n_epochs=n_epochs, random_state=seed, cache_ratings=True)
+    algorithm = SVDpp(random_state=seed, cache_ratings=True, **settings)
     return from_surprise(*_fit_surprise(algorithm, data, seed), data)
 
 
-def fit_knn_baseline(data: DataSet, seed: int, num_threads: int) -> Fitted:
+def fit_knn_baseline(data: DataSet, seed: int, num_threads: int, k: int = 40) -> Fitted:
     from surprise import KNNBaseline
 
-    algorithm = KNNBaseline(sim_options={"name": "pearson_baseline", "user_based": False}, verbose=False)
+    algorithm = KNNBaseline(k=k, sim_options={"name": "pearson_baseline", "user_based": False}, verbose=False)
     algorithm, fit_s = _fit_surprise(algorithm, data, seed)
     pairs = zip(data.test.user_idx().tolist(), data.test.movie_idx.tolist(), strict=True)
     predicted = [algorithm.predict(user, movie).est for user, movie in pairs]
@@ -171,13 +175,13 @@ def from_surprise(algorithm: object, fit_s: float, data: DataSet) -> Fitted:
 # --- alternating least squares and LIBMF ------------------------------------------------------------------------
 
 
-def fit_als(data: DataSet, seed: int, num_threads: int, niter: int = 10) -> Fitted:
+def fit_als(data: DataSet, seed: int, num_threads: int, niter: int = 10, k: int = 40, l2: float = 0.08) -> Fitted:
     from cmfrec import CMF
     from scipy.sparse import coo_matrix
 
     user_idx, movie_idx, stars = _columns(data)
     ratings = coo_matrix((stars, (user_idx, movie_idx)), shape=(data.num_users, data.num_movies))
-    model = CMF(k=40, lambda_=0.08, scale_lam=True, add_implicit_features=True, precompute_for_predictions=False,
+    model = CMF(k=k, lambda_=l2, scale_lam=True, add_implicit_features=True, precompute_for_predictions=False,
                 random_state=seed, nthreads=num_threads, niter=niter)
     start = time.perf_counter()
     model.fit(ratings)
@@ -190,7 +194,8 @@ def fit_als(data: DataSet, seed: int, num_threads: int, niter: int = 10) -> Fitt
     return Fitted(fit_s, user_bias + float(model.glob_mean_), movie_bias, user, movie)
 
 
-def fit_libmf(data: DataSet, seed: int, num_threads: int, nr_iters: int = 100) -> Fitted:
+def fit_libmf(data: DataSet, seed: int, num_threads: int, nr_iters: int = 100, k: int = 128,
+              l2: float = 0.05) -> Fitted:
     importable("libmf.mf")  # quietly
     from libmf import mf
 
@@ -199,7 +204,7 @@ def fit_libmf(data: DataSet, seed: int, num_threads: int, nr_iters: int = 100) -
     user_label, movie_label = generator.permutation(data.num_users), generator.permutation(data.num_movies)
     triples = np.stack([user_label[user_idx], movie_label[movie_idx], stars], 1).astype(np.float32)
     triples = triples[generator.permutation(len(triples))]
-    model = mf.MF(k=128, nr_iters=nr_iters, lambda_p1=0.0, lambda_q1=0.0, lambda_p2=0.05, lambda_q2=0.05,
+    model = mf.MF(k=k, nr_iters=nr_iters, lambda_p1=0.0, lambda_q1=0.0, lambda_p2=l2, lambda_q2=l2,
                   nr_threads=num_threads, quiet=True)
     start = time.perf_counter()
     model.fit(triples)
@@ -288,34 +293,70 @@ def _from_samples(fit_s: float, samples: list, first: int, user_rows: object, mo
                   user / len(samples), movie, predicted)
 
 
-def fit_myfm_svdpp(data: DataSet, seed: int, num_threads: int) -> Fitted:
-    return fit_myfm(data, seed, num_threads, implicit=True)
+def fit_myfm_svdpp(data: DataSet, seed: int, num_threads: int, rank: int = 32) -> Fitted:
+    return fit_myfm(data, seed, num_threads, implicit=True, rank=rank)
 
 
-def fit_myfm_time(data: DataSet, seed: int, num_threads: int) -> Fitted:
-    return fit_myfm(data, seed, num_threads, implicit=True, days=True)
+def fit_myfm_time(data: DataSet, seed: int, num_threads: int, rank: int = 32) -> Fitted:
+    return fit_myfm(data, seed, num_threads, implicit=True, days=True, rank=rank)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A model to fit: from what is known, a seed and a number of threads; how long, by an argument of its own."""
+    """A model to fit: from what is known, a seed and a number of threads; how long, and otherwise how, by arguments of
+    its own, each of which may take the values that the grid has for it."""
 
     fit: Callable[..., Fitted]
     title: str
     package: str = ""
+    grid: dict[str, tuple] = field(default_factory=dict)
     is_random: bool = True
     is_default: bool = True
 
 
+def points_of(grid: dict[str, tuple], most: int) -> list[dict]:
+    """Return the points of a grid; a sample where they are more (Bergstra and Bengio 2012), the same every time."""
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    return random.Random(0).sample(points, most) if len(points) > most else points
+
+
+def choose_settings(peer: Peer, data: DataSet, num_trials: int, num_threads: int) -> list[dict]:
+    """Fit a peer to the training part with settings of its grid, and measure it on the validation part.
+
+    Returns:
+        What was tried, best first: the settings and their "rmse"; empty for a peer without settings.
+
+    Raises:
+        DataError: the data set has no validation ratings.
+    """
+    points = points_of(peer.grid, num_trials)
+    if points and not len(data.validation):
+        raise DataError(f"{data.data_dir} has no validation ratings to choose the settings of {peer.title} by; "
+                        "preprocess it with a larger --val_fraction, or leave --trials out")
+    asked, tried = replace(data, test=data.validation), []
+    for settings in points:
+        predicted = peer.fit(asked, 0, num_threads, **settings).predict(asked.test).clamp(*data.meta["stars_range"])
+        error = predicted.double() - asked.test.stars.double() * data.meta["stars_step"]
+        tried.append({**settings, "rmse": float(error.square().mean().sqrt())})
+    return sorted(tried, key=lambda row: row["rmse"])
+
+
+RANKS = {"rank": (8, 16, 32, 64)}
 PEERS = {
     "global_mean": Peer(fit_global_mean, "global mean", is_random=False),
     "bias": Peer(fit_bias, "user + movie bias", is_random=False),
-    "knn_baseline": Peer(fit_knn_baseline, "Surprise KNNBaseline", "surprise", is_random=False),
-    "svd": Peer(fit_svd, "Surprise SVD", "surprise"),
-    "svdpp": Peer(fit_svdpp, "Surprise SVD++", "surprise"),
-    "als": Peer(fit_als, "cmfrec ALS + implicit", "cmfrec"),
-    "libmf": Peer(fit_libmf, "LIBMF", "libmf.mf", is_default=False),
-    "myfm": Peer(fit_myfm, "myFM", "myfm"),
-    "myfm_svdpp": Peer(fit_myfm_svdpp, "myFM SVD++ flipped", "myfm"),
-    "myfm_time": Peer(fit_myfm_time, "myFM timeSVD++ flipped", "myfm"),
+    "knn_baseline": Peer(fit_knn_baseline, "Surprise KNNBaseline", "surprise", {"k": (20, 40, 80, 160)},
+                         is_random=False),
+    "svd": Peer(fit_svd, "Surprise SVD", "surprise", {
+        "n_factors": (20, 50, 100, 200), "reg_all": (0.02, 0.05, 0.1), "lr_all": (0.005, 0.01),
+        "n_epochs": (20, 40, 80)}),
+    "svdpp": Peer(fit_svdpp, "Surprise SVD++", "surprise", {
+        "n_factors": (10, 20, 40), "reg_all": (0.02, 0.05, 0.1), "n_epochs": (10, 20, 40)}),
+    "als": Peer(fit_als, "cmfrec ALS + implicit", "cmfrec", {
+        "k": (10, 20, 40, 80), "l2": (0.04, 0.06, 0.08, 0.1, 0.12)}),
+    "libmf": Peer(fit_libmf, "LIBMF", "libmf.mf", {
+        "k": (32, 64, 128), "l2": (0.02, 0.05, 0.08, 0.12), "nr_iters": (10, 20, 40, 100)}, is_default=False),
+    "myfm": Peer(fit_myfm, "myFM", "myfm", RANKS),
+    "myfm_svdpp": Peer(fit_myfm_svdpp, "myFM SVD++ flipped", "myfm", RANKS),
+    "myfm_time": Peer(fit_myfm_time, "myFM timeSVD++ flipped", "myfm", RANKS),
 }

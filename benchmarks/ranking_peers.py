@@ -11,9 +11,7 @@ Needs requirements-bench.txt; a peer whose package is missing is left out.
     lightfm      LightFM without features, WARP loss (Weston et al. 2011)
 """
 
-import itertools
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS as RATING_PEERS
+from benchmarks.peers import points_of
 from preprocessing.dataset import DataError
 from training.batches import DataSet, RatingTensors
 from training.metrics import evaluate_ranking, relevant_stars
@@ -140,7 +139,7 @@ PEERS = {
 def choose_settings(name: str, data: DataSet, num_trials: int, num_threads: int) -> list[dict]:
     """Try settings of a peer, fitted on the training part, by NDCG@10 on the validation part.
 
-    A grid of more than `num_trials` points is sampled (Bergstra and Bengio 2012), the same points whatever the data.
+    A grid of more than `num_trials` points is sampled, the same points whatever the data.
 
     Returns:
         What was tried, best first: the settings and their "ndcg@10"; empty for a peer without settings.
@@ -148,12 +147,8 @@ def choose_settings(name: str, data: DataSet, num_trials: int, num_threads: int)
     Raises:
         DataError: the data set has no validation rating of `relevant_stars` or more.
     """
-    grid = PEERS[name].grid
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    if len(points) > num_trials:
-        points = random.Random(0).sample(points, num_trials)
     tried = []
-    for settings in points:
+    for settings in points_of(PEERS[name].grid, num_trials):
         measures = evaluate(PEERS[name].fit(data, 0, num_threads, **settings), data, [data.train], data.validation)
         if math.isnan(measures["ndcg@10"]):
             stars = relevant_stars(*data.meta["stars_range"])

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import compare_accuracy, peers
 from preprocessing import netflix_preprocess
+from training.batches import DataSet, load_dataset
 
 LOW, HIGH = 1, 5
 
@@ -142,6 +143,29 @@ def test_every_peer_beats_the_global_mean(data, name, monkeypatch):
     assert measures["rmse"] < mean["rmse"]
     if name != "knn_baseline":
         assert 0 < measures["ndcg@10"] < 1
+
+
+def test_settings_are_those_that_predict_validation_best(data_dir, monkeypatch, capsys):
+    fitted = []
+
+    def fit(data: DataSet, seed: int, num_threads: int, shift: float = 9.0, other: int = 0) -> peers.Fitted:
+        fitted.append((len(data.train), len(data.test), shift))
+        mean = float(data.test.stars.double().mean())  # of what is asked for: a shift of 0 is best
+        zeros = torch.zeros(data.num_movies)
+        return peers.Fitted(0.0, torch.full((data.num_users,), mean + shift), zeros,
+                            torch.zeros(data.num_users, 1), zeros.unsqueeze(1))
+
+    grid = {"shift": (-1.0, 0.0, 0.5), "other": (1, 2)}
+    monkeypatch.setitem(peers.PEERS, "bias", peers.Peer(fit, "shifted", "", grid, is_random=False))
+    assert compare_accuracy.main(["--data_dir", str(data_dir), "--models", "bias,global_mean", "--trials", "6"]) == 0
+    result, data = last_line(capsys.readouterr().out), load_dataset(data_dir)
+    split = data.meta["split"]
+    assert [row[:2] for row in fitted] == [(split["num_train"], split["num_validation"])] * 6 + [
+        (split["num_train"] + split["num_validation"], split["num_test"])]
+    assert fitted[-1][2] == result["tried"]["bias"][0]["shift"] == 0.0 and len(result["tried"]["bias"]) == 6
+    assert result["trials"] == 6 and result["tried"]["global_mean"] == []
+    assert len(peers.points_of(grid, 4)) == 4 and peers.points_of(grid, 4) == peers.points_of(grid, 4)
+    assert peers.points_of({}, 4) == []
 
 
 def test_a_missing_peer_is_named_with_the_command_that_installs_it(data_dir, capsys, monkeypatch):
