@@ -199,6 +199,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']}{chosen}"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
+    if by_others := report.published(data.meta):
+        print(f"\n{by_others}")
     report.write_test_metrics(args.run_dir / "test_metrics.json", {
         **results, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"], "train_s": checkpoint["train_s"]})
     if not args.eval_only:

@@ -28,6 +28,13 @@ COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
 ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",
         "two_tower": "two towers", "relevance": "by relevance"}
 
+NETFLIX_RATINGS, PROBE_RATINGS = 100_480_507, 1_408_395  # of the Netflix Prize, and of them in its probe
+PUBLISHED = (("Cinematch, Netflix's own", 0.9514, "the rules of the prize"),
+             ("PMF, constrained", 0.9016, "Salakhutdinov and Mnih 2008"), ("SVD, 200 factors", 0.9009, "Koren 2008"),
+             ("ALS-WR, 1,000 factors", 0.8985, "Zhou et al. 2008"), ("SVD++, 200 factors", 0.8911, "Koren 2008"),
+             ("timeSVD++, 200 factors", 0.8799, "Koren 2010"),
+             ("the Grand Prize, hundreds of models", 0.8567, "its leaderboard, 2009"))
+
 
 def write_metrics(path: Path, metrics: list[EpochMetrics]) -> None:
     """Write metrics.csv, a row per epoch, whole or not at all."""
@@ -134,6 +141,16 @@ def format_table(results: dict[str, dict[str, float | None]]) -> str:
         cells = ("-" if value is None or math.isnan(value) else f"{value:.4f}" for value in results[name].values())
         lines.append(f"{ROWS[name]:<18}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
+
+
+def published(meta: dict) -> str:
+    """Return what others have reached on Netflix's probe, as a table of text; "" for every other data set or split."""
+    split = meta["split"]
+    sizes = [split[f"num_{name}"] for name in ("train", "validation", "test")]
+    if split["method"] != "probe" or (sum(sizes), sizes[-1]) != (NETFLIX_RATINGS, PROBE_RATINGS):
+        return ""
+    rows = [f"{model:<37}{rmse:.4f}  {source}" for model, rmse, source in PUBLISHED]
+    return "\n".join(["published RMSE on the probe, or on the quiz or test set, which are alike:", *rows])
 
 
 def write_test_metrics(path: Path, results: dict) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from preprocessing.dataset import DataError, Movies, Users
 from training.batches import DataSet, RatingTensors
-from training.report import plot_training, read_metrics, validation_baselines, write_metrics
+from training.report import plot_training, published, read_metrics, validation_baselines, write_metrics
 from training.trainer import EpochMetrics
 
 
@@ -59,3 +59,13 @@ def test_metrics_that_are_missing_or_damaged_get_a_sentence(tmp_path, text):
         (tmp_path / "metrics.csv").write_text(text.format(header=header), encoding="utf-8")
     with pytest.raises(DataError, match=r"metrics.csv (not found|is not what main.py wrote); run: python main.py"):
         read_metrics(tmp_path)
+
+
+def test_what_others_reached_is_told_of_netflix_s_own_probe_alone():
+    sizes = {"num_train": 95_000_000, "num_validation": 4_072_112, "num_test": 1_408_395}
+    lines = published({"split": {"method": "probe", **sizes}}).splitlines()
+    assert len(lines) > 5 and "SVD++, 200 factors                   0.8911  Koren 2008" in lines
+    rmse = [float(line[37:43]) for line in lines[1:]]
+    assert rmse == sorted(rmse, reverse=True)
+    for other in ({"method": "latest"}, {"num_test": 1_408_394}, {"num_train": 95_000_001}):
+        assert published({"split": {"method": "probe", **sizes, **other}}) == ""
