@@ -7,14 +7,14 @@ Reads processed data sets (preprocessing/); of several, and of all seeds, it pri
     two_tower    main.py with default flags: trained on the training part, the epoch chosen by validation, then, up to
                  10 million ratings, fitted again to training and validation ratings. With --no-refit validation only
                  joins what is known of users and movies at test
-    the others   fitted on training and validation ratings together, as configured in benchmarks/peers.py, or as
-                 --trials chose: of so many settings of each peer, unless it has fewer, those that predict validation
-                 best
+    the others   fitted on training and validation ratings together, with the settings of benchmarks/peers.py; with
+                 --trials N, with those that predict the validation part best of N settings tried, or of all if there
+                 are fewer
 All predict the same test ratings and rank the same movies by training.metrics; peers' predictions are cut to the scale.
 fit_s is the fit alone: without reading and converting data, and for the towers train_s of test_metrics.json (until the
-chosen epoch, without validation, a refit included). OVER OURS is how much higher a model's RMSE is than the towers', in
-the mean over data sets and seeds, each against the towers on the same ratings, and half of the width of its 95 %
-interval (Student's t). wall_s, in the JSON, is all of a run, from a data set in memory
+chosen epoch, without validation, a refit included). OVER TOWERS is how much higher a model's RMSE is than the towers'
+on the same ratings, the mean over data sets or, of a single one, over seeds, and half of the width of its 95 % interval
+(Student's t). wall_s, in the JSON, is all of a run, from a data set in memory
 (for the towers: on disk) to its measures. What takes no seed runs once per data set. Means over the runs; the
 deviation is that of a sample, null for a single run. The last line is JSON. Needs requirements-bench.txt.
 """
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed to main.py (default: neither)")
     args = checked(parser, parser.parse_args(argv), MODELS)
     if args.trials < 0:
-        parser.error(f"--trials must not be below 0, but is {args.trials}")
+        parser.error(f"--trials must be at least 0, not {args.trials}")
     return args
 
 
@@ -123,6 +123,9 @@ def compare(args: argparse.Namespace) -> None:
     """Run everything; print the table and the line of JSON."""
     torch.set_num_threads(args.num_threads)
     models = choose_models(args.models, MODELS, PEERS, PACKAGES)
+    if not importable("scipy.stats"):
+        raise DataError("the intervals need scipy, which cannot be imported; run: pip install -r "
+                        "requirements-bench.txt")
     data_sets = {data_dir: check(data_dir) for data_dir in args.data_dir}
     runs = [(data_dir, name, seed) for data_dir in data_sets for name in models
             for seed in range(args.seeds if name == "two_tower" or PEERS[name].is_random else 1)]
@@ -264,13 +267,14 @@ def by_data_set(rows: list[dict], num_data_sets: int) -> list[list[float]]:
 def paired_difference(model: list[list[float]], towers: list[list[float]]) -> tuple[float | None, float | None]:
     """Return how much higher a model's RMSE is than the towers', and half of the width of the 95 % interval of this.
 
-    Pairs are of the same data set: the runs of a seed, or, where a model takes no seed, its run and the towers' mean.
-    None where there are no towers, or one pair alone.
+    Pairs are the means of a data set, for its seeds are not independent; of a single data set they are the seeds. None
+    where there are no towers, or one pair alone.
     """
-    pairs = []
-    for own, others in zip(model, towers, strict=False):
-        pairs += [(one, other) for one, other in zip(own, others, strict=True)] if len(own) == len(others) else [
-            (statistics.fmean(own), statistics.fmean(others))]
+    if len(model) == len(towers) == 1 and len(model[0]) == len(towers[0]):
+        pairs = list(zip(model[0], towers[0], strict=True))
+    else:
+        pairs = [(statistics.fmean(of_model), statistics.fmean(of_towers))
+                 for of_model, of_towers in zip(model, towers, strict=False)]
     differences = [one - other for one, other in pairs]
     if not differences or not all(map(math.isfinite, differences)):
         return None, None
@@ -289,7 +293,7 @@ def print_table(results: dict[str, dict], args: argparse.Namespace, data_sets: l
     print(f"{', '.join(str(path) for path in args.data_dir)}; split {splits}; {sum(sizes) / len(sizes):,.0f} test "
           f"ratings, {args.seeds} seed(s), {args.num_threads} thread(s)")
     names = "".join(f"{name.upper():>18}" for name in MEASURES[:4])
-    print(f"{'':<24}{names}{'OVER OURS':>19}{'FIT S':>10}{'RUNS':>6}")
+    print(f"{'':<24}{names}{'OVER TOWERS':>19}{'FIT S':>10}{'RUNS':>6}")
     for name, row in sorted(results.items(), key=lambda item: -(item[1]["rmse"] or math.inf)):
         towers = "two towers" + (", no refit" if args.refit is False else "")
         title = towers if name == "two_tower" else PEERS[name].title

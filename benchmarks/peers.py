@@ -27,6 +27,7 @@ import contextlib
 import importlib
 import io
 import itertools
+import math
 import random
 import sys
 import time
@@ -303,8 +304,7 @@ def fit_myfm_time(data: DataSet, seed: int, num_threads: int, rank: int = 32) ->
 
 @dataclass(frozen=True)
 class Peer:
-    """A model to fit: from what is known, a seed and a number of threads; how long, and otherwise how, by arguments of
-    its own, each of which may take the values that the grid has for it."""
+    """A model to fit, `fit(data, seed, num_threads, **settings)`, and the values to try of each setting."""
 
     fit: Callable[..., Fitted]
     title: str
@@ -314,10 +314,10 @@ class Peer:
     is_default: bool = True
 
 
-def points_of(grid: dict[str, tuple], most: int) -> list[dict]:
+def points_of(grid: dict[str, tuple], max_points: int) -> list[dict]:
     """Return the points of a grid; a sample where they are more (Bergstra and Bengio 2012), the same every time."""
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    return random.Random(0).sample(points, most) if len(points) > most else points
+    return random.Random(0).sample(points, max_points) if len(points) > max_points else points
 
 
 def choose_settings(peer: Peer, data: DataSet, num_trials: int, num_threads: int) -> list[dict]:
@@ -333,12 +333,13 @@ def choose_settings(peer: Peer, data: DataSet, num_trials: int, num_threads: int
     if points and not len(data.validation):
         raise DataError(f"{data.data_dir} has no validation ratings to choose the settings of {peer.title} by; "
                         "preprocess it with a larger --val_fraction, or leave --trials out")
-    asked, tried = replace(data, test=data.validation), []
+    validation, tried = replace(data, test=data.validation), []
     for settings in points:
-        predicted = peer.fit(asked, 0, num_threads, **settings).predict(asked.test).clamp(*data.meta["stars_range"])
-        error = predicted.double() - asked.test.stars.double() * data.meta["stars_step"]
-        tried.append({**settings, "rmse": float(error.square().mean().sqrt())})
-    return sorted(tried, key=lambda row: row["rmse"])
+        predicted = peer.fit(validation, 0, num_threads, **settings).predict(data.validation)
+        stars = data.validation.stars.double() * data.meta["stars_step"]
+        rmse = float((predicted.clamp(*data.meta["stars_range"]) - stars).square().mean().sqrt())
+        tried.append({**settings, "rmse": rmse if math.isfinite(rmse) else None})  # a fit may diverge
+    return sorted(tried, key=lambda row: math.inf if row["rmse"] is None else row["rmse"])
 
 
 RANKS = {"rank": (8, 16, 32, 64)}

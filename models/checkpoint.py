@@ -164,10 +164,10 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
         raise ValueError("config")
     names = ("num_users", "num_movies", "user_dim", "embedding_dim", "pooled_dim", "hidden_dim")
     users, movies, user_dim, embedding_dim, pooled_dim, hidden_dim = (int(config[name]) for name in names)
-    sizes = (users * user_dim, (movies + users * item_based) * (embedding_dim + pooled_dim),
-             hidden_dim * (user_dim + embedding_dim + pooled_dim))
-    of_rated = int(config["raters_dim"]) * (movies + users * item_based)
-    if min(sizes) < 1 or sum(sizes) + movies * int(config["relevance_dim"]) + of_rated > num_bytes:
+    raters_dim = int(config["raters_dim"])
+    sizes = (users * user_dim, (movies + users * item_based) * (embedding_dim + pooled_dim + raters_dim),
+             hidden_dim * (user_dim + embedding_dim + pooled_dim + raters_dim) + embedding_dim * raters_dim)
+    if min(sizes) < 1 or sum(sizes) + movies * int(config["relevance_dim"]) > num_bytes:
         raise ValueError("sizes")
     with _Unfilled():
         model = Blend(ModelConfig(**config), item_based)

@@ -83,9 +83,9 @@ class StepMovies(NamedTuple):
                                    over_time=None if over_time is None else _leaf(over_time))
 
     def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float, embedding_l2: float) -> torch.Tensor:
-        """Return the sum over targets and members of (l2 + movie_l2 / n_m) |v_m|^2 + embedding_l2 / n_m |e_m|^2, a
-        scalar, n_m being the movie's number of training ratings: over an epoch a movie pays for its ratings, and once
-        for itself. So a Gaussian prior of its vector is around what its features say.
+        """Return the sum over targets and members of l2 |v_m|^2 + (movie_l2 |v_m|^2 + embedding_l2 |e_m|^2) / n_m, a
+        scalar; n_m is the movie's number of training ratings. So over an epoch the second term counts once per movie:
+        a Gaussian prior around what its features say.
 
         Args:
             num_targets: float (N G,), of each row.

@@ -1,4 +1,4 @@
-"""Runs whose figures are known: a term, a rate, a seed or a noise that changes does not pass unseen.
+"""Runs whose figures are known: a term, a rate or a seed that changes does not pass unseen.
 
 Every run is three epochs on a tiny synthetic data set, on one thread; golden.json has what it wrote. Where a change of
 the figures is meant, `make golden` writes them anew, and the commit that does says why.

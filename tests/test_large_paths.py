@@ -287,7 +287,6 @@ def test_pieces_of_a_step_have_no_more_ratings_than_allowed(data_dir, monkeypatc
     assert max(sizes) <= 700 and sum(sizes) == len(train) > 10 * 700
 
 
-
 def planted_data(num_users: int, num_ratings: int) -> DataSet:
     """Return users of one rating each, of one of five movies, all of which validation asks about too, and say that
     there are more ratings."""

@@ -71,12 +71,13 @@ def test_mean_and_deviation_are_over_data_sets(raw_dir, data_dir, tmp_path, caps
 
 def test_a_model_is_compared_with_the_towers_on_the_same_data_sets_and_seeds():
     towers = [[0.80, 0.84], [0.90, 0.90]]
-    over, half_width = compare_accuracy.paired_difference([[0.83, 0.85], [0.93, 0.91]], towers)
-    assert over == pytest.approx(np.mean([0.03, 0.01, 0.03, 0.01]))
-    assert half_width == pytest.approx(3.182 * np.std([0.03, 0.01, 0.03, 0.01], ddof=1) / 2, rel=1e-3)  # t, 3 degrees
-    over, half_width = compare_accuracy.paired_difference([[0.83], [0.93]], towers)  # it takes no seed
+    for model in ([[0.83, 0.83], [0.95, 0.91]], [[0.83], [0.93]]):  # the latter takes no seed
+        over, half_width = compare_accuracy.paired_difference(model, towers)
+        assert over == pytest.approx(0.02)
+        assert half_width == pytest.approx(12.706 * np.std([0.01, 0.03], ddof=1) / 2**0.5, rel=1e-3)  # t, one degree
+    over, half_width = compare_accuracy.paired_difference([[0.83, 0.85, 0.86]], [[0.80, 0.84, 0.84]])  # seeds
     assert over == pytest.approx(0.02)
-    assert half_width == pytest.approx(12.706 * np.std([0.01, 0.03], ddof=1) / 2**0.5, rel=1e-3)
+    assert half_width == pytest.approx(4.303 * np.std([0.03, 0.01, 0.02], ddof=1) / 3**0.5, rel=1e-3)
     assert compare_accuracy.paired_difference([[0.83]], [[0.80]]) == (pytest.approx(0.03), None)
     assert compare_accuracy.paired_difference([[0.83]], []) == (None, None)
 

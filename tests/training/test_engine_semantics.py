@@ -95,7 +95,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
 
     def look(_, inputs):
         one = steps[-1]
-        one.embedding, one.context, one.target, one.movies = inputs
+        one.embedding, one.context, one.target, _ = inputs
         one.keep = torch.zeros(len(one.batch.users), dtype=torch.bool)
         one.keep[one.user_of_row[(one.embedding != 0).any(1)]] = True
 
