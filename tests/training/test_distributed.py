@@ -100,7 +100,7 @@ def load(run_dir: Path) -> dict:
 def assert_same_run(one: dict, other: dict) -> None:
     for name, tensor in one["model"].items():
         # Adam turns the last bits of a small gradient into a part of a step.
-        torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=4e-4, msg=name)
     for engine, same in zip(one["engines"], other["engines"], strict=True):
         for name, tensor in engine["user_rows"].items():
             torch.testing.assert_close(tensor, same["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
