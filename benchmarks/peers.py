@@ -113,16 +113,16 @@ def _from_biases(fit_s: float, user_bias: torch.Tensor, movie_bias: torch.Tensor
 # --- Surprise ---------------------------------------------------------------------------------------------------
 
 
-def fit_svd(data: DataSet, seed: int, num_threads: int, **settings: float) -> Fitted:
+def fit_svd(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20, **settings: float) -> Fitted:
     from surprise import SVD
 
-    return from_surprise(*_fit_surprise(SVD(random_state=seed, **settings), data, seed), data)
+    return from_surprise(*_fit_surprise(SVD(n_epochs=n_epochs, random_state=seed, **settings), data, seed), data)
 
 
-def fit_svdpp(data: DataSet, seed: int, num_threads: int, **settings: float) -> Fitted:
+def fit_svdpp(data: DataSet, seed: int, num_threads: int, n_epochs: int = 20, **settings: float) -> Fitted:
     from surprise import SVDpp
 
-    algorithm = SVDpp(random_state=seed, cache_ratings=True, **settings)
+    algorithm = SVDpp(n_epochs=n_epochs, random_state=seed, cache_ratings=True, **settings)
     return from_surprise(*_fit_surprise(algorithm, data, seed), data)
 
 

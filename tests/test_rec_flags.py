@@ -205,7 +205,8 @@ def test_reasons_are_the_exact_parts_of_a_score_the_three_largest_first(ask, tru
                                   for k in np.argsort(-effect) if effect[k] > 0]
                 for movie, effect in enumerate(effects)}
     rows = ask(*flags, "--explain", "--json", "--top_n", 100)["recommendations"]
-    assert any(len(expected[row["movie_id"]]) < 3 for row in rows) == (user is None)
+    number = [len(expected[row["movie_id"]]) for row in rows]
+    assert max(number) > 3 if user else min(number) < 3  # more reasons than are shown, and fewer
     for row in rows:
         found = [tuple(reason.values()) for reason in row["because"]]
         assert found == [(*names, pytest.approx(effect, abs=1e-4)) for *names, effect in expected[row["movie_id"]][:3]]
