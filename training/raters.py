@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from models.ops.threads import in_threads, num_threads, shared_out
-from training.batches import RatingTensors, uniform
+from training.batches import RatingTensors, batch_of, blocks_of, uniform
 from training.distributed import Ranks
 
 MOST_COORDINATES, FEWEST_COORDINATES = 128, 24  # fewer where movies or users are few
@@ -75,8 +75,7 @@ def coordinates(ratings: RatingTensors, num_movies: int, dim: int, ranks: Ranks,
         if with_users:
             by_user = vectors.new_zeros(len(users), dim)
             known = (rated > 0).nonzero().squeeze(1)
-            block = rated[known].cumsum(0) // SAMPLE_RATINGS
-            for some in known.split(block.unique_consecutive(return_counts=True)[1].tolist()) if len(known) else []:
+            for some in blocks_of(known, ratings):
                 rows = _Matrix(ratings, some, num_movies)
                 rows.weigh(rated_by_all)
                 by_user[some] = rows.times(vectors)
@@ -89,14 +88,11 @@ class _Matrix:
     ratings."""
 
     def __init__(self, ratings: RatingTensors, users: torch.Tensor, num_movies: int) -> None:
-        self.count = ratings.offset.diff()[users]
-        self.begin = self.count.cumsum(0) - self.count
-        position = torch.arange(int(self.count.sum()))
-        position += (ratings.offset[users] - self.begin).repeat_interleave(self.count)
-        self.movie_idx = ratings.movie_idx[position].int()
+        batch, count = batch_of(ratings, users), ratings.offset.diff()[users]
+        self.row, self.movie_idx, self.begin = batch.row.int(), batch.movie_idx.int(), count.cumsum(0) - count
         self.of_movie = torch.bincount(self.movie_idx, minlength=num_movies)
-        self.user_weight = (self.count.double() + SHRINK).rsqrt().unsqueeze(1)
-        self.row: torch.Tensor | None = None  # of each rating, by movie
+        self.user_weight = (count.double() + SHRINK).rsqrt().unsqueeze(1)
+        self.row_by_movie: torch.Tensor | None = None
 
     def weigh(self, rated: torch.Tensor) -> None:
         """Take over how many ratings movies have, float (M,), over all ranks."""
@@ -108,11 +104,10 @@ class _Matrix:
 
     def transposed_times(self, of_users: torch.Tensor) -> torch.Tensor:
         """Multiply the transpose by (users, K); return (M, K)."""
-        if self.row is None:
-            row = torch.arange(len(self.count), dtype=torch.int32).repeat_interleave(self.count)
-            self.row = row[self.movie_idx.argsort(stable=True)]
+        if self.row_by_movie is None:
+            self.row_by_movie = self.row[self.movie_idx.argsort(stable=True)]
         begin = self.of_movie.cumsum(0) - self.of_movie
-        return _sums_of_rows(of_users * self.user_weight, self.row, begin) * self.movie_weight
+        return _sums_of_rows(of_users * self.user_weight, self.row_by_movie, begin) * self.movie_weight
 
 
 def _sums_of_rows(values: torch.Tensor, index: torch.Tensor, begin: torch.Tensor) -> torch.Tensor:
