@@ -276,8 +276,9 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
               flush=True)
     trainer = build_trainer(args, data, device, ranks)
     trainer.folds_in = False  # but for the last: nothing is measured before
-    if trainer.model.relevance is not None:  # its weights have been chosen by validation too
-        trainer.model.relevance.weights.copy_(chosen["model"]["relevance.weights"])
+    for name, value in trainer.model.state_dict().items():  # what validation ratings have chosen too
+        if name.startswith("link.") or name == "relevance.weights":
+            value.copy_(chosen["model"][name])
     for metrics in trainer.epochs():
         if ranks.is_main:
             print(f"refit {metrics.epoch:>3}  train {metrics.train_rmse:.4f}                       "

@@ -1,4 +1,5 @@
-"""The model that is trained: user-based towers, blended with item-based ones where these help, and relevance.
+"""The model that is trained: user-based towers, blended with item-based ones where these help, the link from scores to
+stars, and relevance.
 
 A TwoTower treats its two kinds unlike: a user's vector is folded in from their ratings, a movie's is an embedding
 (user-based). Where movies are few beside users that is the better half by far. Where they are not, a second TwoTower
@@ -22,6 +23,7 @@ from torch import nn
 from models.config import DATE_PARTS, ModelConfig
 from models.movie_tower import CONSTANT, MovieTable
 from models.relevance import Relevance
+from models.stars_link import StarsLink, spread_features
 from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 
@@ -44,6 +46,7 @@ class Blend(nn.Module):
                                                without=(*config.without, *DATE_PARTS, "year")))
             self.register_buffer("folded_in", torch.zeros(config.num_movies,
                                                           config.ensemble_size * (config.member_dim + 2)))
+        self.link = StarsLink(config.stars_low, config.stars_high, config.stars_step)
         # Last, so that the towers begin the same with it and without.
         self.relevance = Relevance(config) if config.relevance_dim else None
 
@@ -126,8 +129,14 @@ class Blend(nn.Module):
         return blocks
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
-        """Turn scores into stars."""
-        return self.user_based.stars(score)
+        """Turn scores into the stars to expect."""
+        return self.link(score)
+
+    def spread_features(self, movies: MovieTable, user_idx: torch.Tensor, context: Context,
+                        target: Target) -> torch.Tensor:
+        """Return what the scatter of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
+        arguments as for `predict`."""
+        return spread_features(*self.user_based.uncertainty(movies, self._embedding(user_idx), context, target))
 
     def description(self) -> dict:
         """Return what the constructor needs, as plain values, for a checkpoint."""

@@ -5,7 +5,7 @@
     x_m = [movie embedding, mean of the ensemble; release year; number of ratings; who rated it]
     q_m = movie embedding + MLP(x_m) + W (who rated it)
     score(u, m) = p_u . q_m                                     biases are coordinates of the two vectors
-    stars(u, m) = low + (high - low) sigmoid(score)
+    stars(u, m) = low + (high - low) sigmoid(score)             in training; models/stars_link.py refines it
 
 recommending/one_user.py is the user tower for a single person, in NumPy: read it first.
 
@@ -29,13 +29,14 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.movie_tower import CONSTANT, MovieTable, MovieTower, StepMovies, rows_of
-from models.ops.array_ops import with_one
+from models.ops.array_ops import ridge, with_one
 from models.ops.ragged import gather_distinct, paired_dot
-from models.ops.rating_pattern import distinct, positions
+from models.ops.rating_pattern import counts, distinct, positions
 from models.temporal import MovieBiasOverTime, RecentUserBias
 from models.user_tower import Context, UserTower
 
 MOVIES_PER_BLOCK = 2048  # whose hidden units are in memory at once
+TARGETS_AT_A_TIME = 2048  # whose users' factorised systems are in memory at once
 
 
 class Target(NamedTuple):
@@ -122,6 +123,27 @@ class TwoTower(nn.Module):
         score = score + self._movie_bias_over_time(movies, target.movie_idx, target.day)
         return score + self._recent_user_bias(context, residual, target.row, target.day, len(users))
 
+    def uncertainty(self, movies: MovieTable, embedding: torch.Tensor, context: Context,
+                    target: Target) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return how unsure predictions are; arguments as for `predict`.
+
+        Returns:
+            The sum of the squared residuals that the user's vector leaves of their context ratings, and the number of
+            these; and the variance of the score, q_m' A^-1 q_m, the mean over the members, which the posterior of the
+            fold-in has where ratings vary by 1 around it (A: see `ridge_solve`). Each float (T,).
+        """
+        num_users, of_day = len(embedding), self._movie_bias_over_time(movies, context.movie_idx, context.day)
+        prior, l2, regression_target = self.user_tower.regression(embedding, context, movies, of_day)
+        pattern = movies.pattern(context.row, context.movie_idx, num_users)
+        _, residual, factor = ridge(movies.rows, regression_target, prior, l2, pattern)
+        variance = [torch.linalg.solve_triangular(factor[row], movies.rows[movie, :, :-1].unsqueeze(-1), upper=False)
+                    .square().sum((-3, -2, -1)) / movies.rows.shape[1]
+                    for row, movie in zip(target.row.split(TARGETS_AT_A_TIME),
+                                          movies.indices(target.movie_idx).split(TARGETS_AT_A_TIME), strict=True)]
+        squared = residual.new_zeros(num_users).index_add_(0, context.row, residual.mean(1).square())
+        count = counts(context.row, num_users).to(squared.dtype)
+        return squared[target.row], count[target.row], torch.cat(variance)
+
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       movies: MovieTable | None = None) -> torch.Tensor:
         """Return q_m as of a day, float (N, E (D + 2)): of each member its coordinates, what the user's bias
@@ -161,7 +183,7 @@ class TwoTower(nn.Module):
         return torch.cat([users[..., :-1], bias, torch.ones_like(bias)], -1).flatten(1) / self.config.ensemble_size
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
-        """Turn scores into stars."""
+        """Turn scores into stars, as the loss of training does."""
         return self.config.stars_low + (self.config.stars_high - self.config.stars_low) * torch.sigmoid(score)
 
     @property

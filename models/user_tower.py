@@ -15,6 +15,8 @@ from models.ops.array_ops import residuals
 from models.ops.ragged import pool, ridge_solve
 from models.ops.rating_pattern import counts
 
+NUM_STAR_VALUES = 5
+
 
 class Context(NamedTuple):
     """Ratings that users' vectors are made of (R), ascending in row, and those of a row in day."""
@@ -38,6 +40,9 @@ class UserTower(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.dropout = nn.Dropout(config.dropout)
+        # What the fold-in adds to the stars of 0, 1/4, 2/4, 3/4 and all of the scale, in units of score: that from 4 to
+        # 5 stars is as far as from 2 to 3 is only how they are written.
+        self.star_values = nn.Parameter(torch.zeros(NUM_STAR_VALUES))
         # Strength of the fold-in's shrinkage, exp(base) + exp(per_rating) |C|; the last coordinate is the user's bias.
         base, per_rating = torch.full((members, dim + 1), 0.7), torch.full((members, dim + 1), 0.02)
         base[:, -1], per_rating[:, -1] = 4.0, 0.001
@@ -98,7 +103,13 @@ class UserTower(nn.Module):
         base, per_rating = self.log_base.exp(), self.log_per_rating.exp()
         l2 = torch.cat([base[group * members:][:members] + per_rating[group * members:][:members] * of_group
                         for group, of_group in enumerate(_by_group(count, movies))])
-        return prior, l2, above_mean / config.slope - movie_bias
+        return prior, l2, above_mean / config.slope + self._star_value(context.stars) - movie_bias
+
+    def _star_value(self, stars: torch.Tensor) -> torch.Tensor:
+        """Return `star_values` at stars, float (R,), on straight lines between them."""
+        position = (stars - self.config.stars_low) / self.config.unit
+        knots = torch.arange(NUM_STAR_VALUES, device=stars.device)
+        return (1 - (position.unsqueeze(1) - knots).abs()).clamp(min=0) @ self.star_values
 
     def _prior(self, hidden: torch.Tensor, movies: MovieTable) -> torch.Tensor:
         """Return the second layer's output of each row for the members of its group (see `MovieTable`), float

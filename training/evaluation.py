@@ -40,25 +40,40 @@ def fold_in(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: t
 
 
 @torch.no_grad()
-def predict_errors(model: Blend, known: RatingTensors, asked: RatingTensors, stars_step: float,
-                   ranks: Ranks = ALONE, users: torch.Tensor | None = None) -> RatingErrors:
-    """Predict ratings, each user's vector made from all that is known of them; sum the errors.
+def predict_scores(model: Blend, known: RatingTensors, asked: RatingTensors, stars_step: float,
+                   users: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict ratings, each user's vector made from all that is known of them; return their scores and the stars that
+    were given, float (T,) each.
 
     Args:
-        known, asked: what vectors are made of and what is to be predicted, of this rank's users.
-        users: user_idx int64 of those to measure; None for all of whom ratings are asked.
+        known, asked: what vectors are made of and what is to be predicted.
+        users: user_idx int64 of those to predict; None for all of whom ratings are asked.
     """
-    errors = RatingErrors()
     movies = model.eval().movie_table()
     if users is None:
         users = asked.offset.diff().nonzero().squeeze(1)
 
     def predict(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
-        return model.stars(model.predict(movies, block, context.context(), target.target())), target.stars
+        return model.predict(movies, block, context.context(), target.target()), target.stars
 
-    for predicted, stars in in_threads([partial(predict, block) for block in blocks_of(users, known)]):
-        errors.add(predicted, stars)
+    nothing = movies.rows.new_zeros(0)
+    found = [(nothing, nothing), *in_threads([partial(predict, block) for block in blocks_of(users, known)])]
+    score, stars = (torch.cat(values) for values in zip(*found, strict=True))
+    return score, stars
+
+
+def predict_errors(model: Blend, known: RatingTensors, asked: RatingTensors, stars_step: float,
+                   ranks: Ranks = ALONE) -> RatingErrors:
+    """Predict the ratings asked of this rank's users, see `predict_scores`; sum the errors of all ranks."""
+    return sum_errors(model, *predict_scores(model, known, asked, stars_step), ranks)
+
+
+@torch.no_grad()
+def sum_errors(model: Blend, score: torch.Tensor, stars: torch.Tensor, ranks: Ranks = ALONE) -> RatingErrors:
+    """Sum the errors of what scores predict against given stars, float (T,) each, of all ranks."""
+    errors = RatingErrors()
+    errors.add(model.stars(score), stars)
     sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(model.device)
     ranks.sum_(sums)
     return RatingErrors(*sums.tolist())

@@ -22,12 +22,14 @@ from preprocessing.dataset.machine import peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
 from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
-from training.evaluation import fold_in, predict_errors
+from training.evaluation import fold_in, predict_scores, sum_errors
+from training.link import count_scores, fit_link, fit_spread, scores_and_features
 from training.metrics import RatingErrors
 from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
+SPREAD_USERS = 512  # of them are enough for how widely ratings scatter
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
 
 
@@ -61,7 +63,9 @@ class Trainer:
         ranks.sum_(num_with)
         self.has_validation = bool(num_with > 0)
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
-        self.val_users = with_validation[uniform(0, with_validation) < measured]
+        chance = uniform(0, with_validation)
+        self.val_users = with_validation[chance < measured]
+        self.spread_users = with_validation[chance < SPREAD_USERS / max(float(num_with), 1.0)]
         relevance = None
         if model.relevance is not None:
             of_users = data.train.offset.diff().to(device)
@@ -158,12 +162,24 @@ class Trainer:
 
     def _validate(self) -> RatingErrors:
         """Measure validation, and fit the weights of relevance to it, side by side where there are no other ranks."""
-        tasks: list[Callable[[], Any]] = [partial(predict_errors, self.model, self.train, self.validation,
-                                                  self.stars_step, self.ranks, self.val_users)]
+        tasks: list[Callable[[], Any]] = [self._validate_ratings]
         if self.model.relevance is not None and self.has_validation:
             tasks.append(partial(fit_weights, self.model, self.train, self.validation, self.val_users,
                                  self.stars_step, self.last_day, self.ranks))
         return (in_threads(tasks) if self.ranks.size == 1 else [task() for task in tasks])[0]
+
+    def _validate_ratings(self) -> RatingErrors:
+        """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
+        scores."""
+        model, ratings = self.model, (self.train, self.validation)
+        score, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
+        if self.has_validation:
+            counts = count_scores(model.link, score, stars)
+            self.ranks.sum_(counts)
+            fit_link(model.link, counts)
+            fit_spread(model.link, *scores_and_features(model, *ratings, self.spread_users, self.stars_step),
+                       self.ranks)
+        return sum_errors(model, score, stars, self.ranks)
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()

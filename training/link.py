@@ -1,0 +1,134 @@
+"""Fit the link from scores to stars (models/stars_link.py) to validation ratings, by the greatest likelihood.
+
+Letters: T ratings, K stars of the scale above the lowest, Z bins of scores.
+"""
+
+import torch
+
+from models.blend import Blend
+from models.stars_link import SPREAD_WEIGHTS, StarsLink
+from training.batches import RatingTensors, batch_of, blocks_of
+from training.distributed import ALONE, Ranks
+
+BINS, LARGEST = 512, 8.0  # of scores, from -LARGEST to LARGEST
+PSEUDO_RATINGS = 100.0  # that are rated as the link says before it is fitted
+MOST_STEPS, ENOUGH = 50, 1e-9  # of Fisher scoring; until a step gains less log-likelihood a rating
+SPREAD_STEPS, SPREAD_PRECISION = 8, 10.0  # of Fisher scoring; of the weights' Gaussian prior, from which they begin
+DERIVATIVE_STEP = 1e-3
+
+
+def count_scores(link: StarsLink, score: torch.Tensor, stars: torch.Tensor) -> torch.Tensor:
+    """Count ratings, float (T,) each, by their score and stars: float64 (Z, K + 1), for `fit_link`."""
+    score_bin = ((score + LARGEST) * (BINS / (2 * LARGEST))).long().clamp(0, BINS - 1)
+    cell = score_bin * (link.num_above + 1) + link.star_of(stars)
+    return torch.bincount(cell, minlength=BINS * (link.num_above + 1)).double().view(BINS, -1)
+
+
+@torch.no_grad()
+def fit_link(link: StarsLink, counts: torch.Tensor) -> None:
+    """Fit slope and thresholds to ratings, by Fisher scoring.
+
+    PSEUDO_RATINGS with these scores, rated as the link says unfitted, count too: they keep the thresholds of stars
+    apart that nobody gave.
+
+    Args:
+        counts: float64 (Z, K + 1), from `count_scores`. Without any rating nothing changes.
+    """
+    counts = counts.cpu()
+    if not counts.sum():
+        return
+    scores = ((torch.arange(BINS).double() + 0.5) * (2 * LARGEST / BINS) - LARGEST).unsqueeze(1)  # the bins' middles
+    unfitted, by_score = StarsLink(link.low, link.low + link.step * link.num_above, link.step), counts.sum(1, True)
+    values = torch.cat([unfitted.slope.view(1), unfitted.thresholds]).double()
+    counts = counts + PSEUDO_RATINGS * by_score / by_score.sum() * _of_stars(values, scores)[0]
+    reached = _log_likelihood(values, scores, counts)
+    for _ in range(MOST_STEPS):
+        step, before = _scoring_step(values, scores, counts), reached
+        while (reached := _log_likelihood(values + step, scores, counts)) < before and step.abs().max() > 1e-9:
+            step = step / 2
+        if reached < before + ENOUGH * counts.sum():
+            break
+        values = values + step
+    link.slope.copy_(values[0])
+    link.thresholds.copy_(values[1:])
+
+
+@torch.no_grad()
+def fit_spread(link: StarsLink, score: torch.Tensor, stars: torch.Tensor, features: torch.Tensor,
+               ranks: Ranks = ALONE) -> None:
+    """Fit how widely ratings scatter, by Fisher scoring, to ratings of this rank and the others.
+
+    Args:
+        score, stars, features: float (T,), (T,) and (T, 3), as for `StarsLink.probabilities`.
+    """
+    star, features, score = link.star_of(stars).unsqueeze(1), features.double(), score.double()
+    prior, device = torch.tensor(SPREAD_WEIGHTS).double().to(score.device), score.device
+    weights = link.spread_weights.double()
+    for _ in range(SPREAD_STEPS):
+        width = (features @ weights).exp()
+        now, wider, narrower = (link.scattered(score, width * factor).clamp(min=1e-12)
+                                for factor in (1.0, 1 + DERIVATIVE_STEP, 1 - DERIVATIVE_STEP))
+        by_width = (wider - narrower) / (2 * DERIVATIVE_STEP)  # by the logarithm of the width
+        gradient = features.T @ (by_width / now).gather(1, star)
+        information = features.T @ ((by_width.square() / now).sum(1, keepdim=True) * features)
+        ranks.sum_(gradient, information)
+        gradient -= SPREAD_PRECISION * (weights - prior).unsqueeze(1)
+        information += SPREAD_PRECISION * torch.eye(len(prior), dtype=torch.float64, device=device)
+        move = torch.linalg.solve(information, gradient).squeeze(1)
+        weights = weights + move / move.norm().clamp(min=1)
+        if move.norm() < 1e-3:
+            break
+    link.spread_weights.copy_(weights)
+
+
+@torch.no_grad()
+def scores_and_features(model: Blend, known: RatingTensors, asked: RatingTensors, users: torch.Tensor,
+                        stars_step: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores, stars and `Blend.spread_features` of ratings of some users, float (T,), (T,) and (T, 3).
+
+    Args:
+        known, asked: what vectors are made of and what is to be predicted.
+        users: user_idx int64.
+    """
+    movies = model.eval().movie_table()
+    found = [(users.new_zeros(0).float(), users.new_zeros(0).float(), movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
+    for block in blocks_of(users, known):
+        context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
+        questions = block, context.context(), target.target()
+        found.append((model.predict(movies, *questions), target.stars, model.spread_features(movies, *questions)))
+    score, stars, features = (torch.cat(values) for values in zip(*found, strict=True))
+    return score, stars, features
+
+
+def _of_stars(values: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the probabilities of stars, (Z, K + 1), and of as many or more, (Z, K), for a slope and thresholds,
+    (1 + K,). The first are no differences, which rounding would spoil where both are near 1."""
+    eta = values[0] * scores - values[1:]
+    at_least, below = torch.sigmoid(eta), torch.sigmoid(-eta)
+    between = at_least[:, :-1] * below[:, 1:] * -torch.expm1(-values[1:].diff())
+    return torch.cat([below[:, :1], between, at_least[:, -1:]], 1).clamp(min=1e-300), at_least
+
+
+def _log_likelihood(values: torch.Tensor, scores: torch.Tensor, counts: torch.Tensor) -> float:
+    """Return the log-likelihood of counts, (Z, K + 1); -inf where the thresholds do not ascend."""
+    if values[0] <= 0 or not (values[1:].diff() > 0).all():
+        return -torch.inf
+    return float((counts * _of_stars(values, scores)[0].log()).sum())
+
+
+def _scoring_step(values: torch.Tensor, scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the step of Fisher scoring from a slope and thresholds, (1 + K,)."""
+    of_stars, at_least = _of_stars(values, scores)
+    density, ratio, inverse = at_least * (1 - at_least), counts / of_stars, counts.sum(1, True) / of_stars
+    by_eta = (ratio[:, 1:] - ratio[:, :-1]) * density  # (Z, K)
+    gradient = torch.cat([(by_eta * scores).sum().view(1), -by_eta.sum(0)])
+    same = density.square() * (inverse[:, 1:] + inverse[:, :-1])  # information of eta_k, and of it and the next
+    following = -density[:, :-1] * density[:, 1:] * inverse[:, 1:-1]
+    along = same.clone()
+    along[:, :-1] += following
+    along[:, 1:] += following
+    information = torch.diag(torch.cat([(along * scores.square()).sum().view(1), same.sum(0)]))
+    information[0, 1:] = information[1:, 0] = -(along * scores).sum(0)
+    k = torch.arange(1, len(values) - 1)
+    information[k, k + 1] = information[k + 1, k] = following.sum(0)
+    return torch.linalg.solve(information, gradient)
