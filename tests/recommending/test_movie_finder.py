@@ -62,7 +62,8 @@ def test_movies_stand_in_a_list_with_commas_between_and_within_titles(finder, te
 @pytest.mark.parametrize(("text", "sentence"), [
     ("Seven,The Omen,104", "2 movies are called 'The Omen'"), ("Seven,Omen", "no movie is called 'Omen'; did you mean"),
     ("Wild, Wild One, A", "no movie is called 'Wild'"), ("1,0,4", "movie_id 1 is not in"),
-    ("", "no movie is called ''"), ("a wild one,Wild One, A (1960)", r"104 is named twice, the second time as 'Wild One, A \(19"),
+    ("", "no movie is called ''"),
+    ("a wild one,Wild One, A (1960)", r"104 is named twice, the second time as 'Wild One, A \(19"),
     ("Seven,112", "movie_id 112 is named twice.*'112'$")])
 def test_a_list_of_movies_with_one_that_is_not_found_gets_its_sentence(finder, text, sentence):
     with pytest.raises(DataError, match=sentence):
