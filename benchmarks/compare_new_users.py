@@ -118,7 +118,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "(default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="N", help="how many: runs with seeds 0 to N-1, each with other people "
         "(default: 1)")
-    add("--trials", type=int, default=12, metavar="N", help="most settings of a peer to try (default: %(default)s)")
+    add("--trials", type=int, default=24, metavar="N", help="most settings of a peer to try (default: %(default)s)")
     add("--truth", type=Path, metavar="FILE", help="planted_truth.npz of a synthetic data set")
     add("--picture", type=Path, metavar="FILE.png", help="draw the RMSE by the number of ratings given")
     add("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
@@ -399,8 +399,8 @@ def plot(path: Path, results: dict[str, dict], sizes: tuple[int, ...], protocol:
             places, results[row]["rmse"], results[row]["rmse_std"], strict=True) if rmse is not None]
         x, y, deviation = zip(*points, strict=True)
         ours = row == "two_tower"
-        axes.errorbar(x, y, deviation if any(deviation) else None, marker=marker, ms=6, color=colour, lw=2.5 if ours else 1.5, capsize=3,
-                      ls="-" if marker else "--", zorder=3 if ours else 2, label=TITLES[row])
+        axes.errorbar(x, y, deviation if any(deviation) else None, marker=marker, ms=6, color=colour, capsize=3,
+                      lw=2.5 if ours else 1.5, ls="-" if marker else "--", zorder=3 if ours else 2, label=TITLES[row])
     axes.set(xticks=list(places), xticklabels=list(map(str, sizes)), xlabel="ratings given by somebody new",
              ylabel="RMSE of what they are asked (stars)", title=f"People who were not there in training\n{protocol}")
     axes.title.set_fontsize(10)
