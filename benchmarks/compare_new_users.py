@@ -22,30 +22,25 @@ requirements-bench.txt.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
 from benchmarks.compare_accuracy import checked, choose_models, exit_code, format_cell, train_towers
+from benchmarks.left_out import ORDERS, Person, leave_out, people_of, preprocess_rest, read_truth
 from benchmarks.new_user_peers import PACKAGES, PEERS, Given, Scorer
 from benchmarks.peers import points_of
-from preprocessing import table_preprocess
-from preprocessing.dataset import DataError, movies_frame, ratings_frame, read_meta
-from preprocessing.synthetic_netflix import latent_mean, star_moments
+from preprocessing.dataset import DataError, ratings_frame, read_meta
 from recommending.recommender import Recommender
 from training.batches import DataSet, load_dataset
 from training.metrics import RatingErrors, ndcg_and_recall, relevant_stars, top_movies
@@ -53,7 +48,6 @@ from training.metrics import RatingErrors, ndcg_and_recall, relevant_stars, top_
 MODELS = (*PEERS, "two_tower")
 SIZES = (0, 1, 2, 3, 5, 10, 20, 50)
 MEASURES = {"rmse": "RMSE", "mae": "MAE", "ndcg@10": "NDCG@10", "truth_rmse": "RMSE TO TRUTH"}
-MOST_LEFT_OUT = 0.1  # of all users, in each of the two sets
 TITLES = {name: peer.title for name, peer in PEERS.items()} | {
     "two_tower": "two towers", "two_tower_relevance": "two towers, by relevance", "truth": "the planted truth"}
 STYLES = {  # colours of Okabe and Ito (2008), which the colour-blind tell apart, and markers for print
@@ -63,38 +57,11 @@ STYLES = {  # colours of Okabe and Ito (2008), which the colour-blind tell apart
 
 
 @dataclass
-class Person:
-    """Somebody left out: what they may give, in the order in which they give it (P), and what they are asked (Q)."""
-
-    given_idx: np.ndarray  # int64 (P,), movies
-    given: np.ndarray  # float64 (P,), stars
-    asked_idx: np.ndarray  # int64 (Q,)
-    asked: np.ndarray  # float64 (Q,)
-    expected: np.ndarray  # float64 (Q,), stars by the planted truth; nan without
-
-
-@dataclass
 class Answers:
     """What a model says to people (B) who give k ratings: stars of each one's questions, and a list of 10."""
 
     stars: list[np.ndarray] | None  # float (Q,) each; None of a model that only orders
     listed: torch.Tensor | None  # int64 (B, 10), -1 where a list is shorter
-
-
-def given_at_random(own: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Return somebody's ratings in random order."""
-    return own.iloc[rng.permutation(len(own))]
-
-
-def given_earliest(own: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Return somebody's ratings from their first to their last; those of a day at random."""
-    return given_at_random(own, rng).sort_values("date", kind="stable")
-
-
-# In which order ratings are given. "chosen" belongs here, as soon as the program chooses what to ask: the questions of
-# `given_at_random`, with what comes before them in the order in which it asks.
-ORDERS: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] = {
-    "random": given_at_random, "earliest": given_earliest}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,13 +120,11 @@ def compare(args: argparse.Namespace) -> None:
             test_ids, validation_ids = leave_out(ratings, args.users, max(args.sizes), seed)
             with tempfile.TemporaryDirectory() as folder:
                 rest = Path(folder) / "rest"
-                left_out = ratings["user_id"].isin([*test_ids, *validation_ids])
-                preprocess_rest(args.data_dir, ratings[~left_out], meta, rest, seed)
+                is_left_out = ratings["user_id"].isin([*test_ids, *validation_ids])
+                preprocess_rest(args.data_dir, ratings[~is_left_out], meta, rest, seed)
                 data = load_dataset(rest, with_validation=True)
-                test, validation = ([person_of(ratings[ratings["user_id"] == user_id], data, args, seed, truth)
-                                     for user_id in ids] for ids in (test_ids, validation_ids))
-                test, validation = ([person for person in people if person is not None]
-                                    for people in (test, validation))
+                test, validation = (people_of(ratings, ids, data, max(args.sizes), args.order, seed, truth)
+                                    for ids in (test_ids, validation_ids))
                 counts.append({"people": len(test), "questions": sum(len(person.asked) for person in test),
                                "users": data.num_users, "ratings": len(data.train)})
                 for name in models:
@@ -190,76 +155,6 @@ def compare(args: argparse.Namespace) -> None:
     print(json.dumps({"results": results, "sizes": args.sizes, "settings": chosen, "left_out": counts,
                       "data_dir": str(args.data_dir), "order": args.order, "users": args.users, "seeds": args.seeds,
                       "trials": args.trials, "num_threads": args.num_threads}))
-
-
-# --- people -----------------------------------------------------------------------------------------------------
-
-
-def leave_out(ratings: pd.DataFrame, num_users: int, most_given: int, seed: int) -> tuple[list, list]:
-    """Return the user_ids of two sets of people with more ratings than are given; the first is of the test.
-
-    Raises:
-        DataError: there are no such people.
-    """
-    number = ratings["user_id"].value_counts().sort_index()
-    number = number[number > 0]
-    enough = number.index[number > most_given].tolist()
-    size = min(num_users, int(MOST_LEFT_OUT * len(number)), len(enough) // 2)
-    if not size:
-        raise DataError(f"{len(enough):,} of {len(number):,} users have more than {most_given} ratings: too few to "
-                        "leave any out; name smaller --sizes")
-    order = np.random.default_rng(seed).permutation(len(enough))[:2 * size].tolist()
-    left_out = [enough[position] for position in order]
-    return left_out[:size], left_out[size:]
-
-
-def preprocess_rest(data_dir: Path, ratings: pd.DataFrame, meta: dict, out_dir: Path, seed: int) -> None:
-    """Write the data set of the people who stay, a twentieth of their ratings being validation and none test."""
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    raw_file, titles_file = (out_dir.parent / name for name in ("ratings.parquet", "titles.csv"))
-    plain = {name: ratings[name].astype(ratings[name].cat.categories.dtype) for name in ("user_id", "movie_id")
-             if isinstance(ratings[name].dtype, pd.CategoricalDtype)}
-    ratings.assign(**plain).to_parquet(raw_file, index=False)
-    movies_frame(data_dir)[["movie_id", "title", "year"]].to_csv(titles_file, index=False)
-    low, high = meta["stars_range"]
-    flags = ["--raw_file", str(raw_file), "--titles_file", str(titles_file), "--out_dir", str(out_dir),
-             f"--scale={low}:{high}", "--split", "random", "--test_fraction", "1e-12", "--seed", str(seed)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        table_preprocess.preprocess(table_preprocess.parse_args(flags))
-
-
-def person_of(own: pd.DataFrame, data: DataSet, args: argparse.Namespace, seed: int,
-              truth: dict[str, np.ndarray] | None) -> Person | None:
-    """Return what somebody gives and is asked, of movies that have training ratings; None where no question is left."""
-    movie_id = np.asarray(own["movie_id"]).astype(data.movies.movie_id.dtype)
-    movie_idx = np.searchsorted(data.movies.movie_id, movie_id).clip(max=data.num_movies - 1)
-    known = (data.movies.movie_id[movie_idx] == movie_id) & (data.movies.num_train_ratings[movie_idx] > 0)
-    own = own.assign(movie_idx=movie_idx, expected=np.nan if truth is None else expected_stars(own, truth))[known]
-    rng = np.random.default_rng([seed, int.from_bytes(str(own["user_id"].iloc[0]).encode(), "big")])
-    own = ORDERS[args.order](own.sort_values("movie_idx"), rng)
-    most = max(args.sizes)
-    if len(own) <= most:
-        return None
-    movie_idx, stars, expected = (own[name].to_numpy(dtype, copy=True) for name, dtype in (
-        ("movie_idx", np.int64), ("stars", np.float64), ("expected", np.float64)))
-    return Person(movie_idx[:most], stars[:most], movie_idx[most:], stars[most:], expected[most:])
-
-
-def read_truth(path: Path) -> dict[str, np.ndarray]:
-    """Read planted_truth.npz."""
-    if not path.is_file():
-        raise DataError(f"{path} not found; python preprocessing/synthetic_netflix.py writes it beside its ratings")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def expected_stars(own: pd.DataFrame, truth: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the stars that are the best prediction of synthetic ratings, float64 (R,)."""
-    user, movie = (np.searchsorted(truth[name], np.asarray(own[name])) for name in ("user_id", "movie_id"))
-    return star_moments(latent_mean(truth, user, movie), truth["noise_std"])[0]
-
-
-# --- models -----------------------------------------------------------------------------------------------------
 
 
 def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person], args: argparse.Namespace,
@@ -342,9 +237,6 @@ def measure(answers: list[Answers | None], data: DataSet, people: list[Person]) 
         for name, value in row.items():
             result[name].append(value)
     return result
-
-
-# --- output -----------------------------------------------------------------------------------------------------
 
 
 def summarize(runs: list[dict[str, list[float | None]]]) -> dict[str, list[float | None]]:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import compare_accuracy, compare_new_users, new_user_peers
+from benchmarks import left_out as left_out_people
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import movies_frame, ratings_frame, read_meta
 from recommending.recommender import Recommender
@@ -25,7 +26,7 @@ def ratings(data_dir):
 @pytest.fixture(scope="module")
 def left_out(ratings):
     """Return the ids of the people of the test, and of those who choose settings."""
-    return compare_new_users.leave_out(ratings, USERS, max(SIZES), 0)
+    return left_out_people.leave_out(ratings, USERS, max(SIZES), 0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def rest_dir(data_dir, ratings, left_out, tmp_path_factory):
     """A data set of the people who stay."""
     folder = tmp_path_factory.mktemp("new users") / "rest"
     stay = ratings[~ratings["user_id"].isin(left_out[0] + left_out[1])]
-    compare_new_users.preprocess_rest(data_dir, stay, read_meta(data_dir), folder, 0)
+    left_out_people.preprocess_rest(data_dir, stay, read_meta(data_dir), folder, 0)
     return folder
 
 
@@ -58,9 +59,8 @@ def ask(data_dir, capsys):
 
 def people_of(ratings, ids, data, order="random"):
     """Return the people of some user_ids, and a list of their own ratings by movie_id."""
-    args = compare_new_users.parse_args(["--sizes", ",".join(map(str, SIZES)), "--order", order])
-    own = [ratings[ratings["user_id"] == user_id] for user_id in ids]
-    return [compare_new_users.person_of(frame, data, args, 0, None) for frame in own], own
+    own = [ratings[ratings["user_id"] == user_id] for user_id in sorted(ids)]
+    return left_out_people.people_of(ratings, ids, data, max(SIZES), order, 0), own
 
 
 def test_the_people_who_stay_are_what_preprocessing_makes_of_files_without_the_others(
