@@ -29,6 +29,7 @@ from recommending.recommender import Filters, History, Recommendation, Recommend
 EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag
 LIST_FORMATS = (".parquet", ".csv", "")
 ABOUT_MOVIES = ("--similar_to", "--map", "--popular", "--search")  # and not about a person
+TOP_N = 10
 MAP_FORMATS = (".png", ".pdf", ".svg")
 A_MAP_FORMAT = f"{', '.join(MAP_FORMATS[:-1])} or {MAP_FORMATS[-1]}"
 
@@ -63,6 +64,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="ratings by title or movie_id, alone or of --user_id too")
     add("--ratings_file", type=Path, metavar="FILE", help="the same from a table, such as Letterboxd's export")
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
+    add("--predict", type=typed_movies, metavar='"MOVIE,..."',
+        help="predict the stars of movies: titles or movie_ids")
     add("--similar_to", metavar="MOVIE", help="list the movies most like this one: a title or movie_id")
     add("--popular", action="store_true", help="list the movies with the most ratings")
     add("--search", metavar="TEXT", help="list the movies with TEXT in their title, most ratings first")
@@ -73,7 +76,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--map", type=Path, metavar="FILE", help=f"draw the movie vectors: map{A_MAP_FORMAT}")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
         "likely to be watched and liked next")
-    add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
+    add("--top_n", type=int, metavar="N", help="length of the list (default: 10)")
     add("--year_from", type=int, metavar="YEAR", help="only movies of this year or later")
     add("--year_to", type=int, metavar="YEAR", help="only movies of this year or earlier")
     add("--min_ratings", type=int, metavar="K", help="only movies with K training ratings (default: 1)")
@@ -88,12 +91,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("-h", "--help", action="help", help="show this help and exit")
     args = parser.parse_args(argv)
     check_flags(parser, args)
+    args.top_n = TOP_N if args.top_n is None else args.top_n
     return args
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program with a sentence where flags are wrong, or do not go together."""
-    if args.top_n < 1:
+    if args.top_n is not None and args.top_n < 1:
         parser.error(f"--top_n must be at least 1, not {args.top_n}")
     if args.min_ratings is not None and args.min_ratings < 0:
         parser.error(f"--min_ratings must be at least 0, not {args.min_ratings}")
@@ -110,7 +114,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.search is not None and not args.search.strip():
         parser.error("--search needs a text that titles have in them")
     modes = {"--all_users": args.all_users, "--export_vectors": args.export_vectors, "--list_users": args.list_users,
-             "--similar_to": args.similar_to, "--map": args.map, "--popular": args.popular, "--search": args.search}
+             "--similar_to": args.similar_to, "--map": args.map, "--popular": args.popular, "--search": args.search,
+             "--predict": args.predict}
     of_person = {"--user_id": args.user_id, "--rate": args.rate, "--ratings_file": args.ratings_file,
                  "--rank_by": args.rank_by, "--explain": args.explain, "--include_seen": args.include_seen}
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
@@ -119,6 +124,10 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     not_of_everybody = [*others[:-1], *_given(of_person), *_given(narrowing)]
     if first in EVERYBODY and (wrong := [*not_of_everybody, *_given({"--json": args.json})]):
         parser.error(f"{first} is about everybody and all movies: it does not go with {wrong[0]}")
+    lists = {"--top_n": args.top_n, "--rank_by": args.rank_by, "--include_seen": args.include_seen,
+             "--fallback": args.fallback}
+    if first == "--predict" and (wrong := [*_given(lists), *_given(narrowing | {"--date": None})]):
+        parser.error(f"--predict is about the movies that it names: it does not go with {wrong[0]}")
     training = _given({"--as_of_training": args.as_of_training})
     if first == "--list_users" and (wrong := [*not_of_everybody, *training]):
         parser.error(f"--list_users asks about users and not about movies: it does not go with {wrong[0]}")
@@ -143,6 +152,14 @@ def typed_ratings(text: str) -> list[tuple[str, float]]:
         return parse_ratings(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def typed_movies(text: str) -> str:
+    """Read the value of --predict; which movies are meant, only the data set can tell."""
+    if not all(map(str.strip, text.split(","))):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} lacks a movie; write movies with commas between them, such as "
+                                         '"Heat (1995),Alien"')
+    return text
 
 
 def typed_date(text: str) -> datetime.date:
@@ -174,6 +191,8 @@ def run(args: argparse.Namespace) -> None:
         list_found(args, recommender, filters)
     elif args.popular:
         list_popular(args, recommender, filters)
+    elif args.predict is not None:
+        list_predictions(args, recommender)
     else:
         list_for_person(args, recommender, filters)
 
@@ -236,14 +255,35 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
     rows = recommender.recommend(history, args.top_n, filters, rank_by)
     if args.explain:
         recommender.explain(history, rows)
-    kind, who = "new", "somebody new"
+    order = "; most relevant first" if rank_by == "relevance" else ""
+    show(args, recommender, rows, "new" if history.user_id is None else "user",
+         heading_of(args, history, order), history.user_id, rank_by)
+
+
+def list_predictions(args: argparse.Namespace, recommender: Recommender) -> None:
+    """Print how many stars a person would give the movies that --predict names."""
+    movie_ids = recommender.movie_ids_of(args.predict)
+    history = history_of(args, recommender)
+    assert history is not None  # --fallback alone leaves somebody without one
+    say([f"movie {movie_id} has no training ratings: only its features speak for it" for movie_id in movie_ids
+         if not recommender.movies.num_train_ratings[recommender.movie_idx_of(movie_id)]])
+    say(recommender.date_remarks(history=history, leaves_out=False))
+    rows = recommender.predictions(history, movie_ids)
+    if args.explain:
+        recommender.explain(history, rows)
+    show(args, recommender, rows, "predicted", heading_of(args, history, "; stars as predicted"), history.user_id,
+         "rating")
+
+
+def heading_of(args: argparse.Namespace, history: History, order: str) -> str:
+    """Say whose list it is."""
+    who = "somebody new"
     if history.user_id is not None:
-        kind, who = "user", f"user {shown_id(history.user_id, 40, sys.stdout.encoding)}"
-    chosen = kind == "user" and args.user_id is None
-    show(args, recommender, rows, kind, f"{who}, {count(len(history.movie_idx), 'movie')} rated"
-         f"{'; test ratings left aside' if args.as_of_training else ''}"
-         f"{'; most relevant first' if rank_by == 'relevance' else ''}"
-         f"{' (chosen by the seed; see --user_id)' if chosen else ''}", history.user_id, rank_by)
+        who = f"user {shown_id(history.user_id, 40, sys.stdout.encoding)}"
+    chosen = history.user_id is not None and args.user_id is None
+    return (f"{who}, {count(len(history.movie_idx), 'movie')} rated"
+            f"{'; test ratings left aside' if args.as_of_training else ''}{order}"
+            f"{' (chosen by the seed; see --user_id)' if chosen else ''}")
 
 
 def history_of(args: argparse.Namespace, recommender: Recommender) -> History | None:

@@ -82,7 +82,7 @@ def importable(package: str) -> bool:
     return True
 
 
-def _columns(data: DataSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def columns_of(data: DataSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return user_idx, movie_idx and stars of the training part as arrays (R,)."""
     train = data.train
     return (train.user_idx().numpy(), train.movie_idx.long().numpy(),
@@ -94,7 +94,7 @@ def _columns(data: DataSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def fit_global_mean(data: DataSet, seed: int, num_threads: int) -> Fitted:
     start = time.perf_counter()
-    mean = float(_columns(data)[2].mean())
+    mean = float(columns_of(data)[2].mean())
     return _from_biases(time.perf_counter() - start, torch.full((data.num_users,), mean), torch.zeros(data.num_movies),
                         no_ranking="all movies score the same")
 
@@ -141,7 +141,7 @@ def _fit_surprise(algorithm: object, data: DataSet, seed: int) -> tuple[object, 
     import pandas as pd
     from surprise import Dataset, Reader
 
-    user_idx, movie_idx, stars = _columns(data)
+    user_idx, movie_idx, stars = columns_of(data)
     order = np.random.default_rng(seed).permutation(len(stars))
     frame = pd.DataFrame({"user": user_idx[order], "movie": movie_idx[order], "stars": stars[order]})
     reader = Reader(rating_scale=tuple(data.meta["stars_range"]))
@@ -180,7 +180,7 @@ def fit_als(data: DataSet, seed: int, num_threads: int, niter: int = 10, k: int 
     from cmfrec import CMF
     from scipy.sparse import coo_matrix
 
-    user_idx, movie_idx, stars = _columns(data)
+    user_idx, movie_idx, stars = columns_of(data)
     ratings = coo_matrix((stars, (user_idx, movie_idx)), shape=(data.num_users, data.num_movies))
     model = CMF(k=k, lambda_=l2, scale_lam=True, add_implicit_features=True, precompute_for_predictions=False,
                 random_state=seed, nthreads=num_threads, niter=niter)
@@ -200,7 +200,7 @@ def fit_libmf(data: DataSet, seed: int, num_threads: int, nr_iters: int = 100, k
     importable("libmf.mf")  # quietly
     from libmf import mf
 
-    user_idx, movie_idx, stars = _columns(data)
+    user_idx, movie_idx, stars = columns_of(data)
     generator = np.random.default_rng(seed)
     user_label, movie_label = generator.permutation(data.num_users), generator.permutation(data.num_movies)
     triples = np.stack([user_label[user_idx], movie_label[movie_idx], stars], 1).astype(np.float32)
@@ -232,7 +232,7 @@ def fit_myfm(data: DataSet, seed: int, num_threads: int, implicit: bool = False,
     from myfm import MyFMRegressor, RelationBlock
     from scipy import sparse
 
-    user_idx, movie_idx, stars = _columns(data)
+    user_idx, movie_idx, stars = columns_of(data)
     user_rows, movie_rows = (sparse.identity(size, format="csr") for size in (data.num_users, data.num_movies))
     groups = [data.num_users, data.num_movies]
     if implicit:

@@ -29,7 +29,7 @@ SIGNALS = ("rated", "liked")
 Scorer = Callable[[torch.Tensor], torch.Tensor]  # user_idx int64 (B,) -> scores (B, M)
 
 
-def _pairs(data: DataSet, signal: str) -> object:
+def pairs_of(data: DataSet, signal: str) -> object:
     """Return the training part as a sparse float32 matrix (U, M) of ones."""
     from scipy.sparse import csr_matrix
 
@@ -48,22 +48,28 @@ def _inner_product(user: np.ndarray, movie: np.ndarray) -> Scorer:
 
 
 def fit_popularity(data: DataSet, seed: int, num_threads: int, signal: str) -> Scorer:
-    number = torch.from_numpy(np.asarray(_pairs(data, signal).sum(0))).squeeze(0)  # (M,)
+    number = torch.from_numpy(np.asarray(pairs_of(data, signal).sum(0))).squeeze(0)  # (M,)
     return lambda users: number.repeat(len(users), 1)
 
 
 def fit_ease(data: DataSet, seed: int, num_threads: int, signal: str, penalty: float) -> Scorer:
-    """Fit EASE: the B of zero diagonal that minimises |X - X B|^2 + penalty |B|^2 (Steck 2019, equation 8).
+    pairs = pairs_of(data, signal)
+    weights = ease_weights(pairs, penalty)
+    return lambda users: torch.from_numpy(pairs[users.numpy()] @ weights)
+
+
+def ease_weights(pairs: object, penalty: float) -> np.ndarray:
+    """Fit EASE to X, sparse (U, M): return the B, float32 (M, M), of zero diagonal that minimises
+    |X - X B|^2 + penalty |B|^2 (Steck 2019, equation 8).
 
     With P = (X'X + penalty I)^-1, B_ij = -P_ij / P_jj off the diagonal. Takes 16 M^2 bytes while fitting.
     """
-    pairs = _pairs(data, signal)
     gram = (pairs.T @ pairs).toarray().astype(np.float64)
     gram[np.diag_indices_from(gram)] += penalty
     inverse = np.linalg.inv(gram)
     weights = (inverse / -np.diag(inverse)).astype(np.float32)
     np.fill_diagonal(weights, 0)
-    return lambda users: torch.from_numpy(pairs[users.numpy()] @ weights)
+    return weights
 
 
 def fit_als(data: DataSet, seed: int, num_threads: int, signal: str, **settings: float) -> Scorer:
@@ -84,7 +90,7 @@ def _fit_implicit(model: object, data: DataSet, signal: str) -> Scorer:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # implicit has threads of its own; with BLAS's beside them it warns and is slow
-        model.fit(_pairs(data, signal), show_progress=False)
+        model.fit(pairs_of(data, signal), show_progress=False)
     return _inner_product(model.user_factors, model.item_factors)
 
 
@@ -92,7 +98,7 @@ def fit_lightfm(data: DataSet, seed: int, num_threads: int, signal: str, epochs:
     from lightfm import LightFM
 
     model = LightFM(**settings, loss="warp", random_state=seed)
-    model.fit(_pairs(data, signal).tocoo(), epochs=epochs, num_threads=num_threads)
+    model.fit(pairs_of(data, signal).tocoo(), epochs=epochs, num_threads=num_threads)
     one = np.ones((data.num_users, 1), np.float32)  # the user's bias orders nothing
     return _inner_product(np.concatenate([model.user_embeddings, one], 1),
                           np.concatenate([model.item_embeddings, model.item_biases[:, None]], 1))

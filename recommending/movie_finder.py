@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from preprocessing.dataset import DataError, Id, Movies, are_text, position_of
 
 MOST_CHOICES = 10
+MOST_COMMAS = 12  # of a title
 MOST_SUGGESTIONS = 3
 SEARCH = "look for its movie_id with: python rec.py --search PART_OF_TITLE"
 ARTICLES = ("the", "a", "an", "le", "la", "les", "l'", "un", "une", "el", "los", "las", "il", "lo", "gli", "i", "der",
@@ -76,6 +77,37 @@ class MovieFinder:
         choices = ", ".join(self._described(movie) for movie in found[:MOST_CHOICES])
         more = f" and {len(found) - MOST_CHOICES} more" if len(found) > MOST_CHOICES else ""
         raise DataError(f"{len(found)} movies are called {text[:60]!r}; give the movie_id of one: {choices}{more}")
+
+    def find_all(self, text: str) -> list[int]:
+        """Return the movie_idx of movies that a person lists with commas between, where titles may hold commas.
+
+        Of what the text may mean, the longest title counts: "Good, the Bad and the Ugly, The,Heat" are two movies.
+        Numbers alone are never one title: "19,84" are two movie_ids.
+
+        Raises:
+            DataError: as `find`; or a movie is there twice.
+        """
+        found: list[int] = []
+        parts = text.split(",")
+        while parts:
+            size = 1
+            for longer in range(min(len(parts), MOST_COMMAS + 1), 1, -1):
+                named = ",".join(parts[:longer])
+                if not re.fullmatch(r"[\s\d,]*", named) and self._names_any(named):
+                    size = longer
+                    break
+            named, parts = ",".join(parts[:size]), parts[size:]
+            movie_idx = self.find(named)
+            if movie_idx in found:
+                movie_id = self.movies.movie_id[movie_idx]
+                raise DataError(f"movie_id {movie_id} is named twice, the second time as {named.strip()[:60]!r}")
+            found.append(movie_idx)
+        return found
+
+    def _names_any(self, text: str) -> bool:
+        """Tell whether a text is a title, or an id of a catalogue whose ids are text."""
+        ids = self.movies.movie_id
+        return bool(self.called(text)) or (are_text(ids) and position_of(ids, text.strip()) is not None)
 
     def called(self, text: str, year: int | None = None) -> list[int]:
         """Return the movie_idx of all movies that a text may mean, in order.

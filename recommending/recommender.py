@@ -10,7 +10,7 @@ may be listed; every list is made of `Recommendation`.
 """
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +40,7 @@ from preprocessing.dataset import (
 from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
-from recommending.top_k import BestMovies, best_of, only
+from recommending.top_k import BestMovies, best_of, only, products
 
 
 @dataclass(eq=False)
@@ -149,6 +149,11 @@ class Recommender:
         return self.model.list_vectors(self.day, self._movie_table)
 
     @cached_property
+    def _plain_vectors(self) -> np.ndarray:
+        """The same, float32 (M, K), whose inner products are the predictions; made when first asked for."""
+        return self.model.movie_vectors(self.day, self._movie_table).numpy()
+
+    @cached_property
     def _best_movies(self) -> BestMovies:
         """The search among them; similar and popular movies and the map do without."""
         return BestMovies(self.list_vectors)
@@ -209,11 +214,16 @@ class Recommender:
                        torch.cat([history.day[kept], torch.full_like(movie_idx, self.day)]),
                        history.user_id, history.user_idx)
 
-    def date_remarks(self, filters: Filters | None = None, history: History | None = None) -> list[str]:
-        """Return sentences on what the date asked about does to a list, for who reads it; none without a date."""
+    def date_remarks(self, filters: Filters | None = None, history: History | None = None,
+                     leaves_out: bool = True) -> list[str]:
+        """Return sentences on what the date asked about does to a list, for who reads it; none without a date.
+
+        Args:
+            leaves_out: whether movies of later years are left out, as they are but where movies are named.
+        """
         later = self._passing(filters, history) & ~self._as_of.released(self.movies.year)
         nothing_rated = None if history is None or len(history.movie_idx) else history.user_id
-        return self._as_of.remarks(int(later.sum()), nothing_rated)
+        return self._as_of.remarks(int(later.sum()) * leaves_out, nothing_rated)
 
     def movie_idx_of(self, movie_id: Id) -> int:
         """Return the index of a movie.
@@ -233,6 +243,10 @@ class Recommender:
                     with_suggestions: bool = True) -> Id:
         """Return the id of a movie that somebody names by id or title; see `MovieFinder.find`."""
         return self.movies.movie_id[self._finder.find(text, year, movie_id, title_first, with_suggestions)].item()
+
+    def movie_ids_of(self, text: str) -> list[Id]:
+        """Return the ids of movies that somebody names with commas between them; see `MovieFinder.find_all`."""
+        return self.movies.movie_id[self._finder.find_all(text)].tolist()
 
     def movies_called(self, title: str) -> list[Id]:
         """Return the movie_id of every movie that somebody may mean by a title."""
@@ -276,12 +290,34 @@ class Recommender:
         else:
             order = best_of(only(self._relevance(history, vector).numpy(), allowed), top_n)
             scores = self._best_movies.products(vector.numpy(), order)
-        rated = None
-        if filters is not None and filters.include_seen:
-            given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
-            rated = [given.get(movie) for movie in order.tolist()]
+        rated = _given(history, order) if filters is not None and filters.include_seen else None
         stars = self._user_tower.stars(scores).tolist()
         return self._lines(order, stars=stars, rated=rated)
+
+    @torch.inference_mode()
+    def predict(self, history: History, movie_ids: Iterable[Id]) -> np.ndarray:
+        """Return the stars that a person would give some movies, float32 (N,), on the day asked about.
+
+        These are the plain predictions, which lists lower by two standard errors. That for a movie that the person has
+        rated knows the stars that they gave; of a movie without training ratings only its features speak.
+
+        Args:
+            history: of a user of the data set or of somebody new; it may be empty.
+            movie_ids: any movies (N), in any order.
+
+        Raises:
+            DataError: a movie_id that the data set does not have.
+        """
+        movie_idx = np.array([self.movie_idx_of(movie_id) for movie_id in movie_ids], np.int64)
+        return self._user_tower.stars(products(self._plain_vectors, self.vector_of(history).numpy(), movie_idx))
+
+    def predictions(self, history: History, movie_ids: Iterable[Id]) -> list[Recommendation]:
+        """Return what `predict` says of some movies as a list, the highest stars first; equal ones keep their order."""
+        movie_ids = list(movie_ids)
+        stars = self.predict(history, movie_ids)
+        order = np.argsort(-stars, kind="stable")
+        movie_idx = np.array([self.movie_idx_of(movie_ids[position]) for position in order.tolist()], np.int64)
+        return self._lines(movie_idx, stars=stars[order].tolist(), rated=_given(history, movie_idx))
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
@@ -394,6 +430,12 @@ class Recommender:
 def _context(history: History) -> Context:
     """Return a history as what the model knows of a batch of one."""
     return Context(torch.zeros_like(history.movie_idx), history.movie_idx, history.stars, history.day)
+
+
+def _given(history: History, movie_idx: np.ndarray) -> list[float | None]:
+    """Return the stars that a person gave movies, int64 (N,); None where they gave none."""
+    given = dict(zip(history.movie_idx.tolist(), history.stars.tolist(), strict=True))
+    return [given.get(movie) for movie in movie_idx.tolist()]
 
 
 def _user_idx(history: History) -> torch.Tensor | None:

@@ -63,7 +63,18 @@ class BestMovies:
 
     def products(self, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
         """Return the products of some movies, int64 (N,), float32 (N,)."""
-        return np.einsum("np,p->n", self._vectors.take(movie_idx, 0), vector)
+        return products(self._vectors, vector, movie_idx)
+
+
+def products(vectors: np.ndarray, vector: np.ndarray, movie_idx: np.ndarray) -> np.ndarray:
+    """Return a person's products with some movies, float32 (N,), each summed alike: equal movies have equal ones.
+
+    Args:
+        vectors: of all movies, float32 (M, P).
+        vector: the person's, float32 (P,).
+        movie_idx: int64 (N,).
+    """
+    return np.einsum("np,p->n", vectors.take(movie_idx, 0), vector)
 
 
 def only(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -28,11 +28,14 @@ def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp
     (tmp_path / "mine.csv").write_text(f"{movie_id},5\n")
     modes = {("--explain",): "user", ("--rate", f"{movie_id}:5"): "new", ("--similar_to", movie_id): "similar",
              ("--ratings_file", str(tmp_path / "mine.csv")): "new",
-             ("--user_id", "999999999", "--fallback", "popular"): "popular"}
+             ("--user_id", "999999999", "--fallback", "popular"): "popular",
+             ("--predict", ",".join(map(str, rated_movies(data_dir)[:7]))): "predicted"}
     for flags, kind in modes.items():
-        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", "--top_n", "7", *flags))
+        top_n = [] if kind == "predicted" else ["--top_n", "7"]
+        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", *top_n, *flags))
         assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "as_of", "recommendations"]
-        assert result["kind"] == kind and result["ranked_by"] == ("rating" if kind in ("user", "new") else None)
+        of_person = kind in ("user", "new", "predicted")
+        assert result["kind"] == kind and result["ranked_by"] == ("rating" if of_person else None)
         assert result["movie_id"] == (int(movie_id) if kind == "similar" else None)
         assert [row["rank"] for row in result["recommendations"]] == list(range(1, 8))
         for row in result["recommendations"]:
@@ -153,6 +156,50 @@ def test_seen_movies_are_marked_with_the_stars_given(capsys, data_dir, run_dir):
     assert len([line for line in lines[2:] if " 4.5  " in line]) == 1
 
 
+def test_predictions_are_for_any_person_by_title_or_id_and_a_rating_moves_them(capsys, data_dir, run_dir):
+    movies = read_movies(data_dir)
+    unrated = int(movies.movie_id[np.argmin(movies.num_train_ratings)])
+    asked = [*rated_movies(data_dir)[:3], unrated]
+    titles = dict(zip(movies.movie_id.tolist(), movies.title, strict=True))
+    commas = next(movie_id for movie_id in rated_movies(data_dir)[3:] if "," in titles[movie_id])
+    text = f"{asked[0]},{asked[1]}, {titles[commas].lower()} ,{asked[2]},{unrated}"
+    user_id = str(Recommender.load(run_dir, data_dir).any_user_id())
+    stars = {}
+    for name, flags in {"chosen": [], "user": ["--user_id", user_id], "one": ["--rate", f"{asked[0]}:1"],
+                        "five": ["--rate", f"{asked[0]}:5"]}.items():
+        answer = json.loads(recommend(capsys, data_dir, run_dir, "--predict", text, "--json", *flags))
+        assert answer["user_id"] == (int(user_id) if name in ("chosen", "user") else None)
+        values = [row["stars"] for row in answer["recommendations"]]
+        assert values == sorted(values, reverse=True) and [row["rank"] for row in answer["recommendations"]] == [
+            1, 2, 3, 4, 5]
+        stars[name] = {row["movie_id"]: row["stars"] for row in answer["recommendations"]}
+        assert set(stars[name]) == {*asked, commas}
+    assert stars["chosen"] == stars["user"] != stars["one"]
+    assert all(stars["one"][movie_id] < stars["five"][movie_id] for movie_id in asked[:1])
+    given = {row["movie_id"]: row["rated"] for row in answer["recommendations"]}
+    assert given == {movie_id: 5 if movie_id == asked[0] else None for movie_id in given}
+
+
+def test_predictions_say_whose_they_are_and_what_they_know_little_of(capsys, data_dir, run_dir):
+    movies = read_movies(data_dir)
+    unrated = int(movies.movie_id[np.argmin(movies.num_train_ratings)])
+    assert movies.num_train_ratings.min() == 0
+    one = rated_movies(data_dir)[0]
+    flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--predict", f"{one},{unrated}"]
+    assert rec.main([*flags, "--rate", f"{one}:4", "--explain"]) == 0
+    output = capsys.readouterr()
+    assert output.err == f"movie {unrated} has no training ratings: only its features speak for it\n"
+    lines = output.out.splitlines()
+    assert lines[0] == "somebody new, 1 movie rated; stars as predicted" and max(map(len, lines)) <= 80
+    assert lines[1].split() == ["rank", "id", "title", "year", "ratings", "given", "stars"]
+    assert any("for 4 stars given to" in line for line in lines[2:])
+    user = read_users(data_dir).user_id[3]
+    assert rec.main([*flags, "--user_id", str(user), "--date", "1999-11-11", "--as_of_training"]) == 0
+    output = capsys.readouterr()
+    assert f"user {user} had rated no movie by" in output.err and "left out" not in output.err
+    assert output.out.startswith(f"user {user}, 0 movies rated; test ratings left aside; stars as predicted; as of")
+
+
 def test_an_unknown_user_gets_the_popular_movies_only_when_asked(capsys, data_dir, run_dir):
     flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--user_id", "999999999"]
     assert rec.main(flags) == 1
@@ -218,6 +265,9 @@ def test_a_reader_who_has_enough_is_no_error(capsys, monkeypatch, data_dir, run_
     (["--rate", "99999999:3"], "movie_id 99999999 is not in the data set"),
     (["--similar_to", "99999999"], "movie_id 99999999 is not in the data set"),
     (["--ratings_file", "no/such.csv"], "no/such.csv: No such file"),
+    (["--predict", "99999999"], "movie_id 99999999 is not in the data set"),
+    (["--predict", "no such movie"], "no movie is called 'no such movie'"),
+    (["--predict", "3", "--user_id", "999999999"], "is not in the data set"),
 ])
 def test_what_is_not_there_gets_one_sentence(capsys, data_dir, run_dir, flags, sentence):
     assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), *flags]) == 1
@@ -242,7 +292,8 @@ def test_a_missing_run_and_a_foreign_run_get_one_sentence_with_the_next_step(cap
                                    ["--fallback", "new", "--user_id", "1"], ["--similar_to", "1", "--user_id", "0"],
                                    ["--similar_to", "1", "--explain"], ["--similar_to", "1", "--map", "map.png"],
                                    ["--map", "map.png", "--rate", "1:5"], ["--map", "map.png", "--include_seen"],
-                                   ["--map", "map.doc"], ["--map", "no/such/map.png"]])
+                                   ["--map", "map.doc"], ["--map", "no/such/map.png"], ["--predict", ""],
+                                   ["--predict", "Heat,"], ["--predict", "Heat,,Alien"], ["--predict", " "]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         rec.main(flags)

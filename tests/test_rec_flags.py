@@ -193,6 +193,27 @@ def test_ratings_given_add_to_those_of_a_user_and_count_as_of_the_day_asked(ask,
     assert given == dict(zip(map(movie_id, known.movie.tolist()), known.stars.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("asked", [None, 420])
+@pytest.mark.parametrize("user", [None, 1, 7])
+def test_predictions_are_the_plain_ones_of_the_day_for_all_movies_that_are_named(ask, truth, user, asked):
+    """Whatever their training ratings and years, and also those that the person has rated."""
+    flags, day = ([], LAST) if asked is None else (["--date", FIRST_DAY + asked], asked)
+    typed = {0: 4.5, 20: 2.5}
+    known = truth.history(user, day)
+    kept = ~np.isin(known.movie, list(typed))
+    known = referee.Ratings(*(np.append(column[kept], new) for column, new in zip(
+        known, (list(typed), list(typed.values()), [day] * len(typed)), strict=True)))
+    flags += ["--rate", ",".join(f"{movie_id(movie)}:{given}" for movie, given in typed.items())]
+    flags += [] if user is None else ["--user_id", user_id(user)]
+    order = np.random.default_rng(0).permutation(NUM_MOVIES).tolist()
+    answer = ask("--json", "--predict", ",".join(str(movie_id(movie)) for movie in order), *flags)
+    stars = truth.model.stars(truth.model.scores(user, known, day))
+    demand(answer["recommendations"], stars, stars, np.ones(NUM_MOVIES, bool), NUM_MOVIES)
+    assert answer["kind"] == "predicted" and answer["ranked_by"] == "rating"
+    given = {row["movie_id"]: row["rated"] for row in answer["recommendations"] if row["rated"] is not None}
+    assert given == dict(zip(map(movie_id, known.movie.tolist()), known.stars.tolist(), strict=True))
+
+
 @pytest.mark.parametrize("user", [None, 7, 17])
 def test_reasons_are_the_exact_parts_of_a_score_the_three_largest_first(ask, truth, place, side, user):
     """Of both sides the parts count half, for half of the score is the other side's."""

@@ -158,7 +158,15 @@ def test_parts_begun_as_of_training_are_not_mixed_with_others(run_dir, tmp_path,
     ("--all_users --out a.parquet --popular", "it does not go with --popular"),
     ("--all_users --out a.parquet --json", "it does not go with --json"),
     ("--rate 5:4 --as_of_training", "--as_of_training is about the ratings of the data set: name a user"),
-    ("--rate 5:4 --popular", "it does not go with --rate")])
+    ("--rate 5:4 --popular", "it does not go with --rate"),
+    *((f"--predict 5 {flag}", f"--predict is about the movies that it names: it does not go with {flag.split()[0]}")
+      for flag in ("--top_n 3", "--rank_by rating", "--include_seen", "--year_from 1990", "--year_to 1990",
+                   "--min_ratings 0", "--title x")),
+    ("--predict 5 --user_id 5 --fallback popular", "that it names: it does not go with --fallback"),
+    ("--predict 5 --similar_to 5", "--similar_to asks about movies and not about a person: it does not go with --pred"),
+    ("--predict 5 --popular", "it does not go with --predict"), ("--predict 5 --list_users", "go with --predict"),
+    ("--predict 5 --all_users --out a.csv", "it does not go with --predict"),
+    ("--predict 5 --rate 5:4 --as_of_training", "is about the ratings of the data set: name a user")])
 def test_flags_that_do_not_go_together_are_refused(flags, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         rec.main(flags.split())

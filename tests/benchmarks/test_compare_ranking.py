@@ -69,7 +69,7 @@ def test_implicit_scores_equal_its_own(data, name, monkeypatch):
     monkeypatch.setattr(ranking_peers, "_fit_implicit", lambda model, *rest: (seen.append(model), fit(model, *rest))[1])
     scores = scores_of(getattr(ranking_peers, f"fit_{name}")(data, 0, 1, "liked", factors=8), data)
     users = np.arange(20)
-    pairs = ranking_peers._pairs(data, "liked")[users]
+    pairs = ranking_peers.pairs_of(data, "liked")[users]
     movie_idx, expected = seen[0].recommend(users, pairs, N=data.num_movies, filter_already_liked_items=False)
     np.testing.assert_allclose(scores[users[:, None], movie_idx], expected, rtol=1e-4, atol=1e-5)
 

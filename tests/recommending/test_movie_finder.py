@@ -47,6 +47,35 @@ def test_what_is_not_found_or_not_the_only_one_is_said_with_what_could_be_meant(
         finder.find(text)
 
 
+@pytest.mark.parametrize(("text", "movies"), [
+    ("leon", [2]), (" The Omen (1976),104 ", [0, 4]), ("Omen, The (1976),Omen, The (2006)", [0, 1]),
+    ("Vie en rose, La,Wild One, A,300", [8, 4, 7]), ("104,112", [4, 12]), ("1,Vie En Rose, La", [0, 8]),
+    ("10,4,300,104", [2, 1, 7, 4]), ("Léon, 10,000 Ways, 104", [2, 13, 4]),
+])
+def test_movies_stand_in_a_list_with_commas_between_and_within_titles(finder, text, movies):
+    finder = MovieFinder(finder.movies._replace(
+        movie_id=np.array([1, 4, 10, *range(103, 115)], np.int32),
+        title=[*finder.movies.title[:13], "10,000 Ways", "104"]))
+    assert finder.find_all(text) == movies
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("Seven,The Omen,104", "2 movies are called 'The Omen'"), ("Seven,Omen", "no movie is called 'Omen'; did you mean"),
+    ("Wild, Wild One, A", "no movie is called 'Wild'"), ("1,0,4", "movie_id 1 is not in"),
+    ("", "no movie is called ''"),
+    ("a wild one,Wild One, A (1960)", r"104 is named twice, the second time as 'Wild One, A \(19"),
+    ("Seven,112", "movie_id 112 is named twice.*'112'$")])
+def test_a_list_of_movies_with_one_that_is_not_found_gets_its_sentence(finder, text, sentence):
+    with pytest.raises(DataError, match=sentence):
+        finder.find_all(text)
+
+
+def test_ids_that_are_text_may_hold_commas_too():
+    ids = np.array(["a,b", "b", "c"])
+    finder = MovieFinder(Movies(ids, np.zeros(3, np.int16), ["First", "Second", "Third"], np.ones(3, np.int32)))
+    assert finder.find_all("c,a,b,second") == [2, 0, 1]
+
+
 def test_a_year_or_an_id_written_apart_tells_movies_of_one_title_apart(finder):
     assert [finder.find("The Omen", year) for year in (1976, 2006)] == [0, 1]
     assert [finder.find("Twin Street", 1999, movie_id) for movie_id in (105, 106)] == [5, 6]

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,39 @@ def test_one_rating_gives_the_ridge_regression_worked_out_by_hand(planted):
         assert reasons == ([(10, "Heat", 5)] if effects[row.movie_id] > 0 else [])
         assert all(reason.effect == pytest.approx(effects[row.movie_id], abs=1e-6) for reason in row.because)
     assert effects[40] < 0  # what lowered a score is no reason
+
+
+def test_predictions_are_plain_and_of_any_movie(planted):
+    """Without a standard error, also of a movie that nobody rated, of one that the person has, and of one twice."""
+    plain = {10: 0.4, 20: 0.3, 30: 0.2, 40: 0.1, 50: 0.9, 60: 0.0}
+    nobody, asked = planted.history_from({}), [50, 10, 60, 10]
+    stars = planted.predict(nobody, asked)
+    assert stars.dtype == np.float32
+    assert stars.tolist() == pytest.approx([1 + 4 / (1 + math.exp(-plain[movie_id])) for movie_id in asked])
+    residual, l2, l2_bias = (5 - 3) / 1 - 0.4, 0.7 + 0.02, 4 + 0.001  # as in the next test
+    scale = residual / (1 + 1 / l2 + 0.25 / l2_bias)
+    effects = {20: 3 * scale / l2 + 0.25 * scale / l2_bias, 10: scale / l2 + 0.25 * scale / l2_bias}
+    after = planted.predict(planted.history_from({10: 5}), (movie_id for movie_id in (20, 10)))
+    assert after.tolist() == pytest.approx([1 + 4 / (1 + math.exp(-plain[movie_id] - effects[movie_id]))
+                                            for movie_id in (20, 10)])
+    assert planted.predict(nobody, []).shape == (0,)
+
+
+def test_predictions_as_a_list_stand_in_order_of_the_stars_and_equal_ones_as_they_were_named(planted):
+    with torch.no_grad():
+        planted._movie_table.rows[3] = planted._movie_table.rows[0]
+    rows = planted.predictions(planted.history_from({20: 4.5}), [60, 40, 20, 10])
+    assert ids(rows)[-1] == 60 and ids(rows).index(40) == ids(rows).index(10) - 1
+    assert {row.movie_id: row.rated for row in rows} == {60: None, 40: None, 20: 4.5, 10: None}
+    assert [row.rank for row in rows] == [1, 2, 3, 4] and rows[-1].title == "1984" and rows[-1].num_ratings == 1
+    stars = planted.predict(planted.history_from({20: 4.5}), ids(rows))
+    assert [row.stars for row in rows] == stars.tolist() == sorted(stars.tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("wrong", [11, 10**30, -1, "Heat", "10"])
+def test_a_prediction_of_a_movie_that_is_not_there_gets_a_sentence(planted, wrong):
+    with pytest.raises(DataError, match=r"is not in the data set|is a text and no movie_id"):
+        planted.predict(planted.history_from({}), [10, wrong])
 
 
 @pytest.mark.parametrize(("filters", "expected"), [
