@@ -194,15 +194,18 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         if not args.eval_only:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     with shared_out():
-        results = report.test_results(model, known)
+        results, calibration = report.test_results(model, known), report.calibration(model, known)
     chosen = " as chosen by validation" if sizes["num_validation"] else ", the last: there are no validation ratings"
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']}{chosen}"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
+    if how_sure := report.format_calibration(calibration):
+        print(how_sure)
     if by_others := report.published(data.meta):
         print(f"\n{by_others}")
     report.write_test_metrics(args.run_dir / "test_metrics.json", {
-        **results, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"], "train_s": checkpoint["train_s"]})
+        **results, "calibration": calibration, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"],
+        "train_s": checkpoint["train_s"]})
     if not args.eval_only:
         if ranks.size > 1:
             data = load_dataset(args.data_dir)

@@ -93,9 +93,13 @@ class Blend(nn.Module):
         vectors = self.user_based.movie_vectors(day, movies=movies)
         return vectors if self.item_based is None else torch.cat([vectors, self.folded_in], 1)
 
+    def margins(self) -> torch.Tensor:
+        """Return by how much a movie's score in a list is below the prediction, float (M,): two standard errors."""
+        return STANDARD_ERRORS * (self.user_based.movie_tower.num_ratings + 1).rsqrt()
+
     @torch.no_grad()
     def list_vectors(self, day: int, movies: MovieTable | None = None) -> torch.Tensor:
-        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's uncertainty.
+        """Return `movie_vectors` for a list of the highest scores: every score is lower by its movie's `margins`.
 
         A rating differs from its prediction by about 1 in units of score, so what n training ratings say of a movie has
         a standard error of about 1 / sqrt(n + 1), the prior counting as a rating. In the order of the scores themselves
@@ -105,9 +109,9 @@ class Blend(nn.Module):
         """
         vectors, members = self.movie_vectors(day, movies), self.config.ensemble_size
         by_member = vectors.view(len(vectors), -1, self.config.member_dim + 2)
-        errors = STANDARD_ERRORS * (self.user_based.movie_tower.num_ratings + 1).rsqrt().unsqueeze(1)
-        by_member[:, :members, -1] -= errors  # user-based: meets 1 / E (`TwoTower.user_vectors`)
-        by_member[:, members:, -2] -= errors / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
+        margins = self.margins().unsqueeze(1)
+        by_member[:, :members, -1] -= margins  # user-based: meets 1 / E (`TwoTower.user_vectors`)
+        by_member[:, members:, -2] -= margins / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
         return vectors
 
     def coordinates(self) -> list[dict]:

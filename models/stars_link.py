@@ -18,7 +18,7 @@ SLOPE, NARROWER = 2.0, 0.8  # of the link before it is fitted, which is much lik
 SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_features`
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
 SMALLEST_VARIANCE = 0.02  # of a score
-NEWTON_STEPS = 5
+NEWTON_STEPS, FARTHEST = 15, 64.0  # of a search between scores that are no farther from 0
 
 
 class StarsLink(nn.Module):
@@ -59,17 +59,17 @@ class StarsLink(nn.Module):
 
     def scattered(self, score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
         """Return `probabilities` where the logistic curve is `width` times as wide, float (T,): it is moved along so
-        that the mean stays, by Newton's method on the logit of the mean, which is nearly linear."""
-        def logit_of(mean: torch.Tensor) -> torch.Tensor:
-            return torch.logit(mean, 1e-6)
-
+        that the mean stays, by Newton's method, and by bisection where it would leave what is left to search."""
         thresholds, slope = self.thresholds.to(score.dtype) / width.unsqueeze(1), self.slope / width
-        target, moved = logit_of((self(score) - self.low) / (self.step * self.num_above)), score
+        target, moved = self(score), score.clamp(-FARTHEST, FARTHEST)
+        low, high = torch.full_like(score, -FARTHEST), torch.full_like(score, FARTHEST)
         for _ in range(NEWTON_STEPS):
             at_least = torch.sigmoid((slope * moved).unsqueeze(1) - thresholds)
-            mean, derivative = at_least.mean(1), slope * (at_least * (1 - at_least)).mean(1)
-            gradient = derivative / (mean * (1 - mean)).clamp(min=1e-6)
-            moved = moved + ((target - logit_of(mean)) / gradient.clamp(min=1e-2)).clamp(-4, 4)
+            above = self.low + self.step * at_least.sum(1) - target
+            low, high = torch.where(above > 0, low, moved), torch.where(above > 0, moved, high)
+            derivative = self.step * slope * (at_least * (1 - at_least)).sum(1)
+            nearer = moved - above / derivative.clamp(min=1e-12)
+            moved = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
         at_least = torch.sigmoid((slope * moved).unsqueeze(1) - thresholds)
         bounds = torch.cat([torch.ones_like(at_least[:, :1]), at_least, torch.zeros_like(at_least[:, :1])], 1)
         return bounds[:, :-1] - bounds[:, 1:]
@@ -87,7 +87,8 @@ def spread_features(squared: torch.Tensor, count: torch.Tensor, variance: torch.
     return torch.stack([torch.ones_like(scatter), scatter, (variance + SMALLEST_VARIANCE).log() + 2], 1)
 
 
-def interval(probabilities: torch.Tensor, low: float, step: float, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+def interval(probabilities: torch.Tensor, low: float, step: float,
+             fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ends, in stars, (T,) each, between which a fraction of a rating's probability lies, and as much of the
     rest on either side.
 

@@ -95,7 +95,7 @@ def lists_of(recommender: Recommender, ratings: Ratings, best_products: BestProd
             "user_id": recommender.users.user_id[users.start + user.numpy()],
             "rank": rank.numpy().astype(np.int32) + 1,
             "movie_id": recommender.movies.movie_id[movie_idx[listed].numpy()],
-            "stars": recommender.model.stars(best[listed]).numpy(),
+            "stars": recommender.model.stars(best[listed] + recommender.model.margins()[movie_idx[listed]]).numpy(),
         }))
     return pa.concat_tables(tables)
 
@@ -115,8 +115,9 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
     """Write the vectors of all users and of all movies with training ratings; return how many of each.
 
     The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score by
-    which lists are ordered; the ids are in user_ids.npy (U,) and movie_ids.npy (M,). vectors.json says which of the P
-    coordinates are biases and constants. The folder appears whole, in one step.
+    which lists are ordered; with margins.npy (M,) added it is that of the prediction. The ids are in user_ids.npy (U,)
+    and movie_ids.npy (M,). vectors.json says how stars come of the score, and which of the P coordinates are biases
+    and constants. The folder appears whole, in one step.
 
     Raises:
         DataError: the folder exists or cannot be written.
@@ -130,6 +131,7 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
         with locked(lock_beside(folder), BUSY.format(folder)):
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
             np.save(partial / "movie_vectors.npy", recommender.list_vectors[known].numpy())
+            np.save(partial / "margins.npy", recommender.model.margins()[known].numpy())
             np.save(partial / "user_ids.npy", user_ids)
             (partial / "vectors.json").write_text(json.dumps(_description(recommender), indent=1) + "\n",
                                                   encoding="utf-8")
@@ -153,9 +155,13 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
 
 def _description(recommender: Recommender) -> dict:
     """Return what vectors.json holds: how scores and stars come of the vectors, and what their coordinates are."""
-    low, high = recommender.meta["stars_range"]
     day = datetime.date.fromisoformat(recommender.meta["day_epoch"]) + datetime.timedelta(recommender.day)
-    return {"score": "user_vectors[u] @ movie_vectors[m]", "stars": f"{low:g} + {high - low:g} / (1 + exp(-score))",
+    link = recommender.model.link
+    return {"score": "user_vectors[u] @ movie_vectors[m]",
+            "prediction": "score + margins[m], which is two standard errors of what a movie's ratings say of it",
+            "stars": f"{link.low:g} + {link.step:g} * sum over thresholds of "
+                     "1 / (1 + exp(threshold - slope * prediction))",
+            "slope": float(link.slope), "thresholds": link.thresholds.tolist(),
             "as_of": str(day), "as_of_training": recommender.as_of_training,
             "blocks": recommender.model.coordinates()}
 

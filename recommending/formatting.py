@@ -9,6 +9,7 @@ from preprocessing.dataset import Id
 from recommending.recommender import Recommendation
 
 WIDTH = 80
+OFTEN = "8 of 10"  # heads the interval: so many such ratings lie in it
 REASON_WIDTH = 40  # columns of a title in a reason
 ID_WIDTH = 26  # columns of a movie_id that is text; JSON has it whole
 
@@ -51,6 +52,9 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         columns["cosine"] = [f"{row.similarity:.3f}" for row in recommendations]
     elif any(row.stars is not None for row in recommendations):
         columns["stars"] = [f"{row.stars:.2f}" for row in recommendations]
+    if any(row.interval is not None for row in recommendations):
+        columns[OFTEN] = [f"{row.interval[0]:.1f}-{row.interval[1]:.1f}" if row.interval else ""
+                          for row in recommendations]
     widths = {name: max(map(_width, [name, *cells])) for name, cells in columns.items()}
     columns = {name: [" " * (widths[name] - _width(cell)) + cell for cell in [name, *cells]]
                for name, cells in columns.items()}

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TYPES = {"movie_id": None, "title": "str", "year": "Int64", "num_ratings": "int64"}  # ids are numbers or text
-TYPES_IF_KNOWN = {"stars": "float64", "similarity": "float64", "rated": "float64"}
+TYPES_IF_KNOWN = {"stars": "float64", "stars_bound": "float64", "similarity": "float64", "rated": "float64"}
 
 
 def list_frame(recommendations: Sequence[Recommendation]) -> "pd.DataFrame":
     """Return a list that `Recommender` made, a row per movie, best first; the index is the rank.
 
     Columns are the fields of `Recommendation`: movie_id, title, year (missing where unknown) and num_ratings; then
-    stars, similarity and rated (NaN where None), each only if some movie of the list has it. An empty list has all.
+    stars, stars_bound, similarity and rated (NaN where None), each only if some movie of the list has it. An empty list
+    has all.
     """
     import pandas as pd  # half a second, so only where a frame is asked for
 

@@ -29,6 +29,7 @@ class OneUserTower:
         self.hidden, self.out = [(_array(layer.weight), _array(layer.bias)) for layer in (tower.hidden, tower.out)]
         self.l2_base, self.l2_per_rating = np.exp(_array(tower.log_base)), np.exp(_array(tower.log_per_rating))
         self.over_time = None if over_time is None else (_array(over_time.table), over_time.days)
+        self.star_values = _array(tower.star_values)
         self.recent = None if recent is None else (_array(recent.weight), np.exp(_array(recent.log_shrinkage)))
 
     def vector(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
@@ -69,17 +70,27 @@ class OneUserTower:
         weight = vectors @ np.linalg.solve(self._system(vectors)[0], asked)  # (E, R, T)
         return (weight * residual[..., None]).mean(0).T
 
-    def stars(self, score: np.ndarray) -> np.ndarray:
-        """Turn scores into stars, float32, as `TwoTower.stars` does."""
-        low, high = self.config.stars_low, self.config.stars_high
-        return low + (high - low) / 2 * (1 + np.tanh(score / 2))  # a sigmoid, which no score makes overflow
+    def uncertainty(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
+                    target_idx: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return how unsure the predictions for some movies, int64 (T,), are, as `TwoTower.uncertainty` does: the sum
+        of the squared residuals that the fold-in leaves of the ratings, and the variances of the scores, float (T,)."""
+        prior, target = self._regression(user_idx, movie_idx, stars, day)
+        vectors, target = self._of_movies(movie_idx, target)
+        system, l2 = self._system(vectors)
+        asked = self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)  # (E, D + 1, T)
+        right = (target[:, None] @ vectors)[:, 0] + l2 * prior
+        solved = np.linalg.solve(system, np.concatenate([asked, right[..., None]], 2))  # (E, D + 1, T + 1)
+        residual = (target - (vectors @ solved[..., -1:])[..., 0]).mean(0)
+        return float(residual @ residual), (asked * solved[..., :-1]).sum(1).mean(0)
 
     def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
                     day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the prior, (E, D + 1), and the regression targets, (R,), in units of score; see
         `UserTower.regression`."""
         above_mean = stars - np.float32(self.config.stars_mean)
-        target = above_mean / np.float32(self.config.slope)
+        position = (stars - np.float32(self.config.stars_low)) / np.float32(self.config.unit)
+        value = np.interp(position, np.arange(len(self.star_values)), self.star_values).astype(np.float32)
+        target = above_mean / np.float32(self.config.slope) + value
         if self.over_time is not None:
             table, days = self.over_time
             target -= table.ravel()[movie_idx * PERIODS + day // days]

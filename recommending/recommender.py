@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from models.blend import Blend
 from models.checkpoint import check_data_set, data_dir_of, load_model
+from models.stars_link import interval, spread_features
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import (
@@ -41,6 +42,8 @@ from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
 from recommending.top_k import BestMovies, best_of, only, products
+
+INTERVAL = 0.8  # of ratings lie in the interval around a prediction
 
 
 @dataclass(eq=False)
@@ -84,7 +87,11 @@ class Recommendation:
     title: str
     year: int | None
     num_ratings: int  # of the movie, in training
-    stars: float | None = None  # predicted, see `Recommender`; of a popular movie the mean; None in a list of similar
+    stars: float | None = None  # predicted; of a popular movie the mean; None in a list of similar movies
+    stars_bound: float | None = None  # two standard errors below the prediction: what a list of predictions is in the
+                                      # order of
+    interval: list[float] | None = None  # stars that INTERVAL of such ratings lie between
+    probabilities: dict[str, float] | None = None  # of each of the stars that can be given
     similarity: float | None = None  # cosine, -1 to 1; None unless it is a list of similar movies
     rated: float | None = None  # stars that the person gave, where they have seen the movie
     because: list[Reason] | None = None
@@ -93,8 +100,9 @@ class Recommendation:
 class Recommender:
     """A trained model with its data set, asked as of a day: the data set's last, unless another is given.
 
-    The stars in its lists are predicted, less two standard errors of what the movie's ratings say of it, so that
-    chance does not put a movie with a handful of ratings first (`Blend.list_vectors`).
+    The stars in its lists are predicted. Lists are in the order of the prediction less two standard errors of what the
+    movie's ratings say of it, so that chance does not put a movie with a handful of ratings first
+    (`Blend.list_vectors`).
     """
 
     def __init__(self, model: Blend, meta: dict, users_file: UsersFile, movies: Movies, ratings: RatingsFile,
@@ -107,6 +115,7 @@ class Recommender:
         with torch.no_grad():
             self._movie_table = model.movie_table()
             self._user_tower = OneUserTower(model.user_based, self._movie_table)
+            self._margins = model.margins().numpy()  # float32 (M,)
         # A movie without a single training rating has no vector that could be trusted.
         self.recommendable = torch.tensor(movies.num_train_ratings > 0)  # bool (M,)
 
@@ -147,11 +156,6 @@ class Recommender:
     def list_vectors(self) -> torch.Tensor:
         """All movies' vectors, float (M, K), whose inner products with a person's are the scores of their list."""
         return self.model.list_vectors(self.day, self._movie_table)
-
-    @cached_property
-    def _plain_vectors(self) -> np.ndarray:
-        """The same, float32 (M, K), whose inner products are the predictions; made when first asked for."""
-        return self.model.movie_vectors(self.day, self._movie_table).numpy()
 
     @cached_property
     def _best_movies(self) -> BestMovies:
@@ -291,15 +295,14 @@ class Recommender:
             order = best_of(only(self._relevance(history, vector).numpy(), allowed), top_n)
             scores = self._best_movies.products(vector.numpy(), order)
         rated = _given(history, order) if filters is not None and filters.include_seen else None
-        stars = self._user_tower.stars(scores).tolist()
-        return self._lines(order, stars=stars, rated=rated)
+        return self._predicted(history, order, scores + self._margins[order], rated)
 
     @torch.inference_mode()
     def predict(self, history: History, movie_ids: Iterable[Id]) -> np.ndarray:
         """Return the stars that a person would give some movies, float32 (N,), on the day asked about.
 
-        These are the plain predictions, which lists lower by two standard errors. That for a movie that the person has
-        rated knows the stars that they gave; of a movie without training ratings only its features speak.
+        That for a movie that the person has rated knows the stars that they gave; of a movie without training ratings
+        only its features speak.
 
         Args:
             history: of a user of the data set or of somebody new; it may be empty.
@@ -308,16 +311,14 @@ class Recommender:
         Raises:
             DataError: a movie_id that the data set does not have.
         """
-        movie_idx = np.array([self.movie_idx_of(movie_id) for movie_id in movie_ids], np.int64)
-        return self._user_tower.stars(products(self._plain_vectors, self.vector_of(history).numpy(), movie_idx))
+        return self.model.stars(torch.from_numpy(self._scores(history, self._indices(movie_ids)))).numpy()
 
     def predictions(self, history: History, movie_ids: Iterable[Id]) -> list[Recommendation]:
         """Return what `predict` says of some movies as a list, the highest stars first; equal ones keep their order."""
-        movie_ids = list(movie_ids)
-        stars = self.predict(history, movie_ids)
-        order = np.argsort(-stars, kind="stable")
-        movie_idx = np.array([self.movie_idx_of(movie_ids[position]) for position in order.tolist()], np.int64)
-        return self._lines(movie_idx, stars=stars[order].tolist(), rated=_given(history, movie_idx))
+        movie_idx = self._indices(movie_ids)
+        score = self._scores(history, movie_idx)
+        order = np.argsort(-score, kind="stable")
+        return self._predicted(history, movie_idx[order], score[order], _given(history, movie_idx[order]))
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
@@ -377,6 +378,33 @@ class Recommender:
                 Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], stars, value)
                 for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
                                                effect[best].tolist(), strict=True) if value > 0]
+
+    def _indices(self, movie_ids: Iterable[Id]) -> np.ndarray:
+        """Return the indices of movies, int64 (N,); raises as `movie_idx_of`."""
+        return np.array([self.movie_idx_of(movie_id) for movie_id in movie_ids], np.int64)
+
+    def _scores(self, history: History, movie_idx: np.ndarray) -> np.ndarray:
+        """Return a person's scores of movies, int64 (N,), float32 (N,), as predictions have them."""
+        bounds = products(self.list_vectors.numpy(), self.vector_of(history).numpy(), movie_idx)
+        return bounds + self._margins[movie_idx]
+
+    def _predicted(self, history: History, movie_idx: np.ndarray, score: np.ndarray,
+                   rated: list[float | None] | None) -> list[Recommendation]:
+        """Return a list of movies, int64 (N,), with what is predicted of each from its score, float32 (N,)."""
+        link, scores = self.model.link, torch.from_numpy(score)
+        squared, variance = self._user_tower.uncertainty(
+            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), movie_idx)
+        features = spread_features(torch.full_like(scores, squared),
+                                   torch.full_like(scores, len(history.movie_idx)), torch.from_numpy(variance))
+        probabilities = link.probabilities(scores, features)
+        ends = interval(probabilities, link.low, link.step, INTERVAL)
+        names = [f"{link.low + k * link.step:g}" for k in range(link.num_above + 1)]
+        lines = self._lines(movie_idx, stars=link(scores).tolist(), rated=rated)
+        columns = link(scores - torch.from_numpy(self._margins[movie_idx])).tolist(), *map(torch.Tensor.tolist, ends)
+        for line, bound, lowest, highest, chances in zip(lines, *columns, probabilities.tolist(), strict=True):
+            line.stars_bound, line.interval = bound, [lowest, highest]
+            line.probabilities = dict(zip(names, chances, strict=True))
+        return lines
 
     def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
         """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (K,)."""

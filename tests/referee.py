@@ -13,13 +13,14 @@ D + 1 coordinates a member, the last their bias; a movie's has a constant there,
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import optimize
 
 SHRINK = 5.0  # a mean or a bias counts as if there were so many more ratings, without a surprise
 CONSTANT = 0.5  # coordinate of every movie, which a person's bias multiplies
@@ -57,7 +58,7 @@ class Data:
         self.ratings = pd.DataFrame({"user": ratings.user_idx.astype(int), "movie": ratings.movie_idx.astype(int),
                                      "stars": ratings.stars * float(self.meta["stars_step"]),
                                      "day": ratings.day.astype(int), "split": ratings.split.astype(str)})
-        self.low, self.high = self.meta["stars_range"]
+        (self.low, self.high), self.step = self.meta["stars_range"], self.meta["stars_step"]
         self.last_day = self.meta["num_days"] - 1
         self.num_ratings = np.bincount(self.split("train").movie, minlength=len(self.movies))  # of movies, in training
 
@@ -87,6 +88,7 @@ class Towers:
         self.stars_mean = fitted.stars.mean()
         height = np.clip((self.stars_mean - data.low) / (data.high - data.low), 0.001, 0.999)
         self.offset = np.log(height / (1 - height))  # the score of the mean
+        self.stars_low = data.low
         self.unit = (data.high - data.low) / 4  # stars that one of 1 to 5 stars is
         self.slope = max((self.stars_mean - data.low) * (data.high - self.stars_mean) / (data.high - data.low),
                          0.001 * self.unit)
@@ -157,7 +159,8 @@ class Towers:
 
     def residual(self, known: Ratings) -> np.ndarray:
         """Return what the biases of the movies leave of ratings, (R, E), in units of score."""
-        target = (known.stars - self.stars_mean) / self.slope - self.movie_bias(known.movie, known.day)
+        value = np.interp((known.stars - self.stars_low) / self.unit, range(5), self.tensors["user_tower.star_values"])
+        target = (known.stars - self.stars_mean) / self.slope + value - self.movie_bias(known.movie, known.day)
         return target[:, None] - self.biases[known.movie]
 
     def l2(self, n: int) -> np.ndarray:
@@ -198,6 +201,7 @@ class Model:
             tensors.setdefault(part, {})[rest] = tensor.double().numpy()
         fitted = data.split("train", "validation") if self.checkpoint["refit"] else data.split("train")
         without, self.tensors = (*config["without"], *without), tensors.get("relevance")
+        self.link, self.step = tensors["link"], data.step
         year = data.movies.year.fillna(0).to_numpy(int)
         self.users, self.movies = Towers(data, config, without, tensors["user_based"], fitted, year), None
         if self.checkpoint["item_based"]:
@@ -226,11 +230,37 @@ class Model:
         return self.score(user, known, np.arange(num_movies), np.full(num_movies, day))
 
     def list_scores(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
-        """Return what lists are ordered by, and show as stars, (M,): `scores` less standard errors of the movies."""
+        """Return what lists are ordered by, (M,): `scores` less standard errors of the movies."""
         return self.scores(user, known, day) - STANDARD_ERRORS / np.sqrt(self.users.count + 1)
 
     def stars(self, score: np.ndarray) -> np.ndarray:
-        return self.data.low + (self.data.high - self.data.low) / (1 + np.exp(-score))
+        """low + step times the sum over the thresholds of the probability of being above."""
+        return self.data.low + self.step * self.at_least(np.asarray(score), 1.0).sum(-1)
+
+    def at_least(self, score: np.ndarray, width: float) -> np.ndarray:
+        """Return the probabilities of as many stars or more, (.., K), by a logistic curve so many times as wide."""
+        return 1 / (1 + np.exp((self.link["thresholds"] - self.link["slope"] * score[..., None]) / width))
+
+    def distribution(self, user: int | None, known: Ratings, movie: int, score: float) -> np.ndarray:
+        """Return the probabilities of the stars for a movie, (K + 1,), from its score; their mean is `stars`.
+
+        The curve's width follows the user's residuals, shrunk to 1, and the variance of the score,
+        v (V'V + diag(l2))^-1 v.
+        """
+        towers, l2 = self.users, self.users.l2(len(known.movie))
+        prior, residual = towers.prior(user, known), towers.residual(known)
+        asked, variances, left = towers.vectors[movie], [], np.zeros(residual.shape)
+        for h, v in enumerate(towers.vectors[known.movie].transpose(1, 0, 2)):
+            inverse = np.linalg.inv(v.T @ v + np.diag(l2[h]))
+            variances.append(asked[h] @ inverse @ asked[h])
+            left[:, h] = residual[:, h] - v @ inverse @ (v.T @ residual[:, h] + l2[h] * prior[h])
+        scatter = np.log((left.mean(1) @ left.mean(1) + 10) / (len(known.movie) + 10)) / 2
+        features = np.array([1, scatter, np.log(np.mean(variances) + 0.02) + 2])
+        width, expected = np.exp(self.link["spread_weights"] @ features), self.stars(score)
+        number = (expected - self.data.low) / self.step  # of steps above the lowest
+        moved = optimize.brentq(lambda x: self.at_least(np.array(x), width).sum() - number, score - 60, score + 60,
+                                xtol=1e-12)
+        return -np.diff(np.concatenate([[1], self.at_least(np.array(moved), width), [0]]))
 
     def effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
         """Return what each known rating adds to the score of a movie, (R,)."""
@@ -250,6 +280,15 @@ def best(score: np.ndarray, allowed: np.ndarray, top_n: int = 10) -> np.ndarray:
     """Return the movies of a list, best first; equal ones in the order of movie_id."""
     order = np.argsort(-score.round(9), kind="stable")
     return order[allowed[order]][:top_n]
+
+
+def interval(distribution: np.ndarray, data: Data, fraction: float = 0.8) -> list[float]:
+    """Return the ends of an interval with a fraction of the probability, and half of the rest on either side; a star's
+    is spread evenly from half a step below it to half a step above."""
+    up_to = np.concatenate([[0], distribution.cumsum()])
+    cells = np.arange(len(up_to)) - 0.5
+    ends = np.interp([(1 - fraction) / 2, (1 + fraction) / 2], up_to, cells)
+    return (data.low + data.step * ends.clip(0, len(distribution) - 1)).tolist()
 
 
 def errors(predicted: np.ndarray, stars: np.ndarray) -> dict[str, float]:
@@ -282,6 +321,19 @@ def ranking(model: Model, score_of: Callable[[int], np.ndarray]) -> dict[str, fl
     return dict(zip(("ndcg@10", "recall@10"), np.mean(measured, 0), strict=True))
 
 
+def calibration(model: Model) -> Iterator[tuple[float, list[float]]]:
+    """Yield of each test rating the logarithm of its probability, and how much of its star's cell lies in the intervals
+    of 50, 80 and 95 % of the probability."""
+    for user, own in enumerate(by_user(model.data.split("test"), len(model.known))):
+        scores = model.score(user, model.known[user], own.movie, own.day) if len(own.movie) else []
+        for movie, stars, score in zip(own.movie, own.stars, scores, strict=True):
+            chances = model.distribution(user, model.known[user], movie, score)
+            star = round((stars - model.data.low) / model.step)
+            below, up_to = chances[:star].sum(), chances[:star + 1].sum()
+            yield np.log(chances[star]), [max(min(up_to, 0.5 + fraction / 2) - max(below, 0.5 - fraction / 2), 0)
+                                          / chances[star] for fraction in (0.5, 0.8, 0.95)]
+
+
 def fit_biases(known: pd.DataFrame, num_users: int, num_movies: int, rounds: int = 10) -> tuple[np.ndarray, ...]:
     """Return what users and what movies add to the mean: ridge regressions by turns, the movies' first."""
     above, user, movie = (known.stars - known.stars.mean()).to_numpy(), known.user.to_numpy(), known.movie.to_numpy()
@@ -305,6 +357,9 @@ def test_metrics(model: Model) -> dict[str, dict[str, float]]:
                "bias": errors(biased, test.stars) | ranking(model, lambda user: movies),
                "two_tower": split_errors(model, "test")
                | ranking(model, lambda user: model.list_scores(user, of_user[user], day))}
+    log_likelihood, inside = zip(*calibration(model), strict=True)
+    results["calibration"] = {"log_likelihood": np.mean(log_likelihood)} | {
+        f"coverage_{percent}": value for percent, value in zip((50, 80, 95), np.mean(inside, 0), strict=True)}
     if model.tensors:
         results["relevance"] = ranking(model, lambda user: model.relevance(user, of_user[user], day))
     return results

@@ -164,7 +164,8 @@ def test_a_list_holds_the_best_unseen_movies_of_what_was_known_on_the_day(ask, t
             flags = ["--user_id", user_id(user)] + ([] if asked is None else ["--date", FIRST_DAY + asked])
             known = truth.history(user, day)
             score = truth.model.list_scores(user, known, day)
-            demand(ask(*flags, "--json")["recommendations"], score, truth.model.stars(score), truth.unseen(known))
+            stars = truth.model.stars(truth.model.scores(user, known, day))
+            demand(ask(*flags, "--json")["recommendations"], score, stars, truth.unseen(known))
             if asked == days[-1]:
                 assert ask(*flags).startswith(f"user {user_id(user)}, {len(known.movie)} movie")
 
@@ -187,7 +188,8 @@ def test_ratings_given_add_to_those_of_a_user_and_count_as_of_the_day_asked(ask,
                  *([] if user is None else ["--user_id", user_id(user)]))
     score = truth.model.list_scores(user, known, asked)
     order = score if rank_by == "rating" else truth.model.relevance(user, known, asked)
-    demand(answer["recommendations"], order, truth.model.stars(score), np.ones(NUM_MOVIES, bool), 100)
+    stars = truth.model.stars(truth.model.scores(user, known, asked))
+    demand(answer["recommendations"], order, stars, np.ones(NUM_MOVIES, bool), 100)
     assert answer["kind"] == ("new" if user is None else "user") and answer["ranked_by"] == rank_by
     given = {row["movie_id"]: row["rated"] for row in answer["recommendations"] if row["rated"] is not None}
     assert given == dict(zip(map(movie_id, known.movie.tolist()), known.stars.tolist(), strict=True))
@@ -276,7 +278,8 @@ def test_everybodys_lists_are_those_that_each_gets_alone(ask, truth, tmp_path, t
     assert lists["user_id"].is_monotonic_increasing
     for user, score in enumerate(truth.list_scores):
         rows = lists[lists["user_id"] == user_id(user)].to_dict("records")
-        demand(rows, score, truth.model.stars(score), truth.unseen(truth.history(user)), top_n)
+        stars = truth.model.stars(truth.model.scores(user, truth.history(user), LAST))
+        demand(rows, score, stars, truth.unseen(truth.history(user)), top_n)
     alone = ask("--user_id", user_id(59), "--json", "--top_n", top_n)["recommendations"]
     assert [row["movie_id"] for row in rows] == [row["movie_id"] for row in alone]
 

@@ -124,7 +124,9 @@ def test_test_metrics(run):
     expected = referee.test_metrics(run.best)
     assert {name for name, row in results.items() if isinstance(row, dict)} == expected.keys()
     for name, row in expected.items():
-        assert {key: value for key, value in results[name].items() if value is not None} == pytest.approx(row, abs=1e-5)
+        tolerance = 2e-4 if name == "calibration" else 1e-5  # it is of differences of probabilities
+        found = {key: value for key, value in results[name].items() if value is not None}
+        assert found == pytest.approx(row, abs=tolerance)
 
 
 def test_statistics_of_a_checkpoint(run):
@@ -219,7 +221,16 @@ def test_list_of_a_person(run, capsys, question):
     listed, score = run.places(rows), model.list_scores(asked.user, asked.known, asked.day)
     order = model.relevance(asked.user, asked.known, asked.day) if by_relevance else score
     assert_best(listed, order, asked.allowed, asked.top_n)
-    assert [row["stars"] for row in rows] == pytest.approx(model.stars(score[listed]), abs=1e-4)
+    predicted = model.scores(asked.user, asked.known, asked.day)
+    assert [row["stars"] for row in rows] == pytest.approx(model.stars(predicted[listed]), abs=1e-4)
+    assert [row["stars_bound"] for row in rows] == pytest.approx(model.stars(score[listed]), abs=1e-4)
+    for row, movie in list(zip(rows, listed, strict=True))[:3]:
+        distribution = model.distribution(asked.user, asked.known, movie, predicted[movie])
+        np.testing.assert_allclose(list(row["probabilities"].values()), distribution, atol=2e-4)
+        assert row["interval"] == pytest.approx(referee.interval(distribution, run.data), abs=2e-3)
+        stars = np.array([float(name) for name in row["probabilities"]])
+        assert stars.tolist() == np.arange(run.data.low, run.data.high + run.data.step / 2, run.data.step).tolist()
+        assert stars @ distribution == pytest.approx(row["stars"], abs=2e-4)
     given = dict(zip(asked.known.movie, asked.known.stars, strict=True)) if "--include_seen" in asked.flags else {}
     assert [row["rated"] for row in rows] == [given.get(movie) for movie in listed]
 
@@ -246,18 +257,22 @@ def test_lists_of_everybody(run, tmp_path):
         listed, score = np.searchsorted(run.movie_id, own.movie_id), model.list_scores(user, known, run.data.last_day)
         assert own["rank"].tolist() == list(range(1, len(own) + 1))
         assert_best(listed, score, allowed, 7)
-        np.testing.assert_allclose(own.stars, model.stars(score[listed]), atol=1e-5)
+        predicted = model.stars(model.scores(user, known, run.data.last_day))
+        np.testing.assert_allclose(own.stars, predicted[listed], atol=1e-5)
 
 
 def test_exported_vectors(run, tmp_path):
     assert rec.main([*run.flags, "--export_vectors", str(tmp_path / "out")]) == 0
-    user_ids, users, movie_ids, movies = (np.load(tmp_path / "out" / f"{name}.npy")
-                                          for name in ("user_ids", "user_vectors", "movie_ids", "movie_vectors"))
+    user_ids, users, movie_ids, movies, margins = (
+        np.load(tmp_path / "out" / f"{name}.npy")
+        for name in ("user_ids", "user_vectors", "movie_ids", "movie_vectors", "margins"))
     listed, model = run.data.num_ratings > 0, run.best.know(run.before_test)
     assert user_ids.tolist() == run.user_id.tolist() and movie_ids.tolist() == run.movie_id[listed].tolist()
     for user, known in enumerate(referee.by_user(run.data.ratings, len(user_ids))):
         score = model.list_scores(user, known, run.data.last_day)[listed]
         np.testing.assert_allclose(movies @ users[user], score, atol=2e-5)
+        predicted = model.scores(user, known, run.data.last_day)[listed]
+        np.testing.assert_allclose(movies @ users[user] + margins, predicted, atol=2e-5)
 
 
 def test_similar_and_popular_movies(run, capsys):

@@ -6,17 +6,19 @@ In a notebook, `read_metrics("runs/default").plot(x="epoch", y=["train_rmse", "v
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from models.blend import Blend
+from models.stars_link import coverage
 from preprocessing.dataset import DataError, replaced
 from training.baselines import Biases, fit_biases
-from training.batches import DataSet, RatingTensors
+from training.batches import DataSet, RatingTensors, uniform
 from training.evaluation import predict_errors, scorer
+from training.link import scores_and_features
 from training.metrics import RatingErrors, evaluate_ranking
 from training.relevance import relevance_scorer
 from training.trainer import EpochMetrics
@@ -24,6 +26,8 @@ from training.trainer import EpochMetrics
 if TYPE_CHECKING:
     import pandas as pd
 
+CALIBRATION_USERS = 2000  # are enough
+COVERAGES = (50, 80, 95)  # percent
 COLUMNS = ("rmse", "mae", "ndcg@10", "recall@10")
 ROWS = {"global_mean": "global mean", "popularity": "popularity", "bias": "user + movie bias",
         "two_tower": "two towers", "relevance": "by relevance"}
@@ -134,6 +138,34 @@ def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | Non
     }.items()}
 
 
+@torch.no_grad()
+def calibration(model: Blend, data: DataSet) -> dict[str, float]:
+    """Measure what the model says of how sure it is, on the test ratings of CALIBRATION_USERS drawn users.
+
+    Returns:
+        "log_likelihood", the mean of a rating, by the natural logarithm; "coverage_50" and so on for COVERAGES, the
+        fraction of ratings in the intervals that should have so many percent of them. nan without ratings.
+    """
+    train, test = data.train.to(model.device), data.test.to(model.device)
+    users = test.offset.diff().nonzero().squeeze(1)
+    users = users[uniform(3, users) < CALIBRATION_USERS / max(len(users), 1)]
+    score, stars, features = scores_and_features(model, train, test, users, data.meta["stars_step"])
+    probabilities, star = model.link.probabilities(score, features).double(), model.link.star_of(stars)
+    own = probabilities.gather(1, star.unsqueeze(1)).clamp(min=1e-12).log()
+    return {"log_likelihood": float(own.mean()),
+            **{f"coverage_{percent}": float(coverage(probabilities, star, percent / 100).mean())
+               for percent in COVERAGES}}
+
+
+def format_calibration(measured: dict[str, float]) -> str:
+    """Return what `calibration` measured as a sentence; "" where there was nothing to measure."""
+    if math.isnan(measured["log_likelihood"]):
+        return ""
+    found = _listed(f"{100 * measured[f'coverage_{percent}']:.1f}" for percent in COVERAGES)
+    return (f"within their {_listed(COVERAGES)} % intervals: {found} % of the ratings; "
+            f"log-likelihood {measured['log_likelihood']:.4f} a rating")
+
+
 def format_table(results: dict[str, dict[str, float | None]]) -> str:
     """Return the results as a table of text."""
     lines = [f"{'':<18}" + "".join(f"{column.upper():>11}" for column in COLUMNS)]
@@ -171,6 +203,12 @@ def bias_errors(biases: Biases, asked: RatingTensors, data: DataSet) -> RatingEr
     predicted = biases.predict(asked.user_idx(), asked.movie_idx).clamp(low, high)
     errors.add(predicted, asked.stars.float() * data.meta["stars_step"])
     return errors
+
+
+def _listed(values: Iterable[object]) -> str:
+    """Return values as in "1, 2 and 3"."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} and {last}"
 
 
 def _ratings(errors: RatingErrors) -> dict[str, float]:

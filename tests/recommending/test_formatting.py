@@ -20,7 +20,8 @@ def columns(text: str) -> int:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", None, "no such encoding"])
-@pytest.mark.parametrize("values", [{"stars": 4.4}, {"stars": 4.6, "rated": 3.5}, {"similarity": -0.123}])
+@pytest.mark.parametrize("values", [
+    {"stars": 4.4}, {"stars": 4.6, "rated": 3.5, "interval": [3.25, 5.0]}, {"similarity": -0.123}])
 def test_lines_are_aligned_in_80_columns_whatever_the_titles(encoding, values):
     lines = as_table(rows(**values), 5, encoding).split("\n")
     assert len(lines) == 1 + 2 * len(TITLES)
@@ -72,7 +73,7 @@ def test_json_is_one_line_of_ascii_with_the_same_keys_for_every_list():
         assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "as_of", "recommendations"]
         assert [row["title"] for row in result["recommendations"]] == TITLES
         for row in result["recommendations"]:
-            assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated",
-                                 "because"]
+            assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "stars_bound", "interval",
+                                 "probabilities", "similarity", "rated", "because"]
             assert list(row["because"][0]) == ["movie_id", "title", "stars", "effect"]
     assert json.loads(as_json("new", rows(stars=4.123456)))["recommendations"][0]["stars"] == 4.1235

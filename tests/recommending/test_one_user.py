@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.config import PARTS, ModelConfig
-from models.two_tower import TwoTower
+from models.two_tower import Target, TwoTower
 from models.user_tower import Context
 from recommending.one_user import OneUserTower
 
@@ -19,12 +19,21 @@ def random_model(*without: str) -> TwoTower:
     return model
 
 
+@pytest.mark.parametrize("num_ratings", [0, 1, 200])
+@pytest.mark.parametrize("without", [(), ("fold_in",), PARTS])
 @torch.no_grad()
-def test_stars_are_those_of_the_towers():
-    model = random_model()
-    score = torch.tensor([-1e9, -100, -1, 0, 0.3, 2, 100, 1e9])
-    tower = OneUserTower(model, model.movie_table())
-    torch.testing.assert_close(torch.from_numpy(tower.stars(score.numpy())), model.stars(score))
+def test_the_uncertainty_is_that_of_the_towers(without, num_ratings):
+    model = random_model(*without)
+    movies, listed = model.movie_table(), torch.tensor([3, 7, 3, 299])
+    row, movie_idx = torch.zeros(num_ratings, dtype=torch.int64), torch.randperm(300)[:num_ratings]
+    stars, day = torch.randint(1, 6, (num_ratings,)).float(), torch.randint(500, 1500, (num_ratings,)).sort().values
+    target = Target(torch.zeros(4, dtype=torch.int64), listed, torch.full((4,), 1600))
+    expected = model.uncertainty(movies, model.user_embedding[2:3], Context(row, movie_idx, stars, day), target)
+    squared, variance = OneUserTower(model, movies).uncertainty(2, movie_idx.numpy(), stars.numpy(), day.numpy(),
+                                                                listed.numpy())
+    assert expected[0].tolist() == pytest.approx([squared] * 4, rel=2e-3, abs=1e-4)
+    assert expected[1].tolist() == [num_ratings] * 4
+    torch.testing.assert_close(torch.from_numpy(variance), expected[2], rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_ratings", [0, 1, 2, 200])

@@ -12,12 +12,19 @@ def ids(rows) -> list[int]:
     return [row.movie_id for row in rows]
 
 
+def stars_of(score: float) -> float:
+    """Of a link of slope 2 that is not fitted: thresholds at .8 of the logits of 1/8, 3/8, 5/8 and 7/8."""
+    return 1 + sum(1 / (1 + math.exp(1.6 * math.log(middle / (1 - middle)) - 2 * score))
+                   for middle in (0.125, 0.375, 0.625, 0.875))
+
+
 def test_without_history_the_biases_order_the_list(planted):
     rows = planted.recommend(planted.history_from({}))
     assert ids(rows) == [10, 30, 20, 40, 60]
     assert [row.rank for row in rows] == [1, 2, 3, 4, 5]
     scores = [0.4 - 2 * 101**-0.5, 0.2 - 2 * 51**-0.5, 0.3 - 2 * 11**-0.5, 0.1 - 2 * 8**-0.5, 0 - 2 * 2**-0.5]
-    assert [row.stars for row in rows] == pytest.approx([1 + 4 / (1 + math.exp(-score)) for score in scores])
+    assert [row.stars_bound for row in rows] == pytest.approx([stars_of(score) for score in scores])
+    assert [row.stars for row in rows] == pytest.approx([stars_of(score) for score in (0.4, 0.2, 0.3, 0.1, 0)])
     assert [row.year for row in rows] == [1995, 1966, 1986, None, 1984]
 
 
@@ -34,7 +41,7 @@ def test_one_rating_gives_the_ridge_regression_worked_out_by_hand(planted):
     rows = planted.recommend(history)
     planted.explain(history, rows)
     assert ids(rows) == [key for _, key in expected] == [20, 30, 60, 40]
-    assert [row.stars for row in rows] == pytest.approx([1 + 4 / (1 + math.exp(-score)) for score, _ in expected])
+    assert [row.stars_bound for row in rows] == pytest.approx([stars_of(score) for score, _ in expected])
     for row in rows:
         reasons = [(reason.movie_id, reason.title, reason.stars) for reason in row.because]
         assert reasons == ([(10, "Heat", 5)] if effects[row.movie_id] > 0 else [])
@@ -48,13 +55,12 @@ def test_predictions_are_plain_and_of_any_movie(planted):
     nobody, asked = planted.history_from({}), [50, 10, 60, 10]
     stars = planted.predict(nobody, asked)
     assert stars.dtype == np.float32
-    assert stars.tolist() == pytest.approx([1 + 4 / (1 + math.exp(-plain[movie_id])) for movie_id in asked])
+    assert stars.tolist() == pytest.approx([stars_of(plain[movie_id]) for movie_id in asked])
     residual, l2, l2_bias = (5 - 3) / 1 - 0.4, 0.7 + 0.02, 4 + 0.001  # as in the next test
     scale = residual / (1 + 1 / l2 + 0.25 / l2_bias)
     effects = {20: 3 * scale / l2 + 0.25 * scale / l2_bias, 10: scale / l2 + 0.25 * scale / l2_bias}
     after = planted.predict(planted.history_from({10: 5}), (movie_id for movie_id in (20, 10)))
-    assert after.tolist() == pytest.approx([1 + 4 / (1 + math.exp(-plain[movie_id] - effects[movie_id]))
-                                            for movie_id in (20, 10)])
+    assert after.tolist() == pytest.approx([stars_of(plain[movie_id] + effects[movie_id]) for movie_id in (20, 10)])
     assert planted.predict(nobody, []).shape == (0,)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,9 @@ from recommending.recommender import Filters, Recommender
 
 NOBODY = ["--user_id", "5", "--fallback", "popular"]
 UNNAMED = {"kind": None, "user_id": None, "movie_id": None, "ranked_by": None, "as_of": None}
-ROW = ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated", "because"]
+ROW = ["rank", "movie_id", "title", "year", "num_ratings", "stars", "stars_bound", "interval", "probabilities",
+       "similarity", "rated", "because"]
+PREDICTED = {"stars", "stars_bound", "interval", "probabilities"}
 
 
 @pytest.fixture
@@ -115,9 +118,9 @@ def test_a_mistake_in_a_file_is_named_by_file_and_line(ask, capsys, tmp_path, te
 
 
 @pytest.mark.parametrize(("flags", "named", "filled"), [
-    (["--rate", "10:5"], {"kind": "new", "ranked_by": "rating"}, {"stars"}),
-    (["--rate", "10:5", "--explain"], {"kind": "new", "ranked_by": "rating"}, {"stars", "because"}),
-    (["--rate", "10:5", "--include_seen"], {"kind": "new", "ranked_by": "rating"}, {"stars", "rated"}),
+    (["--rate", "10:5"], {"kind": "new", "ranked_by": "rating"}, PREDICTED),
+    (["--rate", "10:5", "--explain"], {"kind": "new", "ranked_by": "rating"}, {*PREDICTED, "because"}),
+    (["--rate", "10:5", "--include_seen"], {"kind": "new", "ranked_by": "rating"}, {*PREDICTED, "rated"}),
     (["--similar_to", 10], {"kind": "similar", "movie_id": 10}, {"similarity"}),
     (NOBODY, {"kind": "popular", "user_id": 5}, {"stars"}),
     ([*NOBODY, "--explain", "--include_seen"], {"kind": "popular", "user_id": 5}, {"stars"}),
@@ -149,14 +152,18 @@ def test_json_is_one_line_of_ascii_and_what_else_is_said_goes_to_stderr(ask, cap
 def test_a_table_says_what_json_says(ask, planted):
     planted.movies.num_train_ratings[0] = 1234
     for flags, heading, last in (
-            (["--rate", "10:4.5,30:1", "--include_seen"], "somebody new, 2 movies rated", ["given", "stars"]),
-            (["--rate", "10:5"], "somebody new, 1 movie rated", ["stars"]),
+            (["--rate", "10:4.5,30:1", "--include_seen"], "somebody new, 2 movies rated",
+             ["given", "stars", "8", "of", "10"]),
+            (["--rate", "10:5"], "somebody new, 1 movie rated", ["stars", "8", "of", "10"]),
             (["--similar_to", 30], "like movie 30, Good, the Bad and the Ugly, The", ["cosine"]),
             (NOBODY, "popular movies, most ratings first; stars are their mean", ["stars"])):
         rows, lines = ask(*flags, "--json")["recommendations"], ask(*flags).splitlines()
         assert lines[0] == heading and lines[1].split() == ["rank", "id", "title", "year", "ratings", *last]
         for row, line in zip(rows, lines[2:], strict=True):
-            shown = [str(row["rank"]), str(row["movie_id"]), *row["title"].split(), str(row["year"] or "-"),
+            is_whole = row["title"] in line
+            title = row["title"] if is_whole else re.search(r"\S.*?\.\.\.", line[9:])[0]  # cut to its column
+            assert row["title"].startswith(title.removesuffix("...")) and len(title) >= min(len(row["title"]), 26)
+            shown = [str(row["rank"]), str(row["movie_id"]), *title.split(), str(row["year"] or "-"),
                      f"{row['num_ratings']:,}"]
             if row["rated"]:
                 shown.append(f"{row['rated']:g}")
@@ -164,7 +171,10 @@ def test_a_table_says_what_json_says(ask, planted):
                 shown.append(f"{row['similarity']:.3f}")
             else:
                 halves = int(np.floor(2 * row["stars"] + 0.5))
-                shown += [f"{row['stars']:.2f}", "★" * (halves // 2) + "½" * (halves % 2)]
+                shown.append(f"{row['stars']:.2f}")
+                if row["interval"] is not None:
+                    shown.append("-".join(f"{end:.1f}" for end in row["interval"]))
+                shown += ["★" * (halves // 2) + "½" * (halves % 2)]
             assert line.split() == shown
 
 
@@ -206,7 +216,8 @@ def test_three_lines_of_python_are_the_same_as_the_command(capsys, data_dir, run
     assert rec.main(["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--rate", f"{first}:5,{second}:1",
                      "--json", "--top_n", "7", "--year_from", "1990"]) == 0
     rows = json.loads(capsys.readouterr().out)["recommendations"]
-    assert [vars(movie) for movie in movies] == [row | {"stars": pytest.approx(row["stars"], abs=6e-5)} for row in rows]
+    assert [vars(movie) for movie in movies] == [
+        row | {name: pytest.approx(row[name], abs=6e-5) for name in PREDICTED} for row in rows]  # four places are shown
 
 
 GIVEN = {"--user_id": ["7"], "--rate": ["1:5"], "--ratings_file": ["mine.csv"], "--rank_by": ["rating"],

@@ -1,0 +1,85 @@
+"""The fit of the link, by planted values and by SciPy's optimum of the likelihood."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+from scipy.special import expit
+
+from models.stars_link import SPREAD_WEIGHTS, StarsLink
+from training.link import PSEUDO_RATINGS, count_scores, fit_link, fit_spread
+
+THRESHOLDS = np.array([-2.9, -1.1, 0.9, 3.3])
+
+
+def rate(score: np.ndarray, slope: float, thresholds: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Draw stars from 1 up by the ordered logit."""
+    noise = rng.logistic(size=len(score))
+    return torch.tensor(1 + (slope * score + noise > thresholds[:, None]).sum(0)).float()
+
+
+def test_planted_thresholds_are_found():
+    rng = np.random.default_rng(0)
+    score = rng.normal(0.2, 0.8, 400_000)
+    link, stars = StarsLink(1, 5, 1), rate(score, 2.2, THRESHOLDS, rng)
+    fit_link(link, count_scores(link, torch.tensor(score).float(), stars))
+    assert link.slope.item() == pytest.approx(2.2, abs=0.02)
+    assert link.thresholds.tolist() == pytest.approx(THRESHOLDS, abs=0.03)
+
+
+def test_the_fit_is_the_optimum_of_the_likelihood_that_scipy_finds():
+    """With the pseudo ratings, which matter most where ratings are few; nobody gave 2 stars."""
+    rng = np.random.default_rng(1)
+    score = (rng.integers(-60, 60, 80) + 0.5) / 32  # in the middle of bins
+    link, stars = StarsLink(1, 5, 1), rate(score, 2.0, THRESHOLDS, rng)
+    stars[stars == 2] = 3
+    begin = np.concatenate([[link.slope.item()], link.thresholds.numpy()]).astype(float)
+
+    def chances(values: np.ndarray) -> np.ndarray:
+        above = expit(values[0] * score[:, None] - values[1:])
+        return -np.diff(np.hstack([np.ones((len(score), 1)), above, np.zeros((len(score), 1))]), axis=1)
+
+    pseudo, own = PSEUDO_RATINGS / len(score) * chances(begin), stars.numpy().astype(int) - 1
+
+    def loss(values: np.ndarray) -> float:
+        log = np.log(np.maximum(chances(values), 1e-300))
+        return -log[np.arange(len(own)), own].sum() - (pseudo * log).sum()
+
+    fit_link(link, count_scores(link, torch.tensor(score).float(), stars))
+    found = optimize.minimize(loss, begin, method="BFGS", options={"gtol": 1e-6})
+    assert [link.slope.item(), *link.thresholds.tolist()] == pytest.approx(found.x, abs=2e-3)
+    assert loss(np.array([link.slope.item(), *link.thresholds.tolist()])) < loss(begin) - 1
+
+
+def test_without_ratings_nothing_changes_and_few_change_little():
+    link, before = StarsLink(1, 5, 1), StarsLink(1, 5, 1)
+    fit_link(link, count_scores(link, torch.zeros(0), torch.zeros(0)))
+    assert link.thresholds.equal(before.thresholds) and link.slope.equal(before.slope)
+    fit_link(link, count_scores(link, torch.tensor([0.0, 9.0, -40.0]), torch.tensor([5.0, 1.0, 3.0])))
+    assert (link.thresholds - before.thresholds).abs().max() < 0.5 and (link.thresholds.diff() > 0).all()
+
+
+def test_a_scale_of_many_steps_of_which_most_are_never_given():
+    rng = np.random.default_rng(2)
+    score = rng.normal(0, 0.8, 3000)
+    link, tens = StarsLink(0, 100, 0.5), rate(score, 2.0, np.linspace(-4, 4, 10), rng) - 1
+    fit_link(link, count_scores(link, torch.tensor(score).float(), 10 * tens))
+    assert link.thresholds.isfinite().all() and (link.thresholds.diff() > 0).all()
+    errors = [((expected - 10 * tens) ** 2).mean() for expected in (link(torch.tensor(score).float()), 50.0)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_planted_scatter_is_found():
+    torch.manual_seed(0)
+    link, count, planted = StarsLink(1, 5, 1), 40_000, torch.tensor([-0.2, 1.3, 0.2])
+    score = torch.randn(count) * 0.8
+    features = torch.stack([torch.ones(count), torch.randn(count) * 0.3, torch.randn(count)], 1)
+    star = torch.multinomial(link.scattered(score, (features @ planted).exp()), 1).squeeze(1)
+    fit_spread(link, score, 1 + star.float(), features)
+    assert link.spread_weights.tolist() == pytest.approx(planted.tolist(), abs=0.04)
+
+
+def test_scatter_stays_as_it_was_without_ratings():
+    link = StarsLink(1, 5, 1)
+    fit_spread(link, torch.zeros(0), torch.zeros(0), torch.zeros(0, 3))
+    assert link.spread_weights.tolist() == pytest.approx(SPREAD_WEIGHTS)
