@@ -156,7 +156,8 @@ def compare(args: argparse.Namespace) -> None:
     results = {row: summarize(runs) for row, runs in measured.items()}
     asked = "validation" if args.validation else "test"
     protocol = (f"{args.data_dir.resolve().name}, {counts[0]['people']:,} people of {asked}, "
-                f"{counts[0]['questions']:,} questions, {counts[0]['users']:,} users stay; ratings given: {args.order}; {args.seeds} seed(s)")
+                f"{counts[0]['questions']:,} questions, {counts[0]['users']:,} users stay; given: {args.order}; "
+                f"{args.seeds} seed(s)")
     print_tables(results, args, protocol)
     if args.picture is not None:
         plot(args.picture, results, args.sizes, protocol)
