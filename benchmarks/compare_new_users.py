@@ -9,13 +9,17 @@ gives k of their ratings, k being each of --sizes, and is asked for all those af
 later ones (--order). So the questions are the same for every k.
     two_tower    main.py with default flags on a data set of the people who stay, made by table_preprocess.py; then
                  Recommender.history_from, predict, and recommend in either order, as of the last day
-    the others   benchmarks/new_user_peers.py; their settings are chosen by the one set of people, by --trials fits: the
-                 lowest mean RMSE of all k above 0, or the highest mean NDCG@10 of those that only order
-The other set of people is read once per fit. RMSE and MAE are over all questions, predictions are cut to the scale.
-NDCG@10 is the mean over people; relevant are questions of 4 stars and more; candidates are all movies with training
-ratings but those that the person gives at the largest k, so they too are the same for every k. A movie that nobody who
-stays has rated is nobody's question. With --truth, of synthetic data, RMSE TO TRUTH compares predictions with the
-expected stars instead of the noisy ones, and a row says what the truth itself would reach.
+    the others   benchmarks/new_user_peers.py; their settings are chosen by the people of validation, one of the two
+                 sets: of --trials fits those of the lowest mean RMSE of all k above 0, or, where a model only orders,
+                 of the highest mean NDCG@10
+Then the other set, of the test, is asked, once per fit. To choose among models, --validation asks the first set again
+and leaves the test unread; --main_flags "--without fold_in" trains the towers with further flags of main.py.
+
+RMSE and MAE are over all questions, predictions are cut to the scale. NDCG@10 is the mean over people; relevant are
+questions of 4 stars and more; candidates are all movies with training ratings but those that the person gives at the
+largest k, so they too are the same for every k. A movie that nobody who stays has rated is nobody's question. With
+--truth, of synthetic data, RMSE TO TRUTH compares predictions with the expected stars instead of the noisy ones, and a
+row says what the truth itself would reach.
 
 Prints a table per measure, the mean over seeds and their deviation; the last line is JSON. Needs
 requirements-bench.txt.
@@ -24,6 +28,7 @@ requirements-bench.txt.
 import argparse
 import json
 import math
+import shlex
 import statistics
 import sys
 import tempfile
@@ -88,6 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--trials", type=int, default=24, metavar="N", help="most settings of a peer to try (default: %(default)s)")
     add("--truth", type=Path, metavar="FILE", help="planted_truth.npz of a synthetic data set")
     add("--picture", type=Path, metavar="FILE.png", help="draw the RMSE by the number of ratings given")
+    add("--validation", action="store_true", help="ask the people who choose settings, and leave those of the test")
+    add("--main_flags", type=shlex.split, default=[], metavar="TEXT", help="further flags of main.py, as one text")
     add("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     args = checked(parser, parser.parse_args(argv), MODELS, ("users", "seeds", "trials", "num_threads"))
     if args.picture is not None and args.picture.suffix != ".png":
@@ -125,42 +132,46 @@ def compare(args: argparse.Namespace) -> None:
                 data = load_dataset(rest, with_validation=True)
                 test, validation = (people_of(ratings, ids, data, max(args.sizes), args.order, seed, truth)
                                     for ids in (test_ids, validation_ids))
-                counts.append({"people": len(test), "questions": sum(len(person.asked) for person in test),
+                people = validation if args.validation else test
+                counts.append({"people": len(people), "questions": sum(len(person.asked) for person in people),
                                "users": data.num_users, "ratings": len(data.train)})
                 for name in models:
                     bar.set_description(f"{name}, seed {seed}")
                     if name == "two_tower":
-                        results = run_towers(rest, Path(folder) / "run", data, test, args, seed)
+                        results = run_towers(rest, Path(folder) / "run", data, people, args, seed)
                     else:
                         settings = choose_settings(name, data, validation, args)
                         chosen.setdefault(name, []).append(settings)
                         score = PEERS[name].fit(data, seed, args.num_threads, **settings)
-                        results = {name: measure_peer(name, score, data, test, args.sizes)}
+                        results = {name: measure_peer(name, score, data, people, args.sizes)}
                     for row, measures in results.items():
                         measured.setdefault(row, []).append(measures)
                         settings = chosen[name][-1] if chosen.get(name) else ""
                         bar.write(f"{row}, seed {seed}: {one_line(measures)} {settings or ''}", file=sys.stderr)
                     bar.update()
                 if truth is not None:
-                    answers = [Answers([person.expected for person in test], None)] * len(args.sizes)
+                    answers = [Answers([person.expected for person in people], None)] * len(args.sizes)
                     measured.setdefault("truth", []).append(
-                        measure(answers, data, test) | {"truth_rmse": [None] * len(args.sizes)})
+                        measure(answers, data, people) | {"truth_rmse": [None] * len(args.sizes)})
     results = {row: summarize(runs) for row, runs in measured.items()}
-    protocol = (f"{args.data_dir.resolve().name}, {counts[0]['people']:,} people left out, {counts[0]['questions']:,} "
-                f"questions, {counts[0]['users']:,} users stay; ratings given: {args.order}; {args.seeds} seed(s)")
+    asked = "validation" if args.validation else "test"
+    protocol = (f"{args.data_dir.resolve().name}, {counts[0]['people']:,} people of {asked}, "
+                f"{counts[0]['questions']:,} questions, {counts[0]['users']:,} users stay; given: {args.order}; "
+                f"{args.seeds} seed(s)")
     print_tables(results, args, protocol)
     if args.picture is not None:
         plot(args.picture, results, args.sizes, protocol)
         print(f"see {args.picture}")
     print(json.dumps({"results": results, "sizes": args.sizes, "settings": chosen, "left_out": counts,
                       "data_dir": str(args.data_dir), "order": args.order, "users": args.users, "seeds": args.seeds,
-                      "trials": args.trials, "num_threads": args.num_threads}))
+                      "trials": args.trials, "validation": args.validation, "main_flags": args.main_flags,
+                      "num_threads": args.num_threads}))
 
 
 def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person], args: argparse.Namespace,
                seed: int) -> dict[str, dict[str, list[float | None]]]:
     """Train the towers on the people who stay, ask them, and measure both orders of their lists."""
-    train_towers(data_dir, run_dir, seed, args.num_threads)
+    train_towers(data_dir, run_dir, seed, args.num_threads, args.main_flags)
     recommender = Recommender.load(run_dir, data_dir)
     movie_ids = data.movies.movie_id.tolist()
     by_rating, by_relevance = [], []

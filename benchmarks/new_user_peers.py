@@ -121,8 +121,8 @@ class NewUserPeer:
     needs_ratings: bool = False  # of people who give none it knows nothing
 
 
-SHRINK = (0.5, 1, 2, 5, 10, 20)
-PENALTIES = (*(("rating", l2) for l2 in (0.04, 0.08, 0.12)), *(("row", l2) for l2 in (3, 5, 10, 20, 40)))
+SHRINK = (1, 2, 5, 10, 20, 50)
+PENALTIES = (*(("rating", l2) for l2 in (0.04, 0.08, 0.12)), *(("row", l2) for l2 in (3, 10, 20, 40, 80)))
 PEERS = {
     "movie_mean": NewUserPeer(fit_movie_mean, "movie's mean", grid={"shrink": SHRINK}, is_random=False),
     "two_means": NewUserPeer(fit_two_means, "movie's mean + person's", is_random=False,
@@ -134,5 +134,6 @@ PEERS = {
         "signal": SIGNALS, "factors": (8, 16, 32, 64, 128), "regularization": (0.01, 0.1, 1, 10, 100),
         "alpha": (1, 3, 10, 30)}, predicts_stars=False),
     "ease": NewUserPeer(fit_ease, "EASE", "scipy", {
-        "signal": SIGNALS, "penalty": (30, 100, 300, 1000, 2000, 4000, 8000)}, is_random=False, predicts_stars=False),
+        "signal": SIGNALS, "penalty": (30, 100, 300, 1000, 2000, 4000, 8000, 16000)}, is_random=False,
+                        predicts_stars=False),
 }

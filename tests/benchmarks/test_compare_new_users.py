@@ -156,6 +156,25 @@ def test_two_means_are_those_of_the_people_who_stay_and_of_what_is_given(ask, ra
             assert f"{(error**2).mean() ** 0.5:.4f}" in output
 
 
+def test_with_validation_the_people_of_the_test_are_not_asked(ask, ratings, left_out, data, record, monkeypatch):
+    asked, trained = record(ratings.astype({"user_id": int, "movie_id": int}), data.movies.movie_id), []
+    expected = [(person.given_idx.tolist(), person.given.tolist())
+                for person in people_of(ratings, left_out[1], data)[0]]
+    output, answer = ask("--models", "als", "--sizes", "0,10", "--validation")
+    assert len(asked) == 4 and answer["validation"] and f"{USERS} people of validation" in output
+    for _, given in asked:
+        assert [(movie_idx.tolist(), stars.tolist()) for movie_idx, stars in given] == expected
+
+    def train(data_dir, run_dir, seed, num_threads, flags):
+        trained.append((seed, num_threads, flags))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_new_users, "train_towers", train)
+    flags = ["--data_dir", str(data.data_dir), "--models", "two_tower", "--sizes", "1"]
+    assert compare_new_users.main([*flags, "--main_flags", "--epochs 2 --without 'fold_in'"]) == 130
+    assert trained == [(0, 1, ["--epochs", "2", "--without", "fold_in"])]
+
+
 def test_lists_leave_out_what_may_be_given_and_are_measured_by_what_is_liked_of_the_rest(ratings, left_out, data):
     people = people_of(ratings, left_out[0], data)[0]
     scores = np.random.default_rng(0).random((len(people), data.num_movies))
