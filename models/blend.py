@@ -8,20 +8,33 @@ the two is then better than either (compare U-AutoRec and I-AutoRec, Sedhain et 
 
     score(u, m) = (p_u . q_m + p'_u . q'_m) / 2 = [p_u / 2, p'_u / 2] . [q_m, q'_m]
 
+Of somebody who has rated little, the towers have learned little, and means say more. So a score is theirs by so much as
+the number n of known ratings tells, and else that of the movie's mean g_m and of how far the ratings lie above such
+means, c_u, which is shrunk as those are:
+
+    trust = n / (n + TRUST)
+    score(u, m) = trust * (score of the towers) + (1 - trust) (g_m + c_u)
+                = [trust p_u, 1 - trust, (1 - trust) c_u] . [q_m, g_m, 1]
+
+so that without a rating the stars to expect are the movie's mean.
+
 The item-based towers know nothing of dates. Their movies are folded in after every epoch from the training ratings, and
 in the end from all that is known before the test; the buffer `folded_in` keeps them. A person without a row in their
 table of users is scored by the user-based towers alone.
 
-Letters: B users, T targets, M movies, U users of the data set, K coordinates of one pair of towers.
+Letters: B users, T targets, M movies, U users of the data set, K coordinates of one pair of towers, P of a vector:
+K + 2, or 2 K + 2 with item-based towers.
 """
 
 from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from models.config import DATE_PARTS, ModelConfig
-from models.movie_tower import CONSTANT, MovieTable
+from models.movie_tower import CONSTANT, MEAN_SHRINK, MovieTable
+from models.ops.rating_pattern import counts
 from models.relevance import Relevance
 from models.stars_link import StarsLink, spread_features
 from models.two_tower import Target, TwoTower
@@ -29,6 +42,16 @@ from models.user_tower import Context
 
 USERS_PER_MOVIE = 4  # the item-based towers help where there are no more
 STANDARD_ERRORS = 2  # of a movie, by which its score is lower in a list
+TRUST = 2.0  # ratings of a person, of whom the towers and the means then say as much as each other
+
+
+class Predictions(NamedTuple):
+    """What a score is mixed of, see `Blend.mix`; each (T,)."""
+
+    score: torch.Tensor  # float, of the towers
+    trust: torch.Tensor  # float, 0 to 1
+    above_means: torch.Tensor  # float, how far the user's ratings lie above the movies' means, in units of score
+    movie_idx: torch.Tensor  # int64
 
 
 class Blend(nn.Module):
@@ -59,8 +82,17 @@ class Blend(nn.Module):
         """Return the movies of the user-based towers."""
         return self.user_based.movie_table()
 
-    def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target) -> torch.Tensor:
-        """Return scores, float (T,), of ratings on their own days.
+    def mean_scores(self) -> torch.Tensor:
+        """Return the scores that make the movies' shrunk means the stars to expect, float (M,)."""
+        return self.link.score_of(self.config.stars_mean + self.user_based.movie_tower.mean)
+
+    def mix(self, predictions: Predictions) -> torch.Tensor:
+        """Return scores, float (T,)."""
+        score, trust, above_means, movie_idx = predictions
+        return torch.lerp(self.mean_scores()[movie_idx] + above_means, score, trust)
+
+    def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target) -> Predictions:
+        """Predict ratings on their own days.
 
         Args:
             movies: `movie_table()`.
@@ -69,29 +101,36 @@ class Blend(nn.Module):
             target: what is asked for.
         """
         score = self.user_based.predict(movies, self.user_based.user_embedding[user_idx], context, target)
-        if self.item_based is None:
-            return score
-        users = self.item_based.movie_vectors(0, user_idx)
-        return (score + (users[target.row] * self.folded_in[target.movie_idx]).sum(1)) / 2
+        if self.item_based is not None:
+            users = self.item_based.movie_vectors(0, user_idx)
+            score = (score + (users[target.row] * self.folded_in[target.movie_idx]).sum(1)) / 2
+        trust, above_means = self._of_means(context, len(user_idx))
+        return Predictions(score, trust[target.row], above_means[target.row], target.movie_idx)
 
     def user_vectors(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context,
                      day: int) -> torch.Tensor:
-        """Return users' vectors as of a day, float (B, K or 2 K), such that their product with `movie_vectors` is the
-        score; arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
-        return self.join(self.user_based.user_vectors(movies, self._embedding(user_idx), context, day), user_idx)
+        """Return users' vectors as of a day, float (B, P), such that their product with `movie_vectors` is the score;
+        arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
+        return self.join(self.user_based.user_vectors(movies, self._embedding(user_idx), context, day), user_idx,
+                         context)
 
-    def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None) -> torch.Tensor:
+    def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None, context: Context) -> torch.Tensor:
         """Return `user_vectors` of users' vectors from the user-based towers, float (B, K)."""
-        if self.item_based is None:
-            return vectors
-        if user_idx is None:
-            return torch.cat([vectors, vectors.new_zeros(1, self.folded_in.shape[1])], 1)
-        return torch.cat([vectors, self.item_based.movie_vectors(0, user_idx)], 1) / 2
+        trust, above_means = self._of_means(context, len(vectors))
+        if self.item_based is not None and user_idx is None:
+            vectors = torch.cat([vectors, vectors.new_zeros(1, self.folded_in.shape[1])], 1)
+        elif self.item_based is not None:
+            vectors = torch.cat([vectors, self.item_based.movie_vectors(0, user_idx)], 1) / 2
+        rest = (1 - trust).unsqueeze(1)
+        return torch.cat([trust.unsqueeze(1) * vectors, rest, rest * above_means.unsqueeze(1)], 1)
 
     def movie_vectors(self, day: int, movies: MovieTable | None = None) -> torch.Tensor:
-        """Return all movies' vectors as of a day, float (M, K or 2 K); `movie_table()` where it is at hand."""
-        vectors = self.user_based.movie_vectors(day, movies=movies)
-        return vectors if self.item_based is None else torch.cat([vectors, self.folded_in], 1)
+        """Return all movies' vectors as of a day, float (M, P); `movie_table()` where it is at hand."""
+        vectors = [self.user_based.movie_vectors(day, movies=movies)]
+        if self.item_based is not None:
+            vectors.append(self.folded_in)
+        means = self.mean_scores().unsqueeze(1)
+        return torch.cat([*vectors, means, torch.ones_like(means)], 1)
 
     def margins(self) -> torch.Tensor:
         """Return by how much a movie's score in a list is below the prediction, float (M,): two standard errors."""
@@ -108,17 +147,20 @@ class Blend(nn.Module):
         exploitation-exploration trade-offs", has the upper one).
         """
         vectors, members = self.movie_vectors(day, movies), self.config.ensemble_size
-        by_member = vectors.view(len(vectors), -1, self.config.member_dim + 2)
+        by_member = vectors[:, :-2].unflatten(1, (-1, self.config.member_dim + 2))
         margins = self.margins().unsqueeze(1)
         by_member[:, :members, -1] -= margins  # user-based: meets 1 / E (`TwoTower.user_vectors`)
         by_member[:, members:, -2] -= margins / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
+        vectors[:, -2:-1] -= margins
         return vectors
 
     def coordinates(self) -> list[dict]:
         """Return what the coordinates of `movie_vectors` and `user_vectors` are, block by block, as plain values.
 
         In a block "user bias" the users' vectors have their bias and the movies' a constant; in "movie bias" it is the
-        other way round. How alike two movies or two users are, the user-based blocks "vector" say.
+        other way round, but that the users' is less the less they have rated. The last two are of the means, and of no
+        member.
+        How alike two movies or two users are, the user-based blocks "vector" say.
         """
         user, movie = ("user bias", 1), ("movie bias", 1)
         vector, members, stop = ("vector", self.config.member_dim), range(self.config.ensemble_size), 0
@@ -130,6 +172,9 @@ class Blend(nn.Module):
                                            for member in members for part in parts):
             blocks.append({"towers": name, "member": member, "what": what, "start": stop, "stop": stop + size})
             stop += size
+        for what in ("movie bias", "user bias"):
+            blocks.append({"towers": "means", "member": None, "what": what, "start": stop, "stop": stop + 1})
+            stop += 1
         return blocks
 
     def stars(self, score: torch.Tensor) -> torch.Tensor:
@@ -145,6 +190,21 @@ class Blend(nn.Module):
     def description(self) -> dict:
         """Return what the constructor needs, as plain values, for a checkpoint."""
         return {"config": asdict(self.config), "item_based": self.item_based is not None}
+
+    def trust(self, count: torch.Tensor) -> torch.Tensor:
+        """Return how far the towers are trusted of somebody with so many ratings, from 0 to 1, of the same shape."""
+        return count / (count + TRUST)
+
+    def above_means(self, context: Context) -> torch.Tensor:
+        """Return how far ratings lie above the means of their movies, in units of score, float (R,)."""
+        means = self.config.stars_mean + self.user_based.movie_tower.mean.index_select(0, context.movie_idx)
+        return (context.stars - means) / self.config.slope
+
+    def _of_means(self, context: Context, num_users: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the trust in the towers of each user, and c_u, float (B,) each."""
+        above, count = self.above_means(context), counts(context.row, num_users)
+        total = above.new_zeros(num_users).index_add_(0, context.row, above)
+        return self.trust(count), total / (count + MEAN_SHRINK)
 
     def _embedding(self, user_idx: torch.Tensor | None) -> torch.Tensor:
         """Return rows of the user table, float (B, user_dim), zero for somebody whom the data set does not know."""

@@ -18,7 +18,7 @@ SLOPE, NARROWER = 2.0, 0.8  # of the link before it is fitted, which is much lik
 SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_features`
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
 SMALLEST_VARIANCE = 0.02  # of a score
-NEWTON_STEPS, FARTHEST = 15, 64.0  # of a search between scores that are no farther from 0
+NEWTON_STEPS, BISECTION_STEPS, FARTHEST = 15, 30, 64.0  # of a search between scores that are no farther from 0
 
 
 class StarsLink(nn.Module):
@@ -43,6 +43,16 @@ class StarsLink(nn.Module):
         for threshold in self.thresholds:  # so that of many scores not all K probabilities are in memory at once
             expected += torch.sigmoid(self.slope * score - threshold)
         return self.low + self.step * expected
+
+    def score_of(self, stars: torch.Tensor) -> torch.Tensor:
+        """Return the scores of which some stars are the expectation, of the same shape; none is farther than FARTHEST
+        from 0."""
+        low, high = torch.full_like(stars, -FARTHEST), torch.full_like(stars, FARTHEST)
+        for _ in range(BISECTION_STEPS):
+            middle = (low + high) / 2
+            above = self(middle) > stars
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
 
     def probabilities(self, score: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Return the probability of each of the stars, float (T, K + 1), the lowest first; their mean is `forward`.

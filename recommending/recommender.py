@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from models.blend import Blend
 from models.checkpoint import check_data_set, data_dir_of, load_model
+from models.movie_tower import MEAN_SHRINK
 from models.stars_link import interval, spread_features
 from models.user_tower import Context
 from preprocessing import dataset
@@ -261,9 +262,7 @@ class Recommender:
         """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of their list."""
         vector = torch.from_numpy(self._user_tower.vector(
             history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), self.day))
-        if self.model.item_based is None:
-            return vector
-        return self.model.join(vector.unsqueeze(0), _user_idx(history))[0]
+        return self.model.join(vector.unsqueeze(0), _user_idx(history), _context(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, users: range, ratings: Ratings) -> torch.Tensor:
@@ -372,6 +371,9 @@ class Recommender:
             history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), listed))
         if history.user_idx is not None and self.model.item_based is not None:
             effects = effects / 2  # of the mean of both towers' scores
+        context = _context(history)
+        trust = self.model.trust(torch.tensor(len(history.movie_idx)))
+        effects = torch.lerp(self.model.above_means(context) / (len(history.movie_idx) + MEAN_SHRINK), effects, trust)
         for recommendation, effect in zip(recommendations, effects, strict=True):
             best = effect.argsort(descending=True, stable=True)[:num_reasons]
             recommendation.because = [

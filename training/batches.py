@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from models.ops import backend
+from models.ops.rating_pattern import counts
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset
@@ -20,6 +21,7 @@ from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Mo
 from training.distributed import ALONE, Ranks
 
 CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
+SIZE_SALT = 1 << 45  # makes the draw of a context's size another than that of what is in it
 BLOCK_RATINGS, BLOCK_USERS = 2**15, 4096  # at once, about, where nothing is learned
 
 
@@ -199,9 +201,20 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1,
     return Batch(users, row, movie_idx.long(), stars if stars_step == 1 else stars * stars_step, day.long())
 
 
-def in_context_of(batch: Batch, seed: int) -> torch.Tensor:
-    """Draw which ratings of a batch are context in a step of an epoch, bool (R,)."""
-    return uniform(seed, batch.users.index_select(0, batch.row), batch.movie_idx) < CONTEXT_FRACTION
+def in_context_of(batch: Batch, seed: int, any_size: float = 0.0) -> torch.Tensor:
+    """Draw which ratings of a batch are context in a step of an epoch, bool (R,): about half of a user's.
+
+    Args:
+        any_size: probability of a user to have a context of any size instead, from none of their ratings to all, small
+            ones as often as large ones: the logarithm of its size + 1 is uniform.
+    """
+    users, fraction = batch.users, torch.full((len(batch.users),), CONTEXT_FRACTION, device=batch.row.device)
+    if any_size:
+        chance, count = uniform(seed ^ SIZE_SALT, users), counts(batch.row, len(users)).to(fraction.dtype)
+        size = torch.expm1(chance / any_size * (count + 1).log())
+        fraction = torch.where(chance < any_size, size / count.clamp(min=1), fraction)
+    return (uniform(seed, users.index_select(0, batch.row), batch.movie_idx)
+            < fraction.index_select(0, batch.row))
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class Engine:
 
     def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
                  l2: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
-                 relevance: RelevanceTrainer | None = None, enlarged: int = 1) -> None:
+                 relevance: RelevanceTrainer | None = None, enlarged: int = 1, any_size: float = 0.0) -> None:
         """Make an engine.
 
         Args:
@@ -76,10 +76,11 @@ class Engine:
             stars_step: stars of one unit of `ratings.stars`.
             relevance: is trained in every `relevance_every`-th step, without an effect on the model.
             enlarged: how many times as many users steps have as they would with more ratings, see `layers_lr`.
+            any_size: of users, see `in_context_of`.
         """
         self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
         self.settings, self.l2, self.batch_size, self.seed = settings, l2, batch_size, seed
-        self.stars_step = stars_step
+        self.stars_step, self.any_size = stars_step, any_size
         self.num_ratings = ratings.offset.diff().cpu()  # of each user; on a GPU, known without waiting for it
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.tables, self.layers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
@@ -236,7 +237,7 @@ class Engine:
         """Cut a batch into pieces, and these into context and targets."""
         parts = []
         for piece in pieces(batch):
-            in_context = in_context_of(piece, seed)
+            in_context = in_context_of(piece, seed, self.any_size)
             has_embedding = uniform(seed, piece.users) >= self.user_dropout
             parts.append(Part(piece, in_context, has_embedding,
                               *halves(piece, in_context, self.groups == 2, has_embedding)))

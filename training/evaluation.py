@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from models.blend import Blend
+from models.blend import Blend, Predictions
 from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from training.batches import DataSet, RatingTensors, batch_of, blocks_of, by_movie
@@ -41,9 +41,9 @@ def fold_in(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: t
 
 @torch.no_grad()
 def predict_scores(model: Blend, known: RatingTensors, asked: RatingTensors, stars_step: float,
-                   users: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict ratings, each user's vector made from all that is known of them; return their scores and the stars that
-    were given, float (T,) each.
+                   users: torch.Tensor | None = None) -> tuple[Predictions, torch.Tensor]:
+    """Predict ratings, each user's vector made from all that is known of them; return with that the stars that were
+    given, float (T,).
 
     Args:
         known, asked: what vectors are made of and what is to be predicted.
@@ -53,28 +53,30 @@ def predict_scores(model: Blend, known: RatingTensors, asked: RatingTensors, sta
     if users is None:
         users = asked.offset.diff().nonzero().squeeze(1)
 
-    def predict(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(block: torch.Tensor) -> tuple[torch.Tensor, ...]:
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
-        return model.predict(movies, block, context.context(), target.target()), target.stars
+        return *model.predict(movies, block, context.context(), target.target()), target.stars
 
     nothing = movies.rows.new_zeros(0)
-    found = [(nothing, nothing), *in_threads([partial(predict, block) for block in blocks_of(users, known)])]
-    score, stars = (torch.cat(values) for values in zip(*found, strict=True))
-    return score, stars
+    found = [(nothing, nothing, nothing, users[:0], nothing),
+             *in_threads([partial(predict, block) for block in blocks_of(users, known)])]
+    *predictions, stars = (torch.cat(values) for values in zip(*found, strict=True))
+    return Predictions(*predictions), stars
 
 
 def predict_errors(model: Blend, known: RatingTensors, asked: RatingTensors, stars_step: float,
                    ranks: Ranks = ALONE) -> RatingErrors:
     """Predict the ratings asked of this rank's users, see `predict_scores`; sum the errors of all ranks."""
-    return sum_errors(model, *predict_scores(model, known, asked, stars_step), ranks)
+    predictions, stars = predict_scores(model, known, asked, stars_step)
+    return sum_errors(model.stars(model.mix(predictions)), stars, ranks)
 
 
 @torch.no_grad()
-def sum_errors(model: Blend, score: torch.Tensor, stars: torch.Tensor, ranks: Ranks = ALONE) -> RatingErrors:
-    """Sum the errors of what scores predict against given stars, float (T,) each, of all ranks."""
+def sum_errors(predicted: torch.Tensor, stars: torch.Tensor, ranks: Ranks = ALONE) -> RatingErrors:
+    """Sum the errors of predicted against given stars, float (T,) each, of all ranks."""
     errors = RatingErrors()
-    errors.add(model.stars(score), stars)
-    sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(model.device)
+    errors.add(predicted, stars)
+    sums = torch.tensor([errors.squared, errors.absolute, errors.count], dtype=torch.float64).to(stars.device)
     ranks.sum_(sums)
     return RatingErrors(*sums.tolist())
 

@@ -5,7 +5,7 @@ Letters: T ratings, K stars of the scale above the lowest, Z bins of scores.
 
 import torch
 
-from models.blend import Blend
+from models.blend import Blend, Predictions
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
 from training.batches import RatingTensors, batch_of, blocks_of
 from training.distributed import ALONE, Ranks
@@ -91,13 +91,14 @@ def scores_and_features(model: Blend, known: RatingTensors, asked: RatingTensors
         users: user_idx int64.
     """
     movies = model.eval().movie_table()
-    found = [(users.new_zeros(0).float(), users.new_zeros(0).float(), movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
+    nothing = movies.rows.new_zeros(0)
+    found = [(nothing, nothing, nothing, users[:0], nothing, movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
     for block in blocks_of(users, known):
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
         questions = block, context.context(), target.target()
-        found.append((model.predict(movies, *questions), target.stars, model.spread_features(movies, *questions)))
-    score, stars, features = (torch.cat(values) for values in zip(*found, strict=True))
-    return score, stars, features
+        found.append((*model.predict(movies, *questions), target.stars, model.spread_features(movies, *questions)))
+    *predictions, stars, features = (torch.cat(values) for values in zip(*found, strict=True))
+    return model.mix(Predictions(*predictions)), stars, features
 
 
 def _of_stars(values: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,10 +6,9 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
+ANY_SIZE = 0.15  # of users have a context of any size in an epoch, so that a few ratings of somebody new serve them
 SPREAD_USERS = 512  # of them are enough for how widely ratings scatter
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
 
@@ -76,7 +76,7 @@ class Trainer:
         batch_size, enlarged = self._batch_size(data.num_users, USERS_A_STEP)
         self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
                                self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance,
-                               enlarged)]
+                               enlarged, ANY_SIZE)]
         if model.item_based is not None:
             ratings, owned = by_movie(data, ranks)
             batch_size, enlarged = self._batch_size(data.num_movies, USERS_A_STEP // 2)
@@ -161,25 +161,25 @@ class Trainer:
         return default_batch_size(num_users, self.num_ratings, fewest)
 
     def _validate(self) -> RatingErrors:
-        """Measure validation, and fit the weights of relevance to it, side by side where there are no other ranks."""
-        tasks: list[Callable[[], Any]] = [self._validate_ratings]
+        """Measure validation, and fit to it the link from scores to stars, and then the weights of relevance."""
+        errors = self._validate_ratings()
         if self.model.relevance is not None and self.has_validation:
-            tasks.append(partial(fit_weights, self.model, self.train, self.validation, self.val_users,
-                                 self.stars_step, self.last_day, self.ranks))
-        return (in_threads(tasks) if self.ranks.size == 1 else [task() for task in tasks])[0]
+            fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
+                        self.ranks)
+        return errors
 
     def _validate_ratings(self) -> RatingErrors:
         """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
         scores."""
         model, ratings = self.model, (self.train, self.validation)
-        score, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
+        predictions, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
         if self.has_validation:
-            counts = count_scores(model.link, score, stars)
+            counts = count_scores(model.link, predictions.score, stars)
             self.ranks.sum_(counts)
             fit_link(model.link, counts)
             fit_spread(model.link, *scores_and_features(model, *ratings, self.spread_users, self.stars_step),
                        self.ranks)
-        return sum_errors(model, score, stars, self.ranks)
+        return sum_errors(model.stars(model.mix(predictions)), stars, self.ranks)
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()
