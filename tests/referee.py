@@ -207,6 +207,8 @@ class Model:
         if self.checkpoint["item_based"]:
             self.movies = Towers(data, config, (*without, *DATES), tensors["item_based"],
                                  fitted.rename(columns=SWAPPED), np.zeros(len(data.users), int))
+        self.mean_score = np.array([optimize.brentq(lambda x, stars=stars: self.stars(x) - stars, -60, 60, xtol=1e-12)
+                                    for stars in self.users.stars_mean + self.users.mean])
         self.know(fitted)
 
     def know(self, table: pd.DataFrame) -> "Model":
@@ -218,11 +220,25 @@ class Model:
         return self
 
     def score(self, user: int | None, known: Ratings, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return the scores of questions to a person, (T,): the mean of both towers where the data set knows them."""
+        """Return the scores of questions to a person, (T,): of the towers, and the less they have rated the more of the
+        movies' means and of what their ratings are above these."""
+        trust, above = self.trust(known), self.above_means(known)
+        return trust * self.of_towers(user, known, movie, day) + (1 - trust) * (self.mean_score[movie] + above.sum())
+
+    def of_towers(self, user: int | None, known: Ratings, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
+        """Return the mean of both towers' scores where the data set knows the person, (T,)."""
         score = self.users.score(self.users.person(user, known), movie, day)
         if self.movies is None or user is None:
             return score
         return (score + [self.movies.score(self.folded_in[m], np.array([user]), np.zeros(1))[0] for m in movie]) / 2
+
+    def trust(self, known: Ratings) -> float:
+        return len(known.movie) / (len(known.movie) + 2)
+
+    def above_means(self, known: Ratings) -> np.ndarray:
+        """Return what each rating adds to how far a person's are above the movies' means, (R,); the sum is shrunk."""
+        above = known.stars - self.users.stars_mean - self.users.mean[known.movie]
+        return above / self.users.slope / (len(known.movie) + SHRINK)
 
     def scores(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return the scores of all movies on a day, (M,)."""
@@ -265,7 +281,8 @@ class Model:
     def effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
         """Return what each known rating adds to the score of a movie, (R,)."""
         effects = (self.users.person(user, known).parts * self.users.vectors[movie]).sum(-1).mean(1)
-        return effects if self.movies is None or user is None else effects / 2
+        effects = effects if self.movies is None or user is None else effects / 2
+        return self.trust(known) * effects + (1 - self.trust(known)) * self.above_means(known)
 
     def of_relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return what relevance is a weighted sum of, (3, M): taste, popularity, score."""

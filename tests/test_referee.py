@@ -314,7 +314,9 @@ def test_the_referees_reasons_add_up_to_the_score(run):
     for movie in range(0, 30, 7):
         with_history, without = (run.best.users.score(who, np.array([movie]), day)[0]
                                  for who in (person, person._replace(vector=person.prior)))
-        assert with_history - without == pytest.approx(sides * run.best.effects(user, known, movie).sum(), abs=1e-12)
+        trust, of_means = run.best.trust(known), run.best.above_means(known).sum()
+        expected = trust * (with_history - without) / sides + (1 - trust) * of_means
+        assert run.best.effects(user, known, movie).sum() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_referees_regression_is_that_of_scikit_learn(run):
