@@ -23,7 +23,6 @@ class ModelConfig:
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
-    stars_step: float = 1.0  # between stars that can be given
     embedding_dim: int = flag(128, "coordinates of a user or movie vector, over the whole ensemble")  # E * D
     ensemble_size: int = flag(4, "members of the ensemble: models in one, which share the coordinates and whose scores "
                               "are averaged; of an even number, half see context and targets swapped, and err less "
@@ -34,6 +33,7 @@ class ModelConfig:
     raters_dim: int = 0  # of the coordinates of who rated a movie (training/raters.py)
     relevance_dim: int = 0  # of tastes (models/relevance.py); 0: there is no order by relevance
     dropout: float = flag(0.0, "fraction of hidden units left out in training")
+    stars_step: float = 1.0  # between stars that can be given
     without: tuple[str, ...] = ()  # PARTS that are left out
 
     @property

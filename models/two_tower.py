@@ -29,7 +29,7 @@ from torch import nn
 
 from models.config import ModelConfig
 from models.movie_tower import CONSTANT, MovieTable, MovieTower, StepMovies, rows_of
-from models.ops.array_ops import ridge, with_one
+from models.ops.array_ops import residuals, ridge, with_one
 from models.ops.ragged import gather_distinct, paired_dot
 from models.ops.rating_pattern import counts, distinct, positions
 from models.temporal import MovieBiasOverTime, RecentUserBias
@@ -130,19 +130,21 @@ class TwoTower(nn.Module):
         Returns:
             The sum of the squared residuals that the user's vector leaves of their context ratings, and the number of
             these; and the variance of the score, q_m' A^-1 q_m, the mean over the members, which the posterior of the
-            fold-in has where ratings vary by 1 around it (A: see `ridge_solve`). Each float (T,).
+            fold-in has where ratings vary by 1 around it (A: see `ridge_solve`); 0 without a fold-in. Each float (T,).
         """
         num_users, of_day = len(embedding), self._movie_bias_over_time(movies, context.movie_idx, context.day)
         prior, l2, regression_target = self.user_tower.regression(embedding, context, movies, of_day)
         pattern = movies.pattern(context.row, context.movie_idx, num_users)
         _, residual, factor = ridge(movies.rows, regression_target, prior, l2, pattern)
+        if not self.config.has("fold_in"):
+            residual = residuals(regression_target, prior, movies.rows, pattern)
         variance = [torch.linalg.solve_triangular(factor[row], movies.rows[movie, :, :-1].unsqueeze(-1), upper=False)
                     .square().sum((-3, -2, -1)) / movies.rows.shape[1]
                     for row, movie in zip(target.row.split(TARGETS_AT_A_TIME),
                                           movies.indices(target.movie_idx).split(TARGETS_AT_A_TIME), strict=True)]
         squared = residual.new_zeros(num_users).index_add_(0, context.row, residual.mean(1).square())
         count = counts(context.row, num_users).to(squared.dtype)
-        return squared[target.row], count[target.row], torch.cat(variance)
+        return squared[target.row], count[target.row], torch.cat(variance) * self.config.has("fold_in")
 
     def movie_vectors(self, day: int, movie_idx: torch.Tensor | None = None,
                       movies: MovieTable | None = None) -> torch.Tensor:

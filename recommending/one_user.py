@@ -76,6 +76,9 @@ class OneUserTower:
         of the squared residuals that the fold-in leaves of the ratings, and the variances of the scores, float (T,)."""
         prior, target = self._regression(user_idx, movie_idx, stars, day)
         vectors, target = self._of_movies(movie_idx, target)
+        if not self.config.has("fold_in"):
+            residual = (target - (vectors @ prior[..., None])[..., 0]).mean(0)
+            return float(residual @ residual), np.zeros(len(target_idx), np.float32)
         system, l2 = self._system(vectors)
         asked = self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)  # (E, D + 1, T)
         right = (target[:, None] @ vectors)[:, 0] + l2 * prior

@@ -263,15 +263,11 @@ class Model:
         The curve's width follows the user's residuals, shrunk to 1, and the variance of the score,
         v (V'V + diag(l2))^-1 v.
         """
-        towers, l2 = self.users, self.users.l2(len(known.movie))
-        prior, residual = towers.prior(user, known), towers.residual(known)
-        asked, variances, left = towers.vectors[movie], [], np.zeros(residual.shape)
-        for h, v in enumerate(towers.vectors[known.movie].transpose(1, 0, 2)):
-            inverse = np.linalg.inv(v.T @ v + np.diag(l2[h]))
-            variances.append(asked[h] @ inverse @ asked[h])
-            left[:, h] = residual[:, h] - v @ inverse @ (v.T @ residual[:, h] + l2[h] * prior[h])
-        scatter = np.log((left.mean(1) @ left.mean(1) + 10) / (len(known.movie) + 10)) / 2
-        features = np.array([1, scatter, np.log(np.mean(variances) + 0.02) + 2])
+        towers, person, l2 = self.users, self.users.person(user, known), self.users.l2(len(known.movie))
+        variances = [asked @ np.linalg.solve(v.T @ v + np.diag(of_member), asked) for asked, v, of_member in zip(
+            towers.vectors[movie], towers.vectors[known.movie].transpose(1, 0, 2), l2, strict=True)]
+        scatter = np.log((person.left @ person.left + 10) / (len(known.movie) + 10)) / 2
+        features = np.array([1, scatter, np.log(np.mean(variances) * towers.has("fold_in") + 0.02) + 2])
         width, expected = np.exp(self.link["spread_weights"] @ features), self.stars(score)
         number = (expected - self.data.low) / self.step  # of steps above the lowest
         moved = optimize.brentq(lambda x: self.at_least(np.array(x), width).sum() - number, score - 60, score + 60,

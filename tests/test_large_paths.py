@@ -324,8 +324,8 @@ def test_steps_and_epochs_follow_from_the_number_of_users(num_users, batch_size,
 
 def test_the_same_share_of_the_users_is_measured_after_every_epoch(data_dir, monkeypatch):
     monkeypatch.setattr(trainer, "VALIDATION_USERS", 30)
-    asked, predict = [], trainer.predict_errors
-    monkeypatch.setattr(trainer, "predict_errors", lambda *args: asked.append(args[-1]) or predict(*args))
+    asked, predict = [], trainer.predict_scores
+    monkeypatch.setattr(trainer, "predict_scores", lambda *args: asked.append(args[-1]) or predict(*args))
     args = main.parse_args(["--embedding_dim", "8", "--ensemble_size", "2", "--epochs", "2"])
     data = load_dataset(data_dir)
     rows = list(build.build_trainer(args, data, torch.device("cpu"), ALONE).epochs())
@@ -435,7 +435,7 @@ def test_everybody_s_lists_and_vectors_are_the_same_from_small_pieces_on_two_thr
     columns = ["user_id", "rank", "movie_id"]
     assert lists[columns].equals(expected[columns]) and len(lists) > 3500
     assert lists["stars"].to_numpy() == pytest.approx(expected["stars"].to_numpy(), abs=2e-6)
-    assert len(list(vectors.glob("*.npy"))) == 4
+    assert len(list(vectors.glob("*.npy"))) == 5
     for path in vectors.glob("*.npy"):
         np.testing.assert_allclose(np.load(path), np.load(expected_vectors / path.name), rtol=1e-4, atol=2e-6)
 

@@ -39,12 +39,13 @@ def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp
         assert result["movie_id"] == (int(movie_id) if kind == "similar" else None)
         assert [row["rank"] for row in result["recommendations"]] == list(range(1, 8))
         for row in result["recommendations"]:
-            assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "similarity", "rated",
+            assert list(row) == ["rank", "movie_id", "title", "year", "num_ratings", "stars", "stars_bound",
+                                 "interval", "probabilities", "similarity", "rated",
                                  "because"]
             assert (row["because"] is not None) == (kind == "user")
             assert (row["stars"] is None and -1 <= row["similarity"] <= 1) if kind == "similar" else \
                 (row["similarity"] is None and 1 <= row["stars"] <= 5)
-        order = {"popular": "num_ratings", "similar": "similarity"}.get(kind, "stars")
+        order = {"popular": "num_ratings", "similar": "similarity", "predicted": "stars"}.get(kind, "stars_bound")
         values = [row[order] for row in result["recommendations"]]
         assert values == sorted(values, reverse=True)
 
@@ -191,7 +192,7 @@ def test_predictions_say_whose_they_are_and_what_they_know_little_of(capsys, dat
     assert output.err == f"movie {unrated} has no training ratings: only its features speak for it\n"
     lines = output.out.splitlines()
     assert lines[0] == "somebody new, 1 movie rated; stars as predicted" and max(map(len, lines)) <= 80
-    assert lines[1].split() == ["rank", "id", "title", "year", "ratings", "given", "stars"]
+    assert lines[1].split() == ["rank", "id", "title", "year", "ratings", "given", "stars", "8", "of", "10"]
     assert any("for 4 stars given to" in line for line in lines[2:])
     user = read_users(data_dir).user_id[3]
     assert rec.main([*flags, "--user_id", str(user), "--date", "1999-11-11", "--as_of_training"]) == 0

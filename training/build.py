@@ -39,8 +39,8 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     low, high = data.meta["stars_range"]
     raters_dim = 0 if "raters" in args.without else num_coordinates(data.num_users, data.num_movies, int(count.sum()))
     chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
-    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean,
-                         data.meta["stars_step"], **chosen, raters_dim=raters_dim,
+    config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
+                         stars_step=data.meta["stars_step"], raters_dim=raters_dim,
                          relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
     model = Blend(config, args.blend == "both" or (args.blend == "auto"
                                                    and item_based_helps(data.num_users, data.num_movies)))

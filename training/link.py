@@ -63,7 +63,7 @@ def fit_spread(link: StarsLink, score: torch.Tensor, stars: torch.Tensor, featur
     """
     star, features, score = link.star_of(stars).unsqueeze(1), features.double(), score.double()
     prior, device = torch.tensor(SPREAD_WEIGHTS).double().to(score.device), score.device
-    weights = link.spread_weights.double()
+    weights = prior.clone()
     for _ in range(SPREAD_STEPS):
         width = (features @ weights).exp()
         now, wider, narrower = (link.scattered(score, width * factor).clamp(min=1e-12)

@@ -11,6 +11,7 @@ CONFIG = ModelConfig(num_users=5, num_movies=7, num_days=10, stars_low=1, stars_
                      embedding_dim=6, ensemble_size=2, hidden_dim=8, user_dim=4, pooled_dim=4)
 CONTEXT = Context(torch.tensor([0, 0, 1]), torch.tensor([1, 4, 6]), torch.tensor([5.0, 3.0, 1.0]),
                   torch.tensor([3, 9, 5]))
+MEANS = torch.tensor([0.5, -1.0, 0.0, 0.25, 1.0, -0.5, 0.75])  # of the movies, above the mean of all ratings
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def model() -> Blend:
     torch.manual_seed(0)
     model = Blend(CONFIG, with_item_based=True).eval()
     torch.nn.init.normal_(model.folded_in)
+    model.user_based.movie_tower.mean.copy_(MEANS)
     return model
 
 
@@ -29,9 +31,27 @@ def test_the_score_is_the_mean_of_both_and_one_dot_product(model):
     one = model.user_based.user_vectors(movies, model.user_based.user_embedding[user_idx], CONTEXT, 9)
     first = one @ model.user_based.movie_vectors(9).T
     second = model.item_based.movie_vectors(0)[user_idx] @ model.folded_in.T
-    torch.testing.assert_close(products, (first + second) / 2)
+    torch.testing.assert_close(products, of_few_ratings(model, (first + second) / 2, CONTEXT))
     target = Target(torch.arange(2).repeat_interleave(7), torch.arange(7).repeat(2), torch.full((14,), 9))
-    torch.testing.assert_close(model.predict(movies, user_idx, CONTEXT, target), products.flatten())
+    torch.testing.assert_close(model.mix(model.predict(movies, user_idx, CONTEXT, target)), products.flatten())
+
+
+def of_few_ratings(model: Blend, scores: torch.Tensor, context: Context) -> torch.Tensor:
+    """Return what becomes of the towers' scores, (B, M): of one rating a third, of two a half; the rest are means."""
+    rows = []
+    for user, of_towers in enumerate(scores):
+        known = context.row == user
+        above = (context.stars - 3.4 - MEANS[context.movie_idx])[known].sum() / CONFIG.slope / (known.sum() + 5)
+        trust = known.sum() / (known.sum() + 2)
+        rows.append(trust * of_towers + (1 - trust) * (model.mean_scores() + above))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_without_a_rating_the_stars_to_expect_are_the_movies_mean(model):
+    nothing = Context(*(column[:0] for column in CONTEXT))
+    vector = model.user_vectors(model.movie_table(), None, nothing, 9)
+    torch.testing.assert_close(model.stars(vector @ model.movie_vectors(9).T)[0], 3.4 + MEANS)
 
 
 @torch.no_grad()
@@ -39,7 +59,8 @@ def test_somebody_new_is_scored_by_the_user_based_towers_alone(model):
     context = Context(*(column[:2] for column in CONTEXT))
     vector = model.user_vectors(model.movie_table(), None, context, 9)
     alone = model.user_based.user_vectors(model.movie_table(), torch.zeros(1, 4), context, 9)
-    torch.testing.assert_close(vector @ model.movie_vectors(9).T, alone @ model.user_based.movie_vectors(9).T)
+    scores = alone @ model.user_based.movie_vectors(9).T
+    torch.testing.assert_close(vector @ model.movie_vectors(9).T, of_few_ratings(model, scores, context))
 
 
 def test_item_based_towers_only_where_movies_are_not_few():
