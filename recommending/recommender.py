@@ -138,6 +138,14 @@ class Recommender:
         return cls(model, meta, UsersFile(folder), dataset.read_movies(folder), RatingsFile(folder, meta), date,
                    as_of_training)
 
+    def as_of_date(self, date: datetime.date | None) -> "Recommender":
+        """Return a recommender of the same run and data set for another date; nothing is read again."""
+        other = Recommender(self.model, self.meta, self._users_file, self.movies, self.ratings, date,
+                            self.as_of_training)
+        other.__dict__.update({name: self.__dict__[name] for name in ("_finder", "_folded_titles")
+                               if name in self.__dict__})
+        return other
+
     @cached_property
     def users(self) -> Users:
         """All users of the data set; read when first asked for."""
@@ -293,6 +301,10 @@ class Recommender:
         allowed = self._allowed(filters, None)
         return self._lines(np.array([movie for movie in self._finder.search(text) if allowed[movie]], np.int64))
 
+    def lines_of(self, movie_idx: list[int]) -> list[Recommendation]:
+        """Return some movies as a list, in their order."""
+        return self._lines(np.array(movie_idx, np.int64))
+
     def suggestion(self, text: str) -> str:
         """Return a question that names movies with a title much like a text, or words; "" where there are none."""
         return self._finder.suggestion(text)
@@ -360,6 +372,11 @@ class Recommender:
         """Looks titles up; made when first asked for."""
         return MovieFinder(self.movies)
 
+    @cached_property
+    def _folded_titles(self) -> list[str]:
+        """All titles in the form in which a filter looks into them; made when first asked for."""
+        return [fold(title) for title in self.movies.title]
+
     def _allowed(self, filters: Filters | None, history: History | None) -> np.ndarray:
         """Return which movies may be listed, bool (M,)."""
         return self._passing(filters, history) & self._as_of.released(self.movies.year)
@@ -374,7 +391,7 @@ class Recommender:
             allowed &= (movies.year > 0) & (movies.year <= filters.year_to)
         if filters.title:
             text = fold(filters.title)
-            allowed &= np.array([text in fold(title) for title in movies.title])
+            allowed &= np.array([text in title for title in self._folded_titles])
         if history is not None and not filters.include_seen:
             allowed[history.movie_idx.numpy()] = False
         return allowed
