@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,4 +150,5 @@ def _wrong_request(_: Request, error: Exception) -> Response:
 
 
 def _failure(_: Request, error: Exception) -> Response:
+    traceback.print_exception(error)
     return problem(500, str(error) if isinstance(error, DataError) else "the server has failed; its terminal says why")

@@ -34,6 +34,7 @@ Date = Annotated[datetime.date, BeforeValidator(_date_of), Field(
     description="as of when; the first or last day of the data set where it lies outside")]
 Year = Annotated[int, Field(ge=-9999, le=9999)]
 Text = Annotated[str, Field(max_length=MOST_LETTERS)]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 FewestRatings = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
@@ -157,7 +158,7 @@ class MovieMap(BaseModel):
 
     kind: Literal["map"]
     file: None
-    variance: tuple[float, float]
+    variance: Pair
     movies: list[MapMovie]
 
 
@@ -174,7 +175,7 @@ class Facts(BaseModel):
     num_users: int
     num_movies: int
     num_ratings: int
-    stars_range: tuple[float, float]
+    stars_range: Pair
     stars_step: float
     first_day: datetime.date
     last_day: datetime.date

@@ -25,7 +25,7 @@ from recommending.recommender import Recommender
 BODY_S = 10  # in which a request's body must be there
 SILENCE_S = 15  # in which a connection must send a whole request head, and take what is answered
 KEEP_ALIVE_S = 10
-END_S = 0.7  # for requests in flight when the end comes
+END_S = 0.4  # for requests in flight when the end comes
 MOST_CONNECTIONS = 400  # then the oldest one that asks nothing makes room
 MOST_BODY = {"/api/recommend": 1 << 18, "/api/ask": 1 << 18, "/api/ratings_file": 1 << 20}  # bytes
 HEADERS = [(name.encode(), value.encode()) for name, value in {
@@ -74,6 +74,8 @@ class Guard:
                 await refuse(408, f"the request's body was not there after {BODY_S} seconds")
             except ValueError:
                 await refuse(413, f"the request's body is larger than {most:,} bytes")
+            except asyncio.CancelledError:
+                await refuse(503, "the server ends")
             except ConnectionError:
                 return
             else:
@@ -169,7 +171,7 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
         answers = Answers(recommender)
         answers.warm_up()
         app = Guard(make_app(answers, max(2, min(os.cpu_count() or 2, 8))), host)
-        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="error", access_log=False,
+        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical", access_log=False,
                                 server_header=False, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False)
         config.timeout_graceful_shutdown = END_S  # type: ignore[assignment]
         shown = f"[{host}]" if ":" in host else host
