@@ -93,7 +93,7 @@ class Answers:
         """Return a person's list."""
         recommender = self.as_of(question.date)
         if question.rank_by == "relevance" and recommender.model.relevance is None:
-            raise HTTPException(422, "this run has no order by relevance")
+            raise HTTPException(409, "this run has no order by relevance")
         history = self.history(recommender, question)
         rows = recommender.recommend(history, question.top_n, question.filters.filters(), question.rank_by)
         if question.explain:

@@ -83,7 +83,7 @@ def make_app(answers: Answers, num_threads: int = 2) -> FastAPI:
     async def run() -> Response:
         return facts
 
-    @app.post("/api/recommend", response_model=MovieList, responses=problems(404, 408, 413, 503),
+    @app.post("/api/recommend", response_model=MovieList, responses=problems(404, 408, 409, 413, 503),
               summary="A person's list, as rec.py --json prints it")
     async def recommend(question: Question) -> Response:
         return await pool.run(answers.recommend, question)

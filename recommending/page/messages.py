@@ -15,7 +15,7 @@ MOST_RATINGS = 5_000  # in a question
 MOST_LISTED = 200  # movies of a list
 MOST_LETTERS = 200  # of a text to look for
 MOST_ID_LETTERS = 500
-LARGEST_ID = 2**63 - 1
+LARGEST_ID = 2**53 - 1  # that a browser writes exactly; a larger one is sent as text
 
 
 def _date_of(value: object) -> object:
@@ -27,15 +27,21 @@ def _date_of(value: object) -> object:
     return datetime.date.fromisoformat(value)
 
 
+def _whole(value: object) -> object:
+    """Return 5 for 5.0, which JSON Schema calls an integer too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 IdText = Annotated[str, Field(min_length=1, max_length=MOST_ID_LETTERS)]
-UserId = Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)] | IdText
-TopN = Annotated[int, Field(ge=1, le=MOST_LISTED, description="length of the list")]
+UserId = Annotated[Annotated[int, Field(ge=-LARGEST_ID, le=LARGEST_ID)] | IdText, Whole]
+TopN = Annotated[int, Field(ge=1, le=MOST_LISTED, description="length of the list"), Whole]
 Date = Annotated[datetime.date, BeforeValidator(_date_of), Field(
     description="as of when; the first or last day of the data set where it lies outside")]
-Year = Annotated[int, Field(ge=-9999, le=9999)]
+Year = Annotated[int, Field(ge=-9999, le=9999), Whole]
 Text = Annotated[str, Field(max_length=MOST_LETTERS)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-FewestRatings = Annotated[int, Field(ge=0, le=2**31 - 1)]
+FewestRatings = Annotated[int, Field(ge=0, le=2**31 - 1), Whole]
 
 
 class Narrowing(BaseModel):
@@ -57,7 +63,9 @@ class Narrowing(BaseModel):
 class Person(BaseModel):
     """Who asks: ratings, or a user of the data set, or such a user with ratings added."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"anyOf": [
+        {"required": ["ratings"], "properties": {"ratings": {"type": "object"}}},
+        {"required": ["user_id"], "properties": {"user_id": {"type": ["integer", "string"]}}}]})
 
     ratings: dict[IdText, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None, max_length=MOST_RATINGS, description="stars by movie_id", examples=[{"571": 5, "30": 1}])
@@ -107,7 +115,7 @@ class OfUser(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_n: Annotated[int, Field(ge=1, le=MOST_RATINGS)] = 100
+    top_n: Annotated[int, Field(ge=1, le=MOST_RATINGS), Whole] = 100
     date: Date | None = None
 
 

@@ -168,7 +168,7 @@ def torch_normalized(recommender: Recommender) -> np.ndarray:
     (422, {"ratings": {"10": None}}, "body.ratings.10: "), (422, {"ratings": []}, "body.ratings: "),
     (422, {"ratings": {str(number): 1 for number in range(MOST_RATINGS + 1)}}, "body.ratings: "),
     (404, {"user_id": 77}, "user_id 77 is not in the data set"), (404, {"user_id": "a"}, "user_id a is not in"),
-    (404, {"user_id": -2**63 + 1}, "user_id -9"), (422, {"user_id": 2**63}, "body.user_id"),
+    (404, {"user_id": str(-2**63 - 1)}, "user_id -9"), (422, {"user_id": 2**53}, "body.user_id"),
     (422, {"user_id": 1.5}, "body.user_id"), (422, {"user_id": "x" * 501}, "body.user_id"),
     (422, {"ratings": {}, "top_n": 0}, "body.top_n"), (422, {"ratings": {}, "top_n": MOST_LISTED + 1}, "body.top_n"),
     (422, {"ratings": {}, "top_n": "3"}, "body.top_n"), (422, {"ratings": {}, "rank_by": "chance"}, "body.rank_by"),
