@@ -82,7 +82,7 @@ function asAddress() {
   if (state.rank_by !== EMPTY.rank_by) parts.set("rank_by", state.rank_by);
   if (state.top_n !== FIRST) parts.set("top_n", state.top_n);
   if (state.seen) parts.set("seen", "1");
-  return parts.toString();
+  return parts.toString().replaceAll("%3A", ":").replaceAll("%2C", ",");  // those of an id are encoded twice
 }
 
 function fromAddress(text) {
@@ -212,7 +212,7 @@ async function refresh(said = "") {
   const done = await attempt(async () => {
     answer = await post("/api/recommend", { ...person(), top_n: state.top_n, rank_by: state.rank_by, explain: true, filters }, own.signal);
   }, (sentence) => {
-    if (/user_id/.test(sentence)) { $("user-said").textContent = sentence; $("narrow").open = true; }
+    if (/user_id/i.test(sentence)) { $("user-said").textContent = sentence; $("narrow").open = true; }
     else trouble(sentence);
   });
   if (question !== own) return;
