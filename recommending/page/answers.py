@@ -80,7 +80,7 @@ class Answers:
     def user(self, recommender: Recommender, user_id: Id) -> History:
         """Return the ratings of a user of the data set."""
         with self._files:
-            if isinstance(user_id, int) and abs(user_id) >= 2**63 or not recommender.has_user(user_id):
+            if (isinstance(user_id, int) and abs(user_id) >= 2**63) or not recommender.has_user(user_id):
                 raise HTTPException(404, f"user_id {user_id} is not in the data set")
             return recommender.history_of(user_id)
 

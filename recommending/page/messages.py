@@ -49,11 +49,11 @@ class Narrowing(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    year_from: Year | None = Field(None, description="only movies of this year or later")
-    year_to: Year | None = Field(None, description="only movies of this year or earlier")
-    min_ratings: FewestRatings = Field(1, description="only movies with so many training ratings")
-    title: Text = Field("", description="only movies with this in their title")
-    include_seen: bool = Field(False, description="list rated movies too, with the stars given")
+    year_from: Year | None = Field(default=None, description="only movies of this year or later")
+    year_to: Year | None = Field(default=None, description="only movies of this year or earlier")
+    min_ratings: FewestRatings = Field(default=1, description="only movies with so many training ratings")
+    title: Text = Field(default="", description="only movies with this in their title")
+    include_seen: bool = Field(default=False, description="list rated movies too, with the stars given")
 
     def filters(self) -> Filters:
         """Return them as the recommender takes them."""
@@ -68,8 +68,8 @@ class Person(BaseModel):
         {"required": ["user_id"], "properties": {"user_id": {"type": ["integer", "string"]}}}]})
 
     ratings: dict[IdText, Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
-        None, max_length=MOST_RATINGS, description="stars by movie_id", examples=[{"571": 5, "30": 1}])
-    user_id: UserId | None = Field(None, description="a user of the data set")
+        default=None, max_length=MOST_RATINGS, description="stars by movie_id", examples=[{"571": 5, "30": 1}])
+    user_id: UserId | None = Field(default=None, description="a user of the data set")
     date: Date | None = None
     top_n: TopN = 10
 
@@ -77,9 +77,9 @@ class Person(BaseModel):
 class Question(Person):
     """A question for a person's list; one of ratings and user_id must be given."""
 
-    rank_by: Literal["rating", "relevance"] = Field("rating", description="highest stars first, or most likely to be "
-                                                    "watched and liked next")
-    explain: bool = Field(False, description="say which ratings raised each score most")
+    rank_by: Literal["rating", "relevance"] = Field(
+        default="rating", description="highest stars first, or most likely to be watched and liked next")
+    explain: bool = Field(default=False, description="say which ratings raised each score most")
     filters: Narrowing = Narrowing()
 
 
@@ -88,9 +88,9 @@ class Search(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: Text = Field("", description="what titles have in them")
+    query: Text = Field(default="", description="what titles have in them")
     movie_id: Annotated[list[IdText], Field(max_length=MOST_LISTED)] = Field(
-        [], description="these movies instead, in this order; unknown ones are left out")
+        default=[], description="these movies instead, in this order; unknown ones are left out")
     top_n: TopN = 10
     year_from: Year | None = None
     year_to: Year | None = None

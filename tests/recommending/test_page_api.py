@@ -1,4 +1,4 @@
-"""The API of the page: its lists are those of the command line; what is wrong gets one sentence; strangers get nothing."""
+"""The API of the page: its lists are those of the command line; a mistake gets one sentence; strangers get nothing."""
 
 import asyncio
 import datetime
@@ -69,7 +69,8 @@ QUESTIONS = [
     ({"date": "1903-05-06"}, ["--date", "1903-05-06"]), ({"date": "9999-12-31"}, ["--date", "9999-12-31"]),
     ({"filters": {"year_from": 1960, "year_to": 1990, "min_ratings": 50, "title": "the"}},
      ["--year_from", 1960, "--year_to", 1990, "--min_ratings", 50, "--title", "the"]),
-    ({"filters": {"min_ratings": 0, "include_seen": True}, "top_n": 90}, ["--min_ratings", 0, "--include_seen", "--top_n", 90]),
+    ({"filters": {"min_ratings": 0, "include_seen": True}, "top_n": 90},
+     ["--min_ratings", 0, "--include_seen", "--top_n", 90]),
     ({"filters": {"title": "no title has this"}}, ["--title", "no title has this"]),
 ]
 
@@ -126,8 +127,9 @@ def test_a_file_of_ratings_is_read_as_the_command_reads_it(planted_api):
     assert send(text.encode()).json() == {"ratings": {"30": 4.5, "40": 2.0}, "remarks": [
         "the file: 1 without stars left out: line 5", "the file: 2 of 3 movies found, not these:",
         "  line 4: no movie of 1990 is called 'Unknown'"]}
-    for content, sentence in ((b"", "the file holds no ratings"), (b"10,9\n", "the file, line 1: movie_id 10 is given 9"),
-                              (b"\x00\xff\xfe", "the file"), (b"../../etc/passwd", "the file, line 1: ")):
+    for content, sentence in ((b"", "the file holds no ratings"),
+                              (b"10,9\n", "the file, line 1: movie_id 10 is given 9"), (b"\x00\xff\xfe", "the file"),
+                              (b"../../etc/passwd", "the file, line 1: ")):
         answer = send(content)
         assert answer.status_code == 422 and answer.json()["error"].startswith(sentence), answer.text
 
@@ -191,8 +193,9 @@ def test_whatever_else_is_wrong_has_the_same_form(planted_api, monkeypatch, plan
     for status, method, path, options in (
             (404, "GET", "/nothing", {}), (405, "DELETE", "/api/run", {}), (405, "GET", "/api/recommend", {}),
             (422, "GET", "/api/movies?top_n=x", {}), (422, "GET", "/api/movies?unknown=1", {}),
-            (404, "GET", "/api/similar/11", {}), (404, "GET", "/api/similar/a/b", {}), (404, "GET", "/api/users/11", {}),
-            (422, "GET", f"/api/movies?query={'x' * 201}", {}), (422, "GET", "/api/popular?date=today", {}),
+            (404, "GET", "/api/similar/11", {}), (404, "GET", "/api/similar/a/b", {}),
+            (404, "GET", "/api/users/11", {}), (422, "GET", f"/api/movies?query={'x' * 201}", {}),
+            (422, "GET", "/api/popular?date=today", {}),
             (400, "GET", "/", {"headers": {"Host": "evil.example"}}),
             (422, "POST", "/api/recommend", {"content": b"{", "headers": post}),
             (400, "POST", "/api/recommend", {"content": b"\xff", "headers": post}),

@@ -2,12 +2,23 @@
 
 import { $, shownTitle } from "/rows.js";
 
-const LABEL_AREA = 14000, LABEL_LETTERS = 28, NEAR = 14, MOST_ZOOM = 200;
+const LABEL_AREA = 14000,
+  LABEL_LETTERS = 28,
+  NEAR = 14,
+  MOST_ZOOM = 200;
 
 /** Return {load, mark, draw}: fetch the movies, mark a person's own and listed ones, draw again. */
 export function showMap({ open, load }) {
-  const canvas = $("canvas"), pen = canvas.getContext("2d");
-  let movies = [], byId = new Map(), own = new Map(), listed = [], view = null, over = null, pending = 0, state = "none";
+  const canvas = $("canvas"),
+    pen = canvas.getContext("2d");
+  let movies = [],
+    byId = new Map(),
+    own = new Map(),
+    listed = [],
+    view = null,
+    over = null,
+    pending = 0,
+    state = "none";
   const pointers = new Map();
   let moved = 0;
 
@@ -19,16 +30,25 @@ export function showMap({ open, load }) {
 
   function showAll() {
     const [width, height] = size();
-    const bounds = (key) => [Math.min(...movies.map((movie) => movie[key])), Math.max(...movies.map((movie) => movie[key]))];
-    const [left, right] = bounds("x"), [low, high] = bounds("y");
-    view = { x: (left + right) / 2, y: (low + high) / 2, scale: 0.92 * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(high - low, 1e-6)) };
+    const bounds = (key) => [
+      Math.min(...movies.map((movie) => movie[key])),
+      Math.max(...movies.map((movie) => movie[key])),
+    ];
+    const [left, right] = bounds("x"),
+      [low, high] = bounds("y");
+    view = {
+      x: (left + right) / 2,
+      y: (low + high) / 2,
+      scale: 0.92 * Math.min(width / Math.max(right - left, 1e-6), height / Math.max(high - low, 1e-6)),
+    };
     view.least = view.scale;
     draw();
   }
 
   function zoom(factor, [x, y] = size().map((length) => length / 2)) {
     if (!view) return;
-    const [width, height] = size(), before = view.scale;
+    const [width, height] = size(),
+      before = view.scale;
     view.scale = Math.min(Math.max(before * factor, view.least / 2), view.least * MOST_ZOOM);
     view.x += (x - width / 2) * (1 / before - 1 / view.scale);
     view.y -= (y - height / 2) * (1 / before - 1 / view.scale);
@@ -36,29 +56,40 @@ export function showMap({ open, load }) {
   }
 
   function nearest([x, y], within) {
-    let best = null, least = within ** 2;
+    let best = null,
+      least = within ** 2;
     for (const movie of movies) {
-      const [across, down] = toScreen(movie), distance = (across - x) ** 2 + (down - y) ** 2;
-      if (distance <= least) { least = distance; best = movie; }
+      const [across, down] = toScreen(movie),
+        distance = (across - x) ** 2 + (down - y) ** 2;
+      if (distance <= least) {
+        least = distance;
+        best = movie;
+      }
     }
     return best;
   }
 
   function draw() {
-    pending ||= requestAnimationFrame(() => { pending = 0; paint(); });
+    pending ||= requestAnimationFrame(() => {
+      pending = 0;
+      paint();
+    });
   }
 
   function paint() {
-    const [width, height] = size(), density = devicePixelRatio || 1;
+    const [width, height] = size(),
+      density = devicePixelRatio || 1;
     if (!view || !width) return;
     if (canvas.width !== Math.round(width * density) || canvas.height !== Math.round(height * density)) {
       canvas.width = Math.round(width * density);
       canvas.height = Math.round(height * density);
     }
-    const style = getComputedStyle(document.documentElement), colour = (key) => style.getPropertyValue(`--${key}`).trim();
+    const style = getComputedStyle(document.documentElement),
+      colour = (key) => style.getPropertyValue(`--${key}`).trim();
     pen.setTransform(density, 0, 0, density, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const grown = Math.min(Math.sqrt(view.scale / view.least), 3), most = movies[0]?.num_ratings || 1;
+    const grown = Math.min(Math.sqrt(view.scale / view.least), 3),
+      most = movies[0]?.num_ratings || 1;
     const dot = (movie, radius) => {
       const [x, y] = toScreen(movie);
       if (x < -20 || y < -20 || x > width + 20 || y > height + 20) return;
@@ -68,10 +99,12 @@ export function showMap({ open, load }) {
     pen.fillStyle = colour("dot");
     pen.globalAlpha = 0.55;
     pen.beginPath();
-    for (const movie of movies) dot(movie, (1.2 + 4 * Math.sqrt(movie.num_ratings / most)) * Math.max(grown * 0.8, 0.8));
+    for (const movie of movies)
+      dot(movie, (1.2 + 4 * Math.sqrt(movie.num_ratings / most)) * Math.max(grown * 0.8, 0.8));
     pen.fill();
     pen.globalAlpha = 1;
-    const taken = [], halo = colour("card");
+    const taken = [],
+      halo = colour("card");
     pen.font = "12px system-ui, sans-serif";
     pen.textBaseline = "middle";
     const marked = (movie, radius, fill, text) => {
@@ -90,7 +123,8 @@ export function showMap({ open, load }) {
         pen.fillText(text, x, y + 0.5);
       }
     };
-    for (const movie of listed.filter((one) => !own.has(one.id)).reverse()) marked(movie, 9, colour("listed"), movie.rank <= 99 ? String(movie.rank) : "");
+    for (const movie of listed.filter((one) => !own.has(one.id)).reverse())
+      marked(movie, 9, colour("listed"), movie.rank <= 99 ? String(movie.rank) : "");
     for (const id of own.keys()) if (byId.has(id)) marked(byId.get(id), 7, colour("mine"), "");
     pen.textAlign = "left";
     let shown = 0;
@@ -98,11 +132,17 @@ export function showMap({ open, load }) {
       const [x, y] = toScreen(movie);
       if (x < 0 || y < 8 || x > width || y > height - 8) return;
       const letters = [...shownTitle(movie)];
-      const text = letters.length > LABEL_LETTERS ? `${letters.slice(0, LABEL_LETTERS - 1).join("")}…` : letters.join("");
-      const length = pen.measureText(text).width, gap = strong ? 12 : 7;
+      const text =
+        letters.length > LABEL_LETTERS ? `${letters.slice(0, LABEL_LETTERS - 1).join("")}…` : letters.join("");
+      const length = pen.measureText(text).width,
+        gap = strong ? 12 : 7;
       const begin = x + gap + length > width - 2 ? x - gap - length : x + gap;
       const box = [begin - 1, y - 8, begin + length + 1, y + 8];
-      if (begin < 0 || taken.some(([left, top, right, bottom]) => left < box[2] && box[0] < right && top < box[3] && box[1] < bottom)) return;
+      if (
+        begin < 0 ||
+        taken.some(([left, top, right, bottom]) => left < box[2] && box[0] < right && top < box[3] && box[1] < bottom)
+      )
+        return;
       taken.push(box);
       pen.lineWidth = 3;
       pen.strokeStyle = halo;
@@ -128,9 +168,12 @@ export function showMap({ open, load }) {
   }
 
   function place(movie) {
-    const [x, y] = toScreen(movie), tip = $("tip"), [width] = size();
+    const [x, y] = toScreen(movie),
+      tip = $("tip"),
+      [width] = size();
     tip.hidden = false;
-    tip.textContent = `${shownTitle(movie)} (${movie.year ?? "year unknown"})${own.has(movie.id) ? `, your stars: ${own.get(movie.id)}` : ""}`;
+    const yours = own.has(movie.id) ? `, your stars: ${own.get(movie.id)}` : "";
+    tip.textContent = `${shownTitle(movie)} (${movie.year ?? "year unknown"})${yours}`;
     tip.style.left = `${Math.max(4, Math.min(x + 10, width - tip.offsetWidth - 4))}px`;
     tip.style.top = `${Math.max(4, y - tip.offsetHeight - 10)}px`;
   }
@@ -151,14 +194,17 @@ export function showMap({ open, load }) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!view) return;
-    const last = pointers.get(event.pointerId), now = at(event);
+    const last = pointers.get(event.pointerId),
+      now = at(event);
     if (!last) return hover(nearest(now, NEAR));
     moved += Math.abs(now[0] - last[0]) + Math.abs(now[1] - last[1]);
     if (pointers.size === 1) {
       view.x -= (now[0] - last[0]) / view.scale;
       view.y += (now[1] - last[1]) / view.scale;
     } else {
-      const [other] = [...pointers].find(([id]) => id !== event.pointerId) ? [...pointers].filter(([id]) => id !== event.pointerId).map(([, where]) => where) : [];
+      const [other] = [...pointers].find(([id]) => id !== event.pointerId)
+        ? [...pointers].filter(([id]) => id !== event.pointerId).map(([, where]) => where)
+        : [];
       const apart = (one) => Math.hypot(one[0] - other[0], one[1] - other[1]);
       zoom(apart(now) / Math.max(apart(last), 1), other);
     }
@@ -175,37 +221,61 @@ export function showMap({ open, load }) {
   canvas.addEventListener("pointerup", up);
   canvas.addEventListener("pointercancel", up);
   canvas.addEventListener("pointerleave", () => hover(null));
-  canvas.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    zoom(Math.exp(-event.deltaY / 400), at(event));
-  }, { passive: false });
+  canvas.addEventListener(
+    "wheel",
+    (event) => {
+      event.preventDefault();
+      zoom(Math.exp(-event.deltaY / 400), at(event));
+    },
+    { passive: false },
+  );
   canvas.addEventListener("keydown", (event) => {
     if (!view || event.ctrlKey || event.altKey || event.metaKey) return;
     const step = 60 / view.scale;
-    const [across, up] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[event.key] ?? [0, 0];
-    const middle = () => nearest(size().map((length) => length / 2), 1e6);
-    if (across || up) { view.x += across; view.y += up; draw(); }
-    else if (event.key === "+" || event.key === "=") zoom(1.4);
+    const [across, up] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] }[
+      event.key
+    ] ?? [0, 0];
+    const middle = () =>
+      nearest(
+        size().map((length) => length / 2),
+        1e6,
+      );
+    if (across || up) {
+      view.x += across;
+      view.y += up;
+      draw();
+    } else if (event.key === "+" || event.key === "=") zoom(1.4);
     else if (event.key === "-") zoom(1 / 1.4);
-    else if (event.key === "Enter" || event.key === " ") { if (middle()) open(middle()); }
-    else return;
+    else if (event.key === "Enter" || event.key === " ") {
+      if (middle()) open(middle());
+    } else return;
     event.preventDefault();
     over = middle();
     draw();
     if (over) $("map-middle").textContent = `In the middle: ${shownTitle(over)}`;
   });
   canvas.addEventListener("focus", draw);
-  canvas.addEventListener("blur", () => { hover(null); draw(); });
+  canvas.addEventListener("blur", () => {
+    hover(null);
+    draw();
+  });
   $("zoom-in").addEventListener("click", () => zoom(1.5));
   $("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
-  $("zoom-all").addEventListener("click", () => { if (movies.length) showAll(); });
-  new ResizeObserver(() => { if (movies.length && !view) showAll(); draw(); }).observe(canvas);
+  $("zoom-all").addEventListener("click", () => {
+    if (movies.length) showAll();
+  });
+  new ResizeObserver(() => {
+    if (movies.length && !view) showAll();
+    draw();
+  }).observe(canvas);
 
   return {
     draw,
     mark(ratings, rows) {
       own = ratings;
-      listed = rows.flatMap((movie) => (byId.has(String(movie.movie_id)) ? [{ ...byId.get(String(movie.movie_id)), rank: movie.rank }] : []));
+      listed = rows.flatMap((movie) =>
+        byId.has(String(movie.movie_id)) ? [{ ...byId.get(String(movie.movie_id)), rank: movie.rank }] : [],
+      );
       this.rows = rows;
       draw();
     },
@@ -214,12 +284,18 @@ export function showMap({ open, load }) {
       state = "loading";
       try {
         const body = await load();
-        movies = body.movies.map((movie) => ({ ...movie, id: String(movie.movie_id) })).sort((one, other) => other.num_ratings - one.num_ratings);
+        movies = body.movies
+          .map((movie) => ({ ...movie, id: String(movie.movie_id) }))
+          .sort((one, other) => other.num_ratings - one.num_ratings);
         byId = new Map(movies.map((movie) => [movie.id, movie]));
         state = "shown";
         $("map-said").hidden = true;
         const [first, second] = body.variance.map((part) => `${Math.round(100 * part)} %`);
-        canvas.setAttribute("aria-label", `Map of ${movies.length.toLocaleString("en")} movies; its axes have ${first} and ${second} of how they differ`);
+        canvas.setAttribute(
+          "aria-label",
+          `Map of ${movies.length.toLocaleString("en")} movies; ` +
+            `its axes have ${first} and ${second} of how they differ`,
+        );
         if (canvas.clientWidth) showAll();
         this.mark(own, this.rows ?? []);
       } catch (error) {

@@ -9,7 +9,9 @@ const LONGEST = 300;
 /** Return a title as it is shown: what steers a text or breaks its line is left out, a very long one is cut. */
 export function shownTitle(movie) {
   const text = [...String(movie.title).replace(CONTROL, " ").trim()];
-  return text.length > LONGEST ? `${text.slice(0, LONGEST).join("")} …` : text.join("") || `untitled, movie ${movie.movie_id}`;
+  return text.length > LONGEST
+    ? `${text.slice(0, LONGEST).join("")} …`
+    : text.join("") || `untitled, movie ${movie.movie_id}`;
 }
 
 /** Make an element with attributes, event listeners ("onclick") and children, which are elements or text. */
@@ -17,7 +19,8 @@ export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null));
   return element;
@@ -37,7 +40,8 @@ export function starIcon(half = null) {
 
 /** Return all stars of a scale, from the lowest to the highest. */
 export function scaleOf(facts) {
-  const [low, high] = facts.stars_range, step = facts.stars_step;
+  const [low, high] = facts.stars_range,
+    step = facts.stars_step;
   return Array.from({ length: Math.round((high - low) / step) + 1 }, (_, number) => +(low + number * step).toFixed(6));
 }
 
@@ -46,12 +50,20 @@ export function scaleOf(facts) {
  * Delete takes back. A long scale is a list to choose from.
  */
 export function stars(movie, facts, given, give) {
-  const scale = scaleOf(facts), title = shownTitle(movie);
+  const scale = scaleOf(facts),
+    title = shownTitle(movie);
   const group = make("div", { class: "stars", role: "group", "aria-label": `Your stars for ${title.slice(0, 120)}` });
   group.dataset.stars = movie.movie_id;
   if (scale.length > 10 || scale[0] <= 0) {
-    const select = make("select", { "aria-label": `Your stars for ${title.slice(0, 120)}`, onchange: () => give(select.value === "" ? null : +select.value) },
-      make("option", { value: "" }, "rate"), ...scale.map((value) => make("option", { value }, String(value))));
+    const select = make(
+      "select",
+      {
+        "aria-label": `Your stars for ${title.slice(0, 120)}`,
+        onchange: () => give(select.value === "" ? null : +select.value),
+      },
+      make("option", { value: "" }, "rate"),
+      ...scale.map((value) => make("option", { value }, String(value))),
+    );
     select.value = given ?? "";
     group.append(select);
     return group;
@@ -60,20 +72,40 @@ export function stars(movie, facts, given, give) {
   group.classList.toggle("half", half);
   group.classList.toggle("given", given !== undefined);
   const buttons = scale.map((value) => {
-    const button = make("button", { class: "star", type: "button", "aria-label": value === 1 ? "1 star" : `${value} stars`,
-      "aria-pressed": String(value === given), onclick: () => give(value) }, starIcon(half ? value % 1 !== 0 : null));
+    const button = make(
+      "button",
+      {
+        class: "star",
+        type: "button",
+        "aria-label": value === 1 ? "1 star" : `${value} stars`,
+        "aria-pressed": String(value === given),
+        onclick: () => give(value),
+      },
+      starIcon(half ? value % 1 !== 0 : null),
+    );
     button.classList.toggle("on", given !== undefined && value <= given);
     button.tabIndex = -1;
     return button;
   });
-  const none = make("button", { class: "none", type: "button", "aria-label": "Take back", tabindex: -1, onclick: () => give(null) }, "✕");
+  const none = make(
+    "button",
+    { class: "none", type: "button", "aria-label": "Take back", tabindex: -1, onclick: () => give(null) },
+    "✕",
+  );
   buttons[Math.max(0, scale.indexOf(given))].tabIndex = 0;
   group.append(...buttons, none);
   group.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const all = given === undefined ? buttons : [...buttons, none];
     const at = all.indexOf(document.activeElement);
-    const to = { ArrowRight: at + 1, ArrowUp: at + 1, ArrowLeft: at - 1, ArrowDown: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    const to = {
+      ArrowRight: at + 1,
+      ArrowUp: at + 1,
+      ArrowLeft: at - 1,
+      ArrowDown: at - 1,
+      Home: 0,
+      End: buttons.length - 1,
+    }[event.key];
     if (to !== undefined) all[Math.min(Math.max(to, 0), all.length - 1)].focus();
     else if (/^[0-9]$/.test(event.key) && scale.includes(+event.key)) give(+event.key);
     else if ((event.key === "Delete" || event.key === "Backspace") && given !== undefined) give(null);
@@ -91,7 +123,9 @@ export function name(movie, open, facts) {
 }
 
 export const factsOf = (movie) =>
-  [movie.year ?? "year unknown", ...(movie.num_ratings === undefined ? [] : [count(movie.num_ratings, "rating")])].join(" · ");
+  [movie.year ?? "year unknown", ...(movie.num_ratings === undefined ? [] : [count(movie.num_ratings, "rating")])].join(
+    " · ",
+  );
 
 /** A row: title and facts at the left, stars to give at the right. */
 export function row(movie, facts, given, give, open, said) {
@@ -108,7 +142,11 @@ export function score(value, facts) {
     full.style.width = `${(100 * Math.max(value, 0)) / Math.ceil(high)}%`;
     box.append(make("div", { class: "bar5", "aria-hidden": "true" }, make("span", {}, ...five()), full));
   }
-  box.append(make("span", { class: "sr" }, "predicted "), make("span", {}, value.toFixed(2)), make("span", { class: "sr" }, " stars"));
+  box.append(
+    make("span", { class: "sr" }, "predicted "),
+    make("span", {}, value.toFixed(2)),
+    make("span", { class: "sr" }, " stars"),
+  );
   return box;
 }
 
@@ -117,7 +155,15 @@ export function because(reasons) {
   const text = make("p", { class: "because" });
   if (!reasons?.length) return text;
   text.append("because you gave ");
-  reasons.forEach((reason, number) => text.append(number ? "; " : "", `${reason.stars} to `, make("bdi", {}, shownTitle(reason)), " ", make("b", {}, signed(reason.effect))));
+  reasons.forEach((reason, number) =>
+    text.append(
+      number ? "; " : "",
+      `${reason.stars} to `,
+      make("bdi", {}, shownTitle(reason)),
+      " ",
+      make("b", {}, signed(reason.effect)),
+    ),
+  );
   return text;
 }
 
@@ -125,18 +171,27 @@ export const signed = (effect) => `${effect < 0 ? "−" : "+"}${Math.abs(effect)
 
 /** Put new rows into a list; what has the focus keeps it, or hands it to what took its place. */
 export function fill(list, rows) {
-  const active = document.activeElement, inside = list.contains(active);
+  const active = document.activeElement,
+    inside = list.contains(active);
   const place = inside ? [...list.children].findIndex((item) => item.contains(active)) : -1;
-  const stars = inside ? active.closest("[data-stars]")?.dataset.stars : undefined, title = inside ? active.dataset.title : undefined;
+  const stars = inside ? active.closest("[data-stars]")?.dataset.stars : undefined,
+    title = inside ? active.dataset.title : undefined;
   list.replaceChildren(...rows);
   if (!inside) return;
   const same = [...list.querySelectorAll("[data-stars], [data-title]")].find((part) =>
-    stars === undefined ? part.dataset.title === title : part.dataset.stars === stars);
-  const item = same ?? list.children[Math.min(place, list.children.length - 1)]?.querySelector(stars === undefined ? "[data-title]" : "[data-stars]");
+    stars === undefined ? part.dataset.title === title : part.dataset.stars === stars,
+  );
+  const item =
+    same ??
+    list.children[Math.min(place, list.children.length - 1)]?.querySelector(
+      stars === undefined ? "[data-title]" : "[data-stars]",
+    );
   focusOn(item ?? list.parentElement.querySelector("h2"));
 }
 
 /** Focus an element, or the star of a group that the Tab key would reach. */
 export function focusOn(element) {
-  (element?.matches("[data-stars]") ? element.querySelector("[tabindex='0'], select") : element)?.focus({ preventScroll: true });
+  (element?.matches("[data-stars]") ? element.querySelector("[tabindex='0'], select") : element)?.focus({
+    preventScroll: true,
+  });
 }
