@@ -183,7 +183,17 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=256)
+        # Named as TCP, or asyncio would leave Nagle's algorithm on, and every answer would wait 40 ms for the client.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if os.name == "posix":  # elsewhere it would let two programs have one port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
+        listening.listen(256)
+        return listening
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in (98, 48, 10048):
             raise DataError(f"port {port} of {host} is in use; choose another: python rec.py --serve --port "
