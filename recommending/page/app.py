@@ -34,10 +34,8 @@ from recommending.page.messages import (
 )
 
 STATIC = Path(__file__).parent / "static"
-PAGE = {"/": ("index.html", "text/html; charset=utf-8"), "/app.js": ("app.js", "text/javascript; charset=utf-8"),
-        "/rows.js": ("rows.js", "text/javascript; charset=utf-8"),
-        "/map.js": ("map.js", "text/javascript; charset=utf-8"), "/style.css": ("style.css", "text/css; charset=utf-8"),
-        "/icon.svg": ("icon.svg", "image/svg+xml")}
+KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+         ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 MOST_WAITING = 512  # questions that wait for the pool
 
 
@@ -65,14 +63,15 @@ def make_app(answers: Answers, num_threads: int = 2) -> FastAPI:
     app = FastAPI(title="Two towers", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
                   description="Lists of a trained run, as rec.py --json prints them.", responses=problems(400, 422))
     pool, slow = Pool(num_threads, MOST_WAITING), Pool(1, 16)  # a large file of ratings stops no other question
-    files = {path: Response((STATIC / name).read_bytes(), media_type=kind, headers={"Cache-Control": "no-cache"})
-             for path, (name, kind) in PAGE.items()}
+    files = {"/" if path.name == "index.html" else f"/{path.name}": Response(  # no request names a file
+        path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
+        for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
     facts = Response(answers.facts(), media_type="application/json")
 
     async def send_file(request: Request) -> Response:
         return files[request.url.path]
 
-    for path in PAGE:
+    for path in files:
         app.add_api_route(path, send_file, include_in_schema=False)
 
     @app.get("/healthz", response_model=Health, summary="Does the server answer?")

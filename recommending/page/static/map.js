@@ -1,6 +1,8 @@
 // All movies on two axes: near ones are alike. Drawn on a canvas; the lists say the same to those who do not see it.
 
+import { page } from "/page.js";
 import { $, shownTitle } from "/rows.js";
+import { ask } from "/server.js";
 
 const LABEL_AREA = 14000,
   LABEL_LETTERS = 28,
@@ -8,7 +10,7 @@ const LABEL_AREA = 14000,
   MOST_ZOOM = 200;
 
 /** Return {load, mark, draw}: fetch the movies, mark a person's own and listed ones, draw again. */
-export function showMap({ open, load }) {
+function showMap() {
   const canvas = $("canvas"),
     pen = canvas.getContext("2d");
   let movies = [],
@@ -216,7 +218,7 @@ export function showMap({ open, load }) {
     pointers.delete(event.pointerId);
     if (!view || !alone || moved > 6 || event.type === "pointercancel") return;
     const movie = nearest(at(event), NEAR + 4);
-    if (movie) open(movie);
+    if (movie) page.open(movie);
   };
   canvas.addEventListener("pointerup", up);
   canvas.addEventListener("pointercancel", up);
@@ -247,7 +249,7 @@ export function showMap({ open, load }) {
     } else if (event.key === "+" || event.key === "=") zoom(1.4);
     else if (event.key === "-") zoom(1 / 1.4);
     else if (event.key === "Enter" || event.key === " ") {
-      if (middle()) open(middle());
+      if (middle()) page.open(middle());
     } else return;
     event.preventDefault();
     over = middle();
@@ -283,7 +285,7 @@ export function showMap({ open, load }) {
       if (state !== "none") return;
       state = "loading";
       try {
-        const body = await load();
+        const body = await ask("/api/map");
         movies = body.movies
           .map((movie) => ({ ...movie, id: String(movie.movie_id) }))
           .sort((one, other) => other.num_ratings - one.num_ratings);
@@ -306,3 +308,5 @@ export function showMap({ open, load }) {
     },
   };
 }
+
+export const map = showMap();

@@ -1,5 +1,7 @@
 // The pieces that lists are made of: stars to give, titles, rows. Titles come from anybody's data set: they are text.
 
+import { given, page } from "/page.js";
+
 export const $ = (id) => document.getElementById(id);
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
@@ -49,7 +51,9 @@ export function scaleOf(facts) {
  * Stars to give to a movie. One stop of the Tab key: arrows move among them, Enter or a click gives, so does a digit;
  * Delete takes back. A long scale is a list to choose from.
  */
-export function stars(movie, facts, given, give) {
+export function stars(movie, own = given(movie)) {
+  const facts = page.facts,
+    give = (value) => page.give(movie, value);
   const scale = scaleOf(facts),
     title = shownTitle(movie);
   const group = make("div", { class: "stars", role: "group", "aria-label": `Your stars for ${title.slice(0, 120)}` });
@@ -64,13 +68,13 @@ export function stars(movie, facts, given, give) {
       make("option", { value: "" }, "rate"),
       ...scale.map((value) => make("option", { value }, String(value))),
     );
-    select.value = given ?? "";
+    select.value = own ?? "";
     group.append(select);
     return group;
   }
   const half = facts.stars_step === 0.5 && Number.isInteger(scale[0] * 2);
   group.classList.toggle("half", half);
-  group.classList.toggle("given", given !== undefined);
+  group.classList.toggle("given", own !== undefined);
   const buttons = scale.map((value) => {
     const button = make(
       "button",
@@ -78,12 +82,12 @@ export function stars(movie, facts, given, give) {
         class: "star",
         type: "button",
         "aria-label": value === 1 ? "1 star" : `${value} stars`,
-        "aria-pressed": String(value === given),
+        "aria-pressed": String(value === own),
         onclick: () => give(value),
       },
       starIcon(half ? value % 1 !== 0 : null),
     );
-    button.classList.toggle("on", given !== undefined && value <= given);
+    button.classList.toggle("on", own !== undefined && value <= own);
     button.tabIndex = -1;
     return button;
   });
@@ -92,11 +96,11 @@ export function stars(movie, facts, given, give) {
     { class: "none", type: "button", "aria-label": "Take back", tabindex: -1, onclick: () => give(null) },
     "✕",
   );
-  buttons[Math.max(0, scale.indexOf(given))].tabIndex = 0;
+  buttons[Math.max(0, scale.indexOf(own))].tabIndex = 0;
   group.append(...buttons, none);
   group.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const all = given === undefined ? buttons : [...buttons, none];
+    const all = own === undefined ? buttons : [...buttons, none];
     const at = all.indexOf(document.activeElement);
     const to = {
       ArrowRight: at + 1,
@@ -108,7 +112,7 @@ export function stars(movie, facts, given, give) {
     }[event.key];
     if (to !== undefined) all[Math.min(Math.max(to, 0), all.length - 1)].focus();
     else if (/^[0-9]$/.test(event.key) && scale.includes(+event.key)) give(+event.key);
-    else if ((event.key === "Delete" || event.key === "Backspace") && given !== undefined) give(null);
+    else if ((event.key === "Delete" || event.key === "Backspace") && own !== undefined) give(null);
     else return;
     event.preventDefault();
   });
@@ -116,10 +120,10 @@ export function stars(movie, facts, given, give) {
 }
 
 /** A movie's title, which opens it, and a line of facts under it. */
-export function name(movie, open, facts) {
-  const title = make("button", { type: "button", onclick: () => open(movie) }, make("bdi", {}, shownTitle(movie)));
+export function name(movie, said) {
+  const title = make("button", { type: "button", onclick: () => page.open(movie) }, make("bdi", {}, shownTitle(movie)));
   title.dataset.title = movie.movie_id;
-  return make("div", { class: "name" }, title, make("small", {}, facts ?? factsOf(movie)));
+  return make("div", { class: "name" }, title, make("small", {}, said ?? factsOf(movie)));
 }
 
 export const factsOf = (movie) =>
@@ -128,13 +132,13 @@ export const factsOf = (movie) =>
   );
 
 /** A row: title and facts at the left, stars to give at the right. */
-export function row(movie, facts, given, give, open, said) {
-  return make("li", {}, make("div", { class: "row" }, name(movie, open, said), stars(movie, facts, given, give)));
+export function row(movie, own = given(movie), said = undefined) {
+  return make("li", {}, make("div", { class: "row" }, name(movie, said), stars(movie, own)));
 }
 
 /** Predicted stars, drawn as a fraction of five, where a scale has as many or fewer. */
-export function score(value, facts) {
-  const [low, high] = facts.stars_range;
+export function score(value) {
+  const [low, high] = page.facts.stars_range;
   const box = make("div", { class: "score" });
   if (low >= 0 && high <= 5) {
     const five = () => Array.from({ length: Math.ceil(high) }, () => starIcon());
