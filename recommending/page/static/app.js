@@ -40,12 +40,14 @@ function remember() {
   undo = undo.slice(-UNDO);
 }
 
-function changed(said) {
+async function changed(said) {
+  const listed = refresh(said); // first: while the server works, the rest is shown
   keep();
   showRated();
-  replaceAsked();
+  showAsked();
   if ($("movie").open) showOpened();
-  return refresh(said);
+  await listed;
+  await replaceAsked();
 }
 
 /** Take over the ratings of a file, as many as a question may hold. */

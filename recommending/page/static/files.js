@@ -34,7 +34,7 @@ export async function importFile(file, add) {
       headers: { "Content-Type": "text/csv" },
       body: file,
     });
-    await add(body.ratings);
     said([`${count(Object.keys(body.ratings).length, "rating")} read.`, ...body.remarks].join(" ").slice(0, 600));
+    await add(body.ratings);
   }, said);
 }

@@ -6,6 +6,7 @@ import { ask } from "/server.js";
 
 const LABEL_AREA = 14000,
   LABEL_LETTERS = 28,
+  LABELS_TRIED = 1500,
   NEAR = 14,
   MOST_ZOOM = 200;
 
@@ -21,6 +22,7 @@ function showMap() {
     over = null,
     pending = 0,
     state = "none";
+  const layer = { canvas: document.createElement("canvas"), seen: "" };
   const pointers = new Map();
   let moved = 0;
 
@@ -78,6 +80,31 @@ function showMap() {
     });
   }
 
+  /** Draw all movies; the picture is kept as long as nothing moves, for stars change more often. */
+  function paintDots(onto, fill, density) {
+    const [width, height] = size(),
+      dots = onto.getContext("2d"),
+      most = movies[0]?.num_ratings || 1,
+      grown = Math.max(0.8 * Math.min(Math.sqrt(view.scale / view.least), 3), 0.8);
+    onto.width = canvas.width;
+    onto.height = canvas.height;
+    dots.setTransform(density, 0, 0, density, 0, 0);
+    dots.fillStyle = fill;
+    dots.globalAlpha = 0.55;
+    for (const movie of movies) {
+      const [x, y] = toScreen(movie),
+        radius = (1.2 + 4 * Math.sqrt(movie.num_ratings / most)) * grown;
+      if (x < -radius || y < -radius || x > width + radius || y > height + radius) continue;
+      if (radius < 1.6) {
+        dots.fillRect(x - radius * 0.9, y - radius * 0.9, radius * 1.8, radius * 1.8);
+      } else {
+        dots.beginPath();
+        dots.arc(x, y, radius, 0, 7);
+        dots.fill();
+      }
+    }
+  }
+
   function paint() {
     const [width, height] = size(),
       density = devicePixelRatio || 1;
@@ -90,21 +117,18 @@ function showMap() {
       colour = (key) => style.getPropertyValue(`--${key}`).trim();
     pen.setTransform(density, 0, 0, density, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const grown = Math.min(Math.sqrt(view.scale / view.least), 3),
-      most = movies[0]?.num_ratings || 1;
     const dot = (movie, radius) => {
       const [x, y] = toScreen(movie);
       if (x < -20 || y < -20 || x > width + 20 || y > height + 20) return;
       pen.moveTo(x + radius, y);
       pen.arc(x, y, radius, 0, 7);
     };
-    pen.fillStyle = colour("dot");
-    pen.globalAlpha = 0.55;
-    pen.beginPath();
-    for (const movie of movies)
-      dot(movie, (1.2 + 4 * Math.sqrt(movie.num_ratings / most)) * Math.max(grown * 0.8, 0.8));
-    pen.fill();
-    pen.globalAlpha = 1;
+    const seen = [view.x, view.y, view.scale, canvas.width, canvas.height, colour("dot")].join();
+    if (seen !== layer.seen) {
+      layer.seen = seen;
+      paintDots(layer.canvas, colour("dot"), density);
+    }
+    pen.drawImage(layer.canvas, 0, 0, width, height);
     const taken = [],
       halo = colour("card");
     pen.font = "12px system-ui, sans-serif";
@@ -133,10 +157,14 @@ function showMap() {
     const write = (movie, strong) => {
       const [x, y] = toScreen(movie);
       if (x < 0 || y < 8 || x > width || y > height - 8) return;
-      const letters = [...shownTitle(movie)];
-      const text =
-        letters.length > LABEL_LETTERS ? `${letters.slice(0, LABEL_LETTERS - 1).join("")}…` : letters.join("");
-      const length = pen.measureText(text).width,
+      if (movie.label === undefined) {
+        const letters = [...shownTitle(movie)];
+        const long = letters.length > LABEL_LETTERS;
+        movie.label = long ? `${letters.slice(0, LABEL_LETTERS - 1).join("")}…` : letters.join("");
+        movie.labelWidth = pen.measureText(movie.label).width;
+      }
+      const text = movie.label,
+        length = movie.labelWidth,
         gap = strong ? 12 : 7;
       const begin = x + gap + length > width - 2 ? x - gap - length : x + gap;
       const box = [begin - 1, y - 8, begin + length + 1, y + 8];
@@ -155,7 +183,7 @@ function showMap() {
     };
     for (const id of own.keys()) if (byId.has(id)) write(byId.get(id), true);
     for (const movie of listed.slice(0, 10)) write(movie, true);
-    for (const movie of movies.slice(0, 4000)) {
+    for (const movie of movies.slice(0, LABELS_TRIED)) {
       if (shown >= (width * height) / LABEL_AREA) break;
       write(movie, false);
     }
@@ -279,7 +307,7 @@ function showMap() {
         byId.has(String(movie.movie_id)) ? [{ ...byId.get(String(movie.movie_id)), rank: movie.rank }] : [],
       );
       this.rows = rows;
-      draw();
+      setTimeout(draw); // the list comes first
     },
     async load() {
       if (state !== "none") return;

@@ -45,13 +45,7 @@ export function showOpened() {
   fill($("movie-stars"), [
     stars(movie),
     ...(listed
-      ? [
-          make(
-            "span",
-            { class: "hint" },
-            `${listed.rank} on your list, ${listed.stars.toFixed(2)} stars predicted`,
-          ),
-        ]
+      ? [make("span", { class: "hint" }, `${listed.rank} on your list, ${listed.stars.toFixed(2)} stars predicted`)]
       : []),
   ]);
   const reasons = listed?.because ?? [],
