@@ -1,13 +1,16 @@
 """The page in a browser: what it shows is what the API answers, by mouse, by keyboard, on a phone, with no server."""
 
+import io
 import json
+import os
 import signal
 from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
-from tests.serving import Server, served
+from tests.serving import ROOT, Server, served
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True}
 
@@ -335,3 +338,22 @@ def test_titles_of_a_stranger_s_data_set_are_text(visit, run_dir, data_dir, tmp_
         with elsewhere.expect_response("**/api/recommend"):
             elsewhere.set_input_files("#file", tmp_path / "ratings.csv")
         assert ratings_of(elsewhere) == ratings_of(page)
+
+
+@pytest.mark.skipif(not os.environ.get("RENEW_SESSIONS"), reason="make sessions takes the pictures of the documents")
+def test_the_pictures_of_the_documents_are_taken(browser):
+    demo, pictures = ROOT / "demo", ROOT / "docs" / "pictures"
+    with served(demo / "run", demo / "processed") as server:
+        first = server.client.post("/api/ask", json={"ratings": {}, "top_n": 5}).json()["recommendations"]
+        stars = (5, 2, 4, 1, 4)
+        ratings = ",".join(f"{row['movie_id']}:{given}" for row, given in zip(first, stars, strict=True))
+        for name, settings in (("page", {"viewport": {"width": 1600, "height": 1000}}),
+                               ("page_phone", {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"})):
+            page = browser.new_page(**settings, reduced_motion="reduce")
+            page.goto(f"{server.address}#ratings={ratings}")
+            page.wait_for_selector("#map-said", state="hidden")
+            if name == "page_phone":
+                page.get_by_role("navigation").get_by_role("button", name="List").click()
+            page.wait_for_timeout(500)
+            with Image.open(io.BytesIO(page.screenshot())) as taken:
+                taken.convert("RGB").quantize(128).save(pictures / f"{name}.png", optimize=True)
