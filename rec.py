@@ -71,10 +71,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help="file that --all_users writes: .parquet or .csv")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     add("--map", type=Path, metavar="FILE", help=f"draw the movie vectors: map{A_MAP_FORMAT}")
-    add("--serve", action="store_true", help="open the run as a page and an API on this machine")
-    add("--port", type=int, metavar="PORT", help="where --serve listens (default: 8000; 0: any that is free)")
-    add("--host", metavar="ADDRESS", help="the same (default: 127.0.0.1, this machine alone). With 0.0.0.0, whoever "
-        "reaches this machine can ask, its users' ratings too: no password, no encryption")
+    add("--serve", action="store_true", help="open the run as a page and an API")
+    add("--port", type=int, metavar="PORT", help="of --serve (default: 8000; 0: any that is free)")
+    add("--host", metavar="ADDRESS", help="of --serve (default: 127.0.0.1, this machine alone; with 0.0.0.0 anybody "
+        "who reaches it can ask, without a password)")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
         "likely to be watched and liked next")
     add("--top_n", type=int, default=10, metavar="N", help="length of the list (default: 10)")
