@@ -1,3 +1,3 @@
 from preprocessing.environment import require
 
-require("fastapi", "uvicorn")
+require("fastapi", "uvicorn", "threadpoolctl")

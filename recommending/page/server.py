@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from preprocessing.dataset import DataError
@@ -166,8 +167,8 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
         DataError: the port is in use, or the address is not one of this machine.
     """
     listening = _listen(host, port)
-    with listening:
-        torch.set_num_threads(1)  # a question is too small to share out; two run at once
+    torch.set_num_threads(1)  # a question is too small to share out, and BLAS's threads would wait for each other
+    with listening, threadpool_limits(1):
         answers = Answers(recommender)
         answers.warm_up()
         app = Guard(make_app(answers, max(2, min(os.cpu_count() or 2, 8))), host)
