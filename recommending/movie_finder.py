@@ -117,9 +117,18 @@ class MovieFinder:
         """Return a question that names movies with a title much like a text, or words of titles; "" without any."""
         if movies := self._like(text):
             return movies
-        words = dict.fromkeys(word for title in self.movies.title for word in plain_words(title).split())
-        like = difflib.get_close_matches(plain_words(text), words, MOST_SUGGESTIONS, 0.75)
+        like = self._words_like(text)
         return f"; did you mean {', '.join(map(repr, like))}?" if like else ""
+
+    def search_alike(self, text: str) -> list[int]:
+        """Return the movies with a title much like a text; without any, those that a search for the word of titles
+        most like it finds."""
+        return self._alike(text) or [movie for word in self._words_like(text)[:1] for movie in self.search(word)]
+
+    def _words_like(self, text: str) -> list[str]:
+        """Return words of titles that are much like a text, the most alike first."""
+        words = dict.fromkeys(word for title in self.movies.title for word in plain_words(title).split())
+        return difflib.get_close_matches(plain_words(text), words, MOST_SUGGESTIONS, 0.75)
 
     def _described(self, movie_idx: int) -> str:
         """Return what tells a movie from others of its title."""
@@ -129,19 +138,22 @@ class MovieFinder:
 
     def _like(self, text: str) -> str:
         """Return a question that names movies with a title much like a text; "" without any."""
+        like, movies = self._alike(text), self.movies
+        if not like:
+            return ""
+        named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
+                 for movie in like)
+        return f"; did you mean {', '.join(named)}?"
+
+    def _alike(self, text: str) -> list[int]:
+        """Return the movies with a title much like a text, the most alike first."""
         title = list(_readings(text, None))[-1][0]
         like = self.called(title)
         titles = self._by_key[0] | self._by_key[1]
         for key in [title_key(f"the {title}"),
                     *difflib.get_close_matches(title_key(title), titles, MOST_SUGGESTIONS, 0.75)]:
             like += titles.get(key, [])
-        like = list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
-        if not like:
-            return ""
-        movies = self.movies
-        named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
-                 for movie in like)
-        return f"; did you mean {', '.join(named)}?"
+        return list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
 
 
 def names_of(title: str) -> tuple[list[str], list[str]]:

@@ -301,6 +301,10 @@ class Recommender:
         allowed = self._allowed(filters, None)
         return self._lines(np.array([movie for movie in self._finder.search(text) if allowed[movie]], np.int64))
 
+    def search_alike(self, text: str) -> list[Recommendation]:
+        """Return movies with a title, or a word in it, much like a text that a search does not find."""
+        return self.lines_of(self._finder.search_alike(text))
+
     def lines_of(self, movie_idx: list[int]) -> list[Recommendation]:
         """Return some movies as a list, in their order."""
         return self._lines(np.array(movie_idx, np.int64))

@@ -22,6 +22,7 @@ from recommending.ratings_input import read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
 DATES_KEPT = 4  # recommenders of other dates; at Netflix's size each takes 25 MiB
+ALIKE_LETTERS = 60  # of a query that is compared with all titles
 OPENING_AMONG = 150  # the most rated movies, among which the page's first ones are
 
 
@@ -114,6 +115,8 @@ class Answers:
         if search.movie_id:
             found = [position_of(recommender.movies.movie_id, typed_id(text, text_ids)) for text in search.movie_id]
             rows = recommender.lines_of([movie for movie in found if movie is not None])
+        elif search.alike:
+            rows = recommender.search_alike(search.query[:ALIKE_LETTERS])
         else:
             filters = Filters(search.year_from, search.year_to, search.min_ratings)
             rows = recommender.search(search.query, filters) if search.query.strip() else []

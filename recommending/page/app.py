@@ -62,7 +62,7 @@ def make_app(answers: Answers, num_threads: int = 2) -> FastAPI:
     """Return the API and the page as an ASGI application."""
     app = FastAPI(title="Two towers", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
                   description="Lists of a trained run, as rec.py --json prints them.", responses=problems(400, 422))
-    pool, slow = Pool(num_threads, MOST_WAITING), Pool(1, 16)  # a large file of ratings stops no other question
+    pool, slow = Pool(num_threads, MOST_WAITING), Pool(1, 16)  # what takes long stops no other question
     files = {"/" if path.name == "index.html" else f"/{path.name}": Response(  # no request names a file
         path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
         for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
@@ -95,7 +95,7 @@ def make_app(answers: Answers, num_threads: int = 2) -> FastAPI:
     @app.get("/api/movies", response_model=MovieList, responses=problems(503),
              summary="Movies by title, as rec.py --search --json prints them")
     async def movies(search: Annotated[Search, Query()]) -> Response:
-        return await pool.run(answers.search, search)
+        return await (slow if search.alike else pool).run(answers.search, search)
 
     @app.get("/api/similar/{movie_id:path}", response_model=MovieList, responses=problems(404, 503),
              summary="Movies like one, as rec.py --similar_to --json prints them")

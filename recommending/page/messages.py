@@ -89,6 +89,7 @@ class Search(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     query: Text = Field(default="", description="what titles have in them")
+    alike: bool = Field(default=False, description="titles much like the query instead, for one that finds nothing")
     movie_id: Annotated[list[IdText], Field(max_length=MOST_LISTED)] = Field(
         default=[], description="these movies instead, in this order; unknown ones are left out")
     top_n: TopN = 10

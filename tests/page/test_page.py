@@ -133,6 +133,16 @@ def test_keyboard_alone_finds_rates_and_opens(visit, server):
     until(page, "document.activeElement.closest('#list > li') === document.querySelector('#list > li')")
 
 
+def test_a_title_with_a_slip_in_it_is_found_too(visit, server):
+    page = visit()
+    title = server.client.get("/api/popular").json()["recommendations"][0]["title"]
+    word = max(title.replace("(", " ").replace(")", " ").replace(",", " ").split(), key=len)
+    page.fill("#search", word[:2] + word[3:])  # a letter is missing
+    page.wait_for_selector("#found li")
+    assert word.lower() in page.locator("#found").inner_text().lower()
+    assert "perhaps" in page.locator("#found li").first.inner_text()
+
+
 def test_filters_order_user_and_date_are_those_of_the_api(visit, server):
     facts = server.client.get("/api/run").json()
     page = visit(expected="404")

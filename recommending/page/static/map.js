@@ -254,6 +254,8 @@ function showMap() {
   canvas.addEventListener(
     "wheel",
     (event) => {
+      const beside = getComputedStyle($("map")).position === "sticky"; // else a wheel over it scrolls the page
+      if (!beside && !event.ctrlKey && document.activeElement !== canvas) return;
       event.preventDefault();
       zoom(Math.exp(-event.deltaY / 400), at(event));
     },

@@ -7,6 +7,7 @@ export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${
 
 const CONTROL = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu;
 const LONGEST = 300;
+const COARSE = matchMedia("(pointer: coarse)"); // half a star is too small for a finger
 
 /** Return a title as it is shown: what steers a text or breaks its line is left out, a very long one is cut. */
 export function shownTitle(movie) {
@@ -58,7 +59,8 @@ export function stars(movie, own = given(movie)) {
     title = shownTitle(movie);
   const group = make("div", { class: "stars", role: "group", "aria-label": `Your stars for ${title.slice(0, 120)}` });
   group.dataset.stars = movie.movie_id;
-  if (scale.length > 10 || scale[0] <= 0) {
+  const half = scale[0] === 0.5 && facts.stars_step === 0.5 && scale.length <= 10 && !COARSE.matches;
+  if ((scale.length > 5 && !half) || scale[0] <= 0) {
     const select = make(
       "select",
       {
@@ -72,7 +74,6 @@ export function stars(movie, own = given(movie)) {
     group.append(select);
     return group;
   }
-  const half = facts.stars_step === 0.5 && Number.isInteger(scale[0] * 2);
   group.classList.toggle("half", half);
   group.classList.toggle("given", own !== undefined);
   const buttons = scale.map((value) => {

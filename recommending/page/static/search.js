@@ -4,6 +4,10 @@ import { given } from "/page.js";
 import { $, factsOf, focusOn, make, row, shownTitle } from "/rows.js";
 import { ask, attempt } from "/server.js";
 
+const SHOWN = 8,
+  SHORTEST_ALIKE = 4, // letters of a text for which titles much like it are looked up
+  PAUSE_MS = 300;
+
 let results = [],
   chosen = -1,
   searching = null;
@@ -14,12 +18,20 @@ async function search() {
     own = (searching = new AbortController());
   if (!text) return showFound([], "");
   await attempt(async () => {
-    const body = await ask(`/api/movies?${new URLSearchParams({ query: text, top_n: 8 })}`, { signal: own.signal });
-    if (searching === own) showFound(body.recommendations, text);
+    const look = async (how) =>
+      (await ask(`/api/movies?${new URLSearchParams({ query: text, top_n: SHOWN, ...how })}`, { signal: own.signal }))
+        .recommendations;
+    const movies = await look({});
+    if (searching === own) showFound(movies, text);
+    if (movies.length || text.length < SHORTEST_ALIKE) return;
+    await new Promise((done) => setTimeout(done, PAUSE_MS)); // while one goes on typing, nothing is wrong yet
+    if (searching !== own) return;
+    const alike = await look({ alike: true });
+    if (searching === own) showFound(alike, text, "perhaps · ");
   });
 }
 
-function showFound(movies, text) {
+function showFound(movies, text, before = "") {
   results = movies;
   chosen = movies.length ? 0 : -1;
   $("found").replaceChildren(
@@ -34,7 +46,7 @@ function showFound(movies, text) {
           onclick: () => pick(movie),
         },
         make("span", { class: "name" }, make("bdi", {}, shownTitle(movie))),
-        make("small", {}, own === undefined ? factsOf(movie) : `${own} ★`),
+        make("small", {}, own === undefined ? before + factsOf(movie) : `${own} ★`),
       );
     }),
   );
