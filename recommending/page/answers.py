@@ -183,10 +183,15 @@ def opening_movies(recommender: Recommender, history: History, number: int) -> l
              if (position := position_of(recommender.movies.movie_id, row.movie_id)) is not None
              and position not in rated][:OPENING_AMONG]
     movie_idx, vectors = recommender.vectors_without_bias(Filters(min_ratings=0))
-    vectors = normalize(vectors)[torch.searchsorted(movie_idx, torch.tensor(
-        [position for _, position in known] + list(rated), dtype=torch.int64).clamp(max=int(movie_idx.max())))]
-    candidates = vectors[:len(known)]
-    nearest = (candidates @ vectors[len(known):].T).amax(1) if rated else torch.full((len(known),), -2.0)
+    line_of = torch.full((len(recommender.movies.title),), -1)
+    line_of[movie_idx] = torch.arange(len(movie_idx))  # -1: of a later year than the date asked about
+
+    def vectors_of(positions: list[int]) -> torch.Tensor:
+        lines = line_of[torch.tensor(positions, dtype=torch.int64)]
+        return normalize(vectors[lines[lines >= 0]])
+
+    candidates, before = vectors_of([position for _, position in known]), vectors_of(sorted(rated))
+    nearest = (candidates @ before.T).amax(1) if len(before) else torch.full((len(known),), -2.0)
     chosen: list[Recommendation] = []
     for rank in range(1, min(number, len(known)) + 1):
         place = int(nearest.argmin())

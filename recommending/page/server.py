@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Callable
 
+import h11
 import torch
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from preprocessing.dataset import DataError
+from recommending.formatting import as_json_object
 from recommending.page.answers import Answers
 from recommending.page.app import make_app, problem
 from recommending.recommender import Recommender
@@ -141,6 +143,14 @@ class Connection(H11Protocol):
         """Begin to wait for the next request."""
         super().on_response_complete()
         self._free_since = self.loop.time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the form of all errors."""
+        body = as_json_object({"error": "this is no HTTP request"}).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def is_busy(self) -> bool:
         """Tell whether a request is being answered."""

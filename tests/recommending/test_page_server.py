@@ -112,6 +112,13 @@ def test_sigterm_ends_it_within_a_second_with_requests_in_flight_answered(run_di
     endless.close()
 
 
+def test_what_is_no_http_is_told_so(server):
+    for text in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9):
+        with connect(server.port, text + b"\r\n\r\n") as connection:
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 400") and answer.endswith(b'{"error": "this is no HTTP request"}'), answer
+
+
 def test_a_run_that_is_replaced_is_served_as_it_was(run_dir, data_dir, tmp_path, raw_dir):
     shutil.copytree(run_dir, tmp_path / "run")
     shutil.copytree(data_dir, tmp_path / "data")
