@@ -6,6 +6,7 @@ header: an address, `localhost` or the name given with --host. A page from elsew
 """
 
 import asyncio
+import errno
 import ipaddress
 import os
 import re
@@ -153,8 +154,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def is_busy(self) -> bool:
-        """Tell whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        """Tell whether a request that is there whole is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def _drop_if_silent(self) -> None:
         left = SILENCE_S - (self.loop.time() - self._free_since)
@@ -206,7 +207,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(256)
         return listening
     except (OSError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno in (98, 48, 10048):
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise DataError(f"port {port} of {host} is in use; choose another: python rec.py --serve --port "
                             f"{port + 1 if port < 65535 else 8000}") from None
         reason = error.strerror if isinstance(error, OSError) else "no name of a machine"

@@ -75,7 +75,7 @@ def test_slow_dead_and_many_clients_stop_nobody(run_dir, data_dir):
         for connection in (silent, half_a_head, endless, chunked, *deaf):
             connection.close()
         # A flood of connections makes room, and one of questions is answered.
-        flood = [connect(server.port, b"GET / HTT") for _ in range(200)]
+        flood = [connect(server.port, text) for text in (b"GET / HTT", head + b"Content-Length: 9\r\n\r\n{") * 100]
         assert server.client.post("/api/recommend", json=QUESTION).status_code == 200
         for connection in flood:
             connection.close()
