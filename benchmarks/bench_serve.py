@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import psutil
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.bench_rec import NETFLIX_USERS, make_dataset, make_run
 from models.user_tower import Context
@@ -181,6 +182,11 @@ def time_model(run_dir: Path, data_dir: Path, new: list[dict], users: list[dict]
     """Milliseconds of CPU time that the model takes for the same questions, without server, JSON or titles' search."""
     torch.set_num_threads(1)
     recommender = Recommender.load(run_dir, data_dir)
+    with threadpool_limits(1):
+        return _time_answers(recommender, new, users)
+
+
+def _time_answers(recommender: Recommender, new: list[dict], users: list[dict]) -> dict[str, float]:
 
     def answer(body: dict) -> None:
         ratings = {int(movie_id): stars for movie_id, stars in body.get("ratings", {}).items()}

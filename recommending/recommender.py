@@ -347,16 +347,16 @@ class Recommender:
         if not len(history.movie_idx) or not recommendations:
             return
         listed = np.searchsorted(self.movies.movie_id, [line.movie_id for line in recommendations])
-        effects = torch.from_numpy(self._user_tower.contributions(
-            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), listed))
+        movie_idx, stars = history.movie_idx.numpy(), history.stars.numpy()
+        effects = self._user_tower.contributions(history.user_idx, movie_idx, stars, history.day.numpy(), listed)
         if history.user_idx is not None and self.model.item_based is not None:
             effects = effects / 2  # of the mean of both towers' scores
-        for recommendation, effect in zip(recommendations, effects, strict=True):
-            best = effect.argsort(descending=True, stable=True)[:num_reasons]
+        best = (-effects).argsort(1, kind="stable")[:, :num_reasons]
+        for recommendation, *reasons in zip(recommendations, movie_idx[best].tolist(), stars[best].tolist(),
+                                            np.take_along_axis(effects, best, 1).tolist(), strict=True):
             recommendation.because = [
-                Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], stars, value)
-                for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
-                                               effect[best].tolist(), strict=True) if value > 0]
+                Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], given, value)
+                for movie, given, value in zip(*reasons, strict=True) if value > 0]
 
     def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
         """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (K,)."""

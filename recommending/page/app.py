@@ -58,11 +58,12 @@ class Pool:
         return Response(written, media_type="application/json")
 
 
-def make_app(answers: Answers, num_threads: int = 2) -> FastAPI:
+def make_app(answers: Answers) -> FastAPI:
     """Return the API and the page as an ASGI application."""
     app = FastAPI(title="Two towers", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
                   description="Lists of a trained run, as rec.py --json prints them.", responses=problems(400, 422))
-    pool, slow = Pool(num_threads, MOST_WAITING), Pool(1, 16)  # what takes long stops no other question
+    # A second thread would take turns with the first for the interpreter; what takes long stops no other question.
+    pool, slow = Pool(1, MOST_WAITING), Pool(1, 16)
     files = {"/" if path.name == "index.html" else f"/{path.name}": Response(  # no request names a file
         path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
         for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}

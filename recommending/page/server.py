@@ -182,7 +182,7 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
     with listening, threadpool_limits(1):
         answers = Answers(recommender)
         answers.warm_up()
-        app = Guard(make_app(answers, max(2, min(os.cpu_count() or 2, 8))), host)
+        app = Guard(make_app(answers), host)
         config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical", access_log=False,
                                 server_header=False, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False)
         config.timeout_graceful_shutdown = END_S  # type: ignore[assignment]

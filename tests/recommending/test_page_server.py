@@ -57,7 +57,7 @@ def connect(port: int, text: bytes) -> socket.socket:
 
 def test_slow_dead_and_many_clients_stop_nobody(run_dir, data_dir):
     head = b"POST /api/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with served(run_dir, data_dir, BODY_S=1.5, SILENCE_S=1.5, MOST_CONNECTIONS=40) as server:
+    with served(run_dir, data_dir, BODY_S=1.5, SILENCE_S=2.5, MOST_CONNECTIONS=40) as server:
         silent = connect(server.port, b"")
         half_a_head = connect(server.port, head[:30])
         endless = connect(server.port, head + b"Content-Length: 100\r\n\r\n{")
