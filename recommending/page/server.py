@@ -30,7 +30,7 @@ BODY_S = 10  # in which a request's body must be there
 SILENCE_S = 15  # in which a connection must send a whole request head, and take what is answered
 KEEP_ALIVE_S = 10
 END_S = 0.4  # for requests in flight when the end comes
-MOST_CONNECTIONS = 400  # then the oldest one that asks nothing makes room
+MOST_CONNECTIONS = 400  # then the oldest one that asks nothing makes room, first of those that never asked
 MOST_BODY = {"/api/recommend": 1 << 18, "/api/ask": 1 << 18, "/api/ratings_file": 1 << 20}  # bytes
 HEADERS = [(name.encode(), value.encode()) for name, value in {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -128,12 +128,12 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room where there are too many."""
         super().connection_made(transport)
-        self._free_since = self.loop.time()
+        self._free_since, self._has_asked = self.loop.time(), False
         self._watch: asyncio.TimerHandle = self.loop.call_later(SILENCE_S, self._drop_if_silent)
         if len(self.connections) > MOST_CONNECTIONS:
             free = [other for other in self.connections if isinstance(other, Connection) and not other.is_busy()]
             if free:
-                min(free, key=lambda other: other._free_since).transport.abort()
+                min(free, key=lambda other: (other._has_asked, other._free_since)).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Watch no more."""
@@ -143,7 +143,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
         super().on_response_complete()
-        self._free_since = self.loop.time()
+        self._free_since, self._has_asked = self.loop.time(), True
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in the form of all errors."""
