@@ -15,7 +15,8 @@ install: .venv/run ## install into .venv what the commands need, and do nothing 
 
 demo: demo/run/test_metrics.json ## make a synthetic data set, train on it, recommend for one of its users
 	$(PY) rec.py --data_dir demo/processed --run_dir demo/run --explain
-	@echo "the training curve lies in demo/run/training.png"
+	@echo "the training curve lies in demo/run/training.png; to rate movies on a page:"
+	@echo ".venv/bin/python rec.py --serve --run_dir demo/run"
 
 notebook: demo/run/test_metrics.json .venv/dev ## run notebooks/tour.ipynb on the demo; what its cells show is written into it
 	$(PY) notebooks/execute.py
@@ -35,7 +36,7 @@ golden: .venv/dev ## write the figures anew that tests/test_golden.py holds runs
 sessions: .venv/dev ## train the demo anew and write into the documents what their sessions print
 	rm -rf demo
 	$(MAKE) demo
-	RENEW_SESSIONS=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_sessions.py
+	RENEW_SESSIONS=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_sessions.py tests/page -k "sessions or pictures"
 
 mutants: .venv/dev ## plant hundreds of faults, one at a time, and see whether the tests notice: about an hour
 	$(PY) benchmarks/mutants.py

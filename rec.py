@@ -74,6 +74,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE", help="file that --all_users writes: .parquet or .csv")
     add("--export_vectors", type=Path, metavar="DIR", help="write all user and movie vectors as .npy")
     add("--map", type=Path, metavar="FILE", help=f"draw the movie vectors: map{A_MAP_FORMAT}")
+    add("--serve", action="store_true", help="open the run as a page and an API")
+    add("--port", type=int, metavar="PORT", help="of --serve (default: 8000; 0: any that is free)")
+    add("--host", metavar="ADDRESS", help="of --serve (default: 127.0.0.1, this machine alone; with 0.0.0.0 anybody "
+        "who reaches it can ask, without a password)")
     add("--rank_by", choices=["rating", "relevance"], help="highest stars first (default), or most "
         "likely to be watched and liked next")
     add("--top_n", type=int, metavar="N", help="length of the list (default: 10)")
@@ -109,13 +113,17 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--all_users and --out FILE go together")
     if args.out is not None and args.out.suffix.lower() not in LIST_FORMATS:
         parser.error(f"--out {args.out} must end in .parquet or .csv")
+    if not args.serve and (wrong := _given({"--port": args.port, "--host": args.host})):
+        parser.error(f"{wrong[0]} is about --serve: give both")
+    if args.port is not None and not 0 <= args.port <= 65535:
+        parser.error(f"--port must be between 0 and 65535, not {args.port}")
     if args.list_users is not None and args.list_users < 1:
         parser.error(f"--list_users must be at least 1, not {args.list_users}")
     if args.search is not None and not args.search.strip():
         parser.error("--search needs a text that titles have in them")
-    modes = {"--all_users": args.all_users, "--export_vectors": args.export_vectors, "--list_users": args.list_users,
-             "--similar_to": args.similar_to, "--map": args.map, "--popular": args.popular, "--search": args.search,
-             "--predict": args.predict}
+    modes = {"--serve": args.serve, "--all_users": args.all_users, "--export_vectors": args.export_vectors,
+             "--list_users": args.list_users, "--similar_to": args.similar_to, "--map": args.map,
+             "--popular": args.popular, "--search": args.search, "--predict": args.predict}
     of_person = {"--user_id": args.user_id, "--rate": args.rate, "--ratings_file": args.ratings_file,
                  "--rank_by": args.rank_by, "--explain": args.explain, "--include_seen": args.include_seen}
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
@@ -128,6 +136,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
              "--fallback": args.fallback}
     if first == "--predict" and (wrong := [*_given(lists), *_given(narrowing | {"--date": None})]):
         parser.error(f"--predict is about the movies that it names: it does not go with {wrong[0]}")
+    if first == "--serve" and (wrong := [*not_of_everybody, *_given({"--json": args.json})]):
+        parser.error(f"--serve opens a page on which one asks: it does not go with {wrong[0]}")
     training = _given({"--as_of_training": args.as_of_training})
     if first == "--list_users" and (wrong := [*not_of_everybody, *training]):
         parser.error(f"--list_users asks about users and not about movies: it does not go with {wrong[0]}")
@@ -177,7 +187,9 @@ def run(args: argparse.Namespace) -> None:
         args.user_id = recommender.user_id_of(args.user_id)
     fewest = (0 if args.search is not None else 1) if args.min_ratings is None else args.min_ratings
     filters = Filters(args.year_from, args.year_to, fewest, args.title, args.include_seen)
-    if args.all_users:
+    if args.serve:
+        serve_page(args, recommender)
+    elif args.all_users:
         write_all(args, recommender)
     elif args.export_vectors is not None:
         export(args, recommender)
@@ -195,6 +207,13 @@ def run(args: argparse.Namespace) -> None:
         list_predictions(args, recommender)
     else:
         list_for_person(args, recommender, filters)
+
+
+def serve_page(args: argparse.Namespace, recommender: Recommender) -> None:
+    """Answer as a page and an API until a signal comes."""
+    from recommending.page.server import serve
+
+    serve(recommender, args.host or "127.0.0.1", 8000 if args.port is None else args.port)
 
 
 def list_users(args: argparse.Namespace, recommender: Recommender) -> None:
@@ -345,16 +364,13 @@ def export(args: argparse.Namespace, recommender: Recommender) -> None:
 
 def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
     """Draw the map and say what is in it."""
-    from recommending.movie_map import draw_map, map_movies
+    from recommending.movie_map import draw_map, map_movies, map_object
 
     say(recommender.date_remarks(filters))
     movie_map = map_movies(recommender, filters)
     labelled = draw_map(args.map, recommender, movie_map)
     if args.json:
-        movies, order = recommender.movies, movie_map.movie_idx.tolist()
-        print(as_json_object({"kind": "map", "file": str(args.map), "variance": list(movie_map.variance), "movies": [
-            {"movie_id": int(movies.movie_id[movie]), "title": movies.title[movie], "x": x, "y": y}
-            for movie, (x, y) in zip(order, movie_map.position.tolist(), strict=True)]}))
+        print(as_json_object(map_object(recommender, movie_map, args.map)))
     else:
         print(f"{args.map}: {count(len(movie_map.movie_idx), 'movie')}, {len(labelled)} of them labelled")
 

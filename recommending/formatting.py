@@ -17,19 +17,20 @@ ID_WIDTH = 26  # columns of a movie_id that is text; JSON has it whole
 def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None = None,
             movie_id: Id | None = None, ranked_by: str | None = None, as_of: datetime.date | None = None) -> str:
     """Return one object on one line, in ASCII: the same keys whatever the list; what does not apply is null."""
-    rows = [dataclasses.asdict(recommendation) for recommendation in recommendations]
     return as_json_object({"kind": kind, "user_id": user_id, "movie_id": movie_id, "ranked_by": ranked_by,
-                           "as_of": None if as_of is None else str(as_of), "recommendations": rows})
+                           "as_of": None if as_of is None else str(as_of), "recommendations": recommendations})
 
 
 def as_json_object(value: dict) -> str:
-    """Return an object on one line, in ASCII, its numbers to four places."""
+    """Return an object on one line, in ASCII, its numbers to four places; a dataclass is the object of its fields."""
     def rounded(part: object) -> object:
-        if isinstance(part, dict):
-            return {key: rounded(inner) for key, inner in part.items()}
+        if isinstance(part, float):
+            return round(part, 4)
         if isinstance(part, list):
             return [rounded(inner) for inner in part]
-        return round(part, 4) if isinstance(part, float) else part
+        if dataclasses.is_dataclass(part):
+            part = vars(part)
+        return {key: rounded(inner) for key, inner in part.items()} if isinstance(part, dict) else part
 
     return json.dumps(rounded(value), allow_nan=False)
 

@@ -10,6 +10,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import cached_property
 
 from preprocessing.dataset import DataError, Id, Movies, are_text, position_of
 
@@ -130,21 +131,36 @@ class MovieFinder:
         """Return the movies whose title has a text in it, or begins words with it in the form in which titles are
         compared, most ratings first."""
         folded, words = fold(text), f" {plain_words(text)}"
-
-        def has(title: str) -> bool:
-            names = [name for names in names_of(title) for name in names]
-            return folded in fold(title) or (words != " " and any(words in f" {plain_words(name)}" for name in names))
-
-        found = {*self.called(text), *(movie for movie, title in enumerate(self.movies.title) if has(title))}
+        titles, names = self._searched
+        found = {*self.called(text), *(movie for movie, title in enumerate(titles) if folded in title)}
+        if words != " ":
+            found.update(movie for movie, its_names in enumerate(names) if words in its_names)
         return sorted(found, key=lambda movie: (-int(self.movies.num_train_ratings[movie]), movie))
+
+    @cached_property
+    def _searched(self) -> tuple[list[str], list[str]]:
+        """All titles, and the words of all names of each movie, a line a name, in the forms that a search looks in;
+        made at the first search, so that the next ones take a hundredth of the time."""
+        titles = list(self.movies.title)
+        return [fold(title) for title in titles], [
+            "\n".join(f" {plain_words(name)}" for names in names_of(title) for name in names) for title in titles]
 
     def suggestion(self, text: str) -> str:
         """Return a question that names movies with a title much like a text, or words of titles; "" without any."""
         if movies := self._like(text):
             return movies
-        words = dict.fromkeys(word for title in self.movies.title for word in plain_words(title).split())
-        like = difflib.get_close_matches(plain_words(text), words, MOST_SUGGESTIONS, 0.75)
+        like = self._words_like(text)
         return f"; did you mean {', '.join(map(repr, like))}?" if like else ""
+
+    def search_alike(self, text: str) -> list[int]:
+        """Return the movies with a title much like a text; without any, those that a search for the word of titles
+        most like it finds."""
+        return self._alike(text) or [movie for word in self._words_like(text)[:1] for movie in self.search(word)]
+
+    def _words_like(self, text: str) -> list[str]:
+        """Return words of titles that are much like a text, the most alike first."""
+        words = dict.fromkeys(word for title in self.movies.title for word in plain_words(title).split())
+        return difflib.get_close_matches(plain_words(text), words, MOST_SUGGESTIONS, 0.75)
 
     def _described(self, movie_idx: int) -> str:
         """Return what tells a movie from others of its title."""
@@ -154,19 +170,22 @@ class MovieFinder:
 
     def _like(self, text: str) -> str:
         """Return a question that names movies with a title much like a text; "" without any."""
+        like, movies = self._alike(text), self.movies
+        if not like:
+            return ""
+        named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
+                 for movie in like)
+        return f"; did you mean {', '.join(named)}?"
+
+    def _alike(self, text: str) -> list[int]:
+        """Return the movies with a title much like a text, the most alike first."""
         title = list(_readings(text, None))[-1][0]
         like = self.called(title)
         titles = self._by_key[0] | self._by_key[1]
         for key in [title_key(f"the {title}"),
                     *difflib.get_close_matches(title_key(title), titles, MOST_SUGGESTIONS, 0.75)]:
             like += titles.get(key, [])
-        like = list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
-        if not like:
-            return ""
-        movies = self.movies
-        named = (f"{movies.title[movie]} ({movies.year[movie] or 'year unknown'}, movie_id {movies.movie_id[movie]})"
-                 for movie in like)
-        return f"; did you mean {', '.join(named)}?"
+        return list(dict.fromkeys(like))[:MOST_SUGGESTIONS]
 
 
 def names_of(title: str) -> tuple[list[str], list[str]]:

@@ -46,6 +46,17 @@ def map_movies(recommender: Recommender, filters: Filters | None = None) -> Movi
     return MovieMap(movie_idx, left[:, :2] * singular[:2] * largest.sign(), (first, second))
 
 
+def map_object(recommender: Recommender, movie_map: MovieMap, path: Path | None = None) -> dict:
+    """Return what `--json` prints of a map; `path` is its picture, if there is one."""
+    movies, order = recommender.movies, movie_map.movie_idx.numpy()
+    columns = zip(order.tolist(), movies.movie_id[order].tolist(), movies.year[order].tolist(),
+                  movies.num_train_ratings[order].tolist(), movie_map.position.tolist(), strict=True)
+    rows = [{"movie_id": movie_id, "title": movies.title[movie], "year": year or None, "num_ratings": num_ratings,
+             "x": x, "y": y} for movie, movie_id, year, num_ratings, (x, y) in columns]
+    file = None if path is None else str(path)
+    return {"kind": "map", "file": file, "variance": list(movie_map.variance), "movies": rows}
+
+
 def draw_map(path: Path, recommender: Recommender, movie_map: MovieMap) -> list[int]:
     """Draw a map into a .png, .pdf or .svg file; return the indices of the movies labelled, most rated first.
 

@@ -9,7 +9,6 @@ without a header. See preprocessing/dataset/tables.py for separators and encodin
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.dataset import DataError, Id, are_text, position_of
@@ -21,6 +20,7 @@ from preprocessing.dataset.tables import (
     USER_NAMES,
     Names,
     Table,
+    TableFile,
     is_number,
     number_of,
     plain_name,
@@ -98,8 +98,10 @@ def find_rated(recommender: Recommender, ratings: list[tuple[str, float]]) -> di
     return stars
 
 
-def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
+def read_ratings(path: TableFile, recommender: Recommender, num_suggested: int = MOST_SUGGESTED) -> OwnRatings:
     """Read a file of somebody's ratings.
+
+    For the first `num_suggested` movies that are not found, those are named that are called much alike.
 
     Rows without stars, and movies that are not found or not told apart, are left out and listed in the remarks.
 
@@ -125,7 +127,7 @@ def read_ratings(path: Path, recommender: Recommender) -> OwnRatings:
         except ValueError:
             raise DataError(f"{where}: {row['stars'][:60]!r} is no number of stars") from None
         try:
-            movie_id = _movie_id(recommender, row, "title" in table.named, len(unknown) < MOST_SUGGESTED)
+            movie_id = _movie_id(recommender, row, "title" in table.named, len(unknown) < num_suggested)
         except DataError as error:
             unknown.append((line, str(error)))
             continue
@@ -185,7 +187,7 @@ def _holds(column: "pd.Series", kind: str) -> bool:
     return bool(cells.map(is_number).sum() >= len(cells) / 2) == (kind == "n")
 
 
-def _check_columns(path: Path, table: Table) -> None:
+def _check_columns(path: TableFile, table: Table) -> None:
     """Raise DataError where a table has no column of movies or of stars, or ratings of several people."""
     frame = table.frame
     if frame.empty:

@@ -148,6 +148,14 @@ class Recommender:
         return cls(model, meta, UsersFile(folder), dataset.read_movies(folder), RatingsFile(folder, meta), date,
                    as_of_training)
 
+    def as_of_date(self, date: datetime.date | None) -> "Recommender":
+        """Return a recommender of the same run and data set for another date; nothing is read again."""
+        other = Recommender(self.model, self.meta, self._users_file, self.movies, self.ratings, date,
+                            self.as_of_training)
+        other.__dict__.update({name: self.__dict__[name] for name in ("_finder", "_folded_titles")
+                               if name in self.__dict__})
+        return other
+
     @cached_property
     def users(self) -> Users:
         """All users of the data set; read when first asked for."""
@@ -329,6 +337,14 @@ class Recommender:
         allowed = self._allowed(filters, None)
         return self._lines(np.array([movie for movie in self._finder.search(text) if allowed[movie]], np.int64))
 
+    def search_alike(self, text: str) -> list[Recommendation]:
+        """Return movies with a title, or a word in it, much like a text that a search does not find."""
+        return self.lines_of(self._finder.search_alike(text))
+
+    def lines_of(self, movie_idx: list[int]) -> list[Recommendation]:
+        """Return some movies as a list, in their order."""
+        return self._lines(np.array(movie_idx, np.int64))
+
     def suggestion(self, text: str) -> str:
         """Return a question that names movies with a title much like a text, or words; "" where there are none."""
         return self._finder.suggestion(text)
@@ -367,19 +383,19 @@ class Recommender:
         if not len(history.movie_idx) or not recommendations:
             return
         listed = np.searchsorted(self.movies.movie_id, [line.movie_id for line in recommendations])
-        effects = torch.from_numpy(self._user_tower.contributions(
-            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), listed))
+        movie_idx, stars = history.movie_idx.numpy(), history.stars.numpy()
+        effects = self._user_tower.contributions(history.user_idx, movie_idx, stars, history.day.numpy(), listed)
         if history.user_idx is not None and self.model.item_based is not None:
             effects = effects / 2  # of the mean of both towers' scores
-        context = _context(history)
-        trust = self.model.trust(torch.tensor(len(history.movie_idx)))
-        effects = torch.lerp(self.model.above_means(context) / (len(history.movie_idx) + MEAN_SHRINK), effects, trust)
-        for recommendation, effect in zip(recommendations, effects, strict=True):
-            best = effect.argsort(descending=True, stable=True)[:num_reasons]
+        trust = float(self.model.trust(torch.tensor(len(movie_idx))))
+        of_means = self.model.above_means(_context(history)).numpy() / (len(movie_idx) + MEAN_SHRINK)
+        effects = trust * effects + (1 - trust) * of_means
+        best = (-effects).argsort(1, kind="stable")[:, :num_reasons]
+        for recommendation, *reasons in zip(recommendations, movie_idx[best].tolist(), stars[best].tolist(),
+                                            np.take_along_axis(effects, best, 1).tolist(), strict=True):
             recommendation.because = [
-                Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], stars, value)
-                for movie, stars, value in zip(history.movie_idx[best].tolist(), history.stars[best].tolist(),
-                                               effect[best].tolist(), strict=True) if value > 0]
+                Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], given, value)
+                for movie, given, value in zip(*reasons, strict=True) if value > 0]
 
     def _indices(self, movie_ids: Iterable[Id]) -> np.ndarray:
         """Return the indices of movies, int64 (N,); raises as `movie_idx_of`."""
@@ -426,6 +442,11 @@ class Recommender:
         """Looks titles up; made when first asked for."""
         return MovieFinder(self.movies)
 
+    @cached_property
+    def _folded_titles(self) -> list[str]:
+        """All titles in the form in which a filter looks into them; made when first asked for."""
+        return [fold(title) for title in self.movies.title]
+
     def _allowed(self, filters: Filters | None, history: History | None) -> np.ndarray:
         """Return which movies may be listed, bool (M,)."""
         return self._passing(filters, history) & self._as_of.released(self.movies.year)
@@ -440,7 +461,7 @@ class Recommender:
             allowed &= (movies.year > 0) & (movies.year <= filters.year_to)
         if filters.title:
             text = fold(filters.title)
-            allowed &= np.array([text in fold(title) for title in movies.title])
+            allowed &= np.array([text in title for title in self._folded_titles])
         if history is not None and not filters.include_seen:
             allowed[history.movie_idx.numpy()] = False
         return allowed

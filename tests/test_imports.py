@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "models/ops": {"models", "preprocessing"},
     "training": {"training", "models", "preprocessing"},
     "recommending": {"recommending", "models", "preprocessing"},
+    "recommending/page": {"recommending", "preprocessing"},
 }
 READS_TABLES = ("preprocessing/dataset/frames.py", "preprocessing/dataset/tables.py", "recommending/frames.py",
                 "recommending/ratings_input.py", "training/report.py")
@@ -56,6 +57,12 @@ def test_arithmetic_knows_no_model():
     for path in (ROOT / "models" / "ops").glob("*.py"):
         used = {module for module in imported_modules(path) if module.startswith("models.")}
         assert all(module.startswith("models.ops") for module in used), path
+
+
+def test_only_the_page_knows_a_server():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("recommending/*.py")]:
+        used = {module.split(".")[0] for module in imported_modules(path)}
+        assert not used & {"fastapi", "pydantic", "uvicorn"}, path
 
 
 def test_pandas_is_imported_only_where_a_table_is_read():

@@ -13,8 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from preprocessing.dataset.records import DataError
 
@@ -48,6 +47,14 @@ Names = dict[str, tuple[str, ...]]  # for each column the names that a header ma
 _WINDOWS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)}
 
 
+class TableFile(Protocol):
+    """Where a table is read from: a Path, or anything else with bytes and a name that sentences call it by."""
+
+    def read_bytes(self) -> bytes:
+        """Return all that is in it."""
+        ...
+
+
 @dataclass
 class Layout:
     """How a table is written."""
@@ -68,7 +75,7 @@ class Table:
     named: dict[str, str]  # what the header calls each column; empty without a header
 
 
-def read_table(path: Path, columns: Names, needed: tuple[str, ...],
+def read_table(path: TableFile, columns: Names, needed: tuple[str, ...],
                without_header: Callable[["pd.DataFrame"], tuple[str, ...]]) -> Table:
     """Read a table's columns of certain names; pass over the others.
 
@@ -199,7 +206,7 @@ def _spaced(text: str, columns: Names) -> Layout | None:
     return Layout(" ", False, first if has_header else None, first, first_line, [fields for _, fields in rows[1:]])
 
 
-def named_positions(path: Path, columns: Names, needed: tuple[str, ...], layout: Layout) -> dict[str, int]:
+def named_positions(path: TableFile, columns: Names, needed: tuple[str, ...], layout: Layout) -> dict[str, int]:
     """Return where a header has the columns; see `header_positions`.
 
     Raises:

@@ -1,0 +1,3 @@
+from preprocessing.environment import require
+
+require("fastapi", "uvicorn", "threadpoolctl")
