@@ -109,7 +109,8 @@ class PlainRecommender(Recommender):
         scores = self.list_vectors @ vector
         scores[~torch.from_numpy(self._allowed(filters, history))] = -torch.inf
         best = scores.topk(top_n)
-        return self._lines(best.indices.numpy(), stars=self.model.stars(best.values).tolist())
+        predicted = self.model.stars(best.values + self.model.margins()[best.indices])
+        return self._lines(best.indices.numpy(), stars=predicted.tolist())
 
 
 def run_server(run_dir: str, data_dir: str, who: str) -> None:

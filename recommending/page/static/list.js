@@ -91,7 +91,7 @@ function showList(answer, before) {
           make("span", { class: "moved", "aria-hidden": "true" }, moved),
         ),
         name(movie),
-        make("div", { class: "side" }, score(movie.stars), stars(movie, own)),
+        make("div", { class: "side" }, score(movie.stars, movie.interval), stars(movie, own)),
         because(movie.because),
       ),
     );

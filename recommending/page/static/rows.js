@@ -137,8 +137,8 @@ export function row(movie, own = given(movie), said = undefined) {
   return make("li", {}, make("div", { class: "row" }, name(movie, said), stars(movie, own)));
 }
 
-/** Predicted stars, drawn as a fraction of five, where a scale has as many or fewer. */
-export function score(value) {
+/** Predicted stars, drawn as a fraction of five, where a scale has as many or fewer; between which 8 of 10 such lie. */
+export function score(value, interval) {
   const [low, high] = page.facts.stars_range;
   const box = make("div", { class: "score" });
   if (low >= 0 && high <= 5) {
@@ -152,6 +152,15 @@ export function score(value) {
     make("span", {}, value.toFixed(2)),
     make("span", { class: "sr" }, " stars"),
   );
+  if (interval)
+    box.append(
+      make("span", { class: "sr" }, ", of ten such ratings eight lie from "),
+      make(
+        "span",
+        { class: "hint", title: "of ten such ratings eight lie between these" },
+        `${interval[0].toFixed(1)}–${interval[1].toFixed(1)}`,
+      ),
+    );
   return box;
 }
 
