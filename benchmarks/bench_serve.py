@@ -125,7 +125,7 @@ class Served:
         self.command = [sys.executable, __file__, "--serve", str(run_dir), str(data_dir), who]
 
     def __enter__(self) -> "Served":
-        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self.address = self.process.stdout.readline().split()[1]
         self.port, self.watched = int(self.address.rstrip("/").rpartition(":")[2]), psutil.Process(self.process.pid)
         return self
