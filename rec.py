@@ -273,7 +273,7 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
     rank_by = args.rank_by or "rating"
     rows = recommender.recommend(history, args.top_n, filters, rank_by)
     if args.explain:
-        recommender.explain(history, rows)
+        recommender.explain(history, rows, rank_by=rank_by)
     order = "; most relevant first" if rank_by == "relevance" else ""
     show(args, recommender, rows, "new" if history.user_id is None else "user",
          heading_of(args, history, order), history.user_id, rank_by)

@@ -68,10 +68,7 @@ class Relevance(nn.Module):
             in_training: take the gradient of the movies of the context alone.
         """
         row, movie_idx, count = context.row, context.movie_idx, counts(context.row, num_users)
-        surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, movie_idx)
-        surprise = surprise / self.config.unit
-        mean = surprise.new_zeros(num_users).index_add_(0, row, surprise) / (count + MEAN_SHRINK)
-        weight = surprise - mean.index_select(0, row)
+        weight = self._surprise(context, count)
         if in_training:
             found = distinct(movie_idx, len(self.history))
             position = positions(found, len(self.history)).index_select(0, movie_idx)
@@ -79,6 +76,21 @@ class Relevance(nn.Module):
         else:
             pooled = pool(self.history, weight, row, movie_idx, num_users)
         return pooled * (count + 1).rsqrt().unsqueeze(1)
+
+    def contributions(self, context: Context, movie_idx: torch.Tensor) -> torch.Tensor:
+        """Return what each rating of one person adds to the relevance of movies, int64 (T,), through their taste, float
+        (T, R): the taste is a sum over the ratings."""
+        count = counts(context.row, 1)
+        by_residual, by_presence = self.history[context.movie_idx].chunk(2, 1)
+        parts = self._surprise(context, count).unsqueeze(1) * by_residual + by_presence
+        return self.weights[0] * (count + 1).rsqrt() * (self.vectors[movie_idx] @ parts.T)
+
+    def _surprise(self, context: Context, count: torch.Tensor) -> torch.Tensor:
+        """Return how far ratings lie above the means of their movies and of their users, in units, float (R,)."""
+        surprise = context.stars - self.config.stars_mean - self.movie_mean.index_select(0, context.movie_idx)
+        surprise = surprise / self.config.unit
+        mean = surprise.new_zeros(len(count)).index_add_(0, context.row, surprise) / (count + MEAN_SHRINK)
+        return surprise - mean.index_select(0, context.row)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
         """Return users' vectors, float (B, L + 1 + K), whose product with `movie_vectors` is relevance.

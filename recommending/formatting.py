@@ -68,6 +68,8 @@ def as_table(recommendations: list[Recommendation], highest: float, encoding: st
         text.append(f"{line} {draw_stars(row.stars)}" if drawn and row.stars is not None else line)
         text += [f"      {reason.effect:+.2f} for {count(reason.stars, 'star')} given to "
                  f"{fit(reason.title, REASON_WIDTH, encoding).rstrip()}" for reason in row.because or []]
+        if row.because == []:
+            text.append("      no rating raised it: it is liked by most")
     return "\n".join(text)
 
 

@@ -44,6 +44,7 @@ from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import OneUserTower
 from recommending.top_k import BestMovies, best_of, only, products
 
+LEAST_EFFECT = 0.005  # of a reason; less would be shown as +0.00
 INTERVAL = 0.8  # of ratings lie in the interval around a prediction
 
 
@@ -76,7 +77,7 @@ class Reason:
     movie_id: Id
     title: str
     stars: float  # that the person gave
-    effect: float  # on the score, before the sigmoid
+    effect: float  # on the score, or on the relevance in a list by it
 
 
 @dataclass
@@ -378,7 +379,8 @@ class Recommender:
         return movie_idx, self._movie_table.vectors[movie_idx].flatten(1)
 
     @torch.inference_mode()
-    def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3) -> None:
+    def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3,
+                rank_by: str = "rating") -> None:
         """Fill `because` of each recommendation with the rated movies that raised its score most."""
         if not len(history.movie_idx) or not recommendations:
             return
@@ -390,12 +392,16 @@ class Recommender:
         trust = float(self.model.trust(torch.tensor(len(movie_idx))))
         of_means = self.model.above_means(_context(history)).numpy() / (len(movie_idx) + MEAN_SHRINK)
         effects = trust * effects + (1 - trust) * of_means
+        if rank_by == "relevance" and self.model.relevance is not None:
+            relevance = self.model.relevance
+            of_taste = relevance.contributions(_context(history), torch.from_numpy(listed)).numpy()
+            effects = of_taste + float(relevance.weights[2]) * effects
         best = (-effects).argsort(1, kind="stable")[:, :num_reasons]
         for recommendation, *reasons in zip(recommendations, movie_idx[best].tolist(), stars[best].tolist(),
                                             np.take_along_axis(effects, best, 1).tolist(), strict=True):
             recommendation.because = [
                 Reason(self.movies.movie_id[movie].item(), self.movies.title[movie], given, value)
-                for movie, given, value in zip(*reasons, strict=True) if value > 0]
+                for movie, given, value in zip(*reasons, strict=True) if value >= LEAST_EFFECT]
 
     def _indices(self, movie_ids: Iterable[Id]) -> np.ndarray:
         """Return the indices of movies, int64 (N,); raises as `movie_idx_of`."""

@@ -280,6 +280,15 @@ class Model:
         effects = effects if self.movies is None or user is None else effects / 2
         return self.trust(known) * effects + (1 - self.trust(known)) * self.above_means(known)
 
+    def relevance_effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
+        """Return what each known rating adds to the relevance of a movie, (R,): the taste is a sum over them."""
+        n, surprise = len(known.movie), self.users.surprise(known)
+        by_residual, by_presence = np.hsplit(self.tensors["history"][known.movie], 2)
+        parts = (surprise - surprise.sum() / (n + SHRINK))[:, None] * by_residual + by_presence
+        of_taste, _, of_score = self.tensors["weights"]
+        taste = parts @ self.tensors["vectors"][movie] / np.sqrt(n + 1)
+        return of_taste * taste + of_score * self.effects(user, known, movie)
+
     def of_relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return what relevance is a weighted sum of, (3, M): taste, popularity, score."""
         taste = self.tensors["vectors"] @ self.users.pool(self.tensors["history"], known)

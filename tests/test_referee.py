@@ -235,15 +235,18 @@ def test_list_of_a_person(run, capsys, question):
     assert [row["rated"] for row in rows] == [given.get(movie) for movie in listed]
 
 
-@pytest.mark.parametrize("question", ["user", "date", "more", "new"])
+@pytest.mark.parametrize("question", ["user", "date", "more", "new", "relevance", "relevance, new"])
 def test_reasons(run, capsys, question):
     asked, model = Asked(run, QUESTIONS[question]), run.best
+    if question.startswith("relevance") and model.tensors is None:
+        return
+    effects_of = model.relevance_effects if question.startswith("relevance") else model.effects
     rows = answer(run, capsys, "--explain", *asked.flags)
     for movie, row in zip(run.places(rows), rows, strict=True):
-        effects, because = model.effects(asked.user, asked.known, movie), row["because"] or []
+        effects, because = effects_of(asked.user, asked.known, movie), row["because"] or []
         places = [asked.known.movie.tolist().index(reason) for reason in run.places(because)]
         found = [reason["effect"] for reason in because]
-        assert found == pytest.approx([effect for effect in -np.sort(-effects)[:3] if effect > 0], abs=1e-4)
+        assert found == pytest.approx([effect for effect in -np.sort(-effects)[:3] if effect >= 0.005], abs=1e-4)
         assert found == pytest.approx(effects[places], abs=1e-4)
         assert [reason["stars"] for reason in because] == asked.known.stars[places].tolist()
 

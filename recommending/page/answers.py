@@ -98,7 +98,7 @@ class Answers:
         history = self.history(recommender, question)
         rows = recommender.recommend(history, question.top_n, question.filters.filters(), question.rank_by)
         if question.explain:
-            recommender.explain(history, rows)
+            recommender.explain(history, rows, rank_by=question.rank_by)
         kind = "new" if history.user_id is None else "user"
         return as_json(kind, rows, history.user_id, None, question.rank_by, recommender.as_of)
 

@@ -65,6 +65,12 @@ def test_fit_shows_what_the_encoding_does_not_have():
     assert fit("Élan 七", 8, "ascii") == "?lan ?  "
 
 
+def test_a_list_says_so_where_no_rating_raised_a_movie():
+    one, two = (Recommendation(1, 7, "Heat", 1995, 3, stars=4.0, because=because) for because in ([], None))
+    assert as_table([one], 5, "utf-8").split("\n")[2:] == ["      no rating raised it: it is liked by most"]
+    assert len(as_table([two], 5, "utf-8").split("\n")) == 2
+
+
 def test_json_is_one_line_of_ascii_with_the_same_keys_for_every_list():
     for values in ({"stars": 4.123456}, {"similarity": 0.5}):
         text = as_json("new", rows(**values))
