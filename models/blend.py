@@ -157,9 +157,9 @@ class Blend(nn.Module):
     def coordinates(self) -> list[dict]:
         """Return what the coordinates of `movie_vectors` and `user_vectors` are, block by block, as plain values.
 
-        In a block "user bias" the users' vectors have their bias and the movies' a constant; in "movie bias" it is the
-        other way round, but that the users' is less the less they have rated. The last two are of the means, and of no
-        member.
+        In a block "user bias" the users' vectors have their bias and the movies' a constant; in "movie bias" the
+        movies' have theirs, and the users' how far the towers, or else the means, are trusted, times a constant. The
+        last two are of the means, and of no member.
         How alike two movies or two users are, the user-based blocks "vector" say.
         """
         user, movie = ("user bias", 1), ("movie bias", 1)

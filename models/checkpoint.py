@@ -167,6 +167,8 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     raters_dim = int(config["raters_dim"])
     sizes = (users * user_dim, (movies + users * item_based) * (embedding_dim + pooled_dim + raters_dim),
              hidden_dim * (user_dim + embedding_dim + pooled_dim + raters_dim) + embedding_dim * raters_dim)
+    if config["stars_high"] - config["stars_low"] > num_bytes * config["stars_step"]:
+        raise ValueError("stars")
     if min(sizes) < 1 or sum(sizes) + movies * int(config["relevance_dim"]) > num_bytes:
         raise ValueError("sizes")
     with _Unfilled():

@@ -18,7 +18,9 @@ SLOPE, NARROWER = 2.0, 0.8  # of the link before it is fitted, which is much lik
 SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_features`
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
 SMALLEST_VARIANCE = 0.02  # of a score
+AT_ONCE = 2**20  # probabilities that are in memory at once
 NEWTON_STEPS, BISECTION_STEPS, FARTHEST = 15, 30, 64.0  # of a search between scores that are no farther from 0
+CLOSE = 1e-5  # steps of a search that are no longer change nothing
 
 
 class StarsLink(nn.Module):
@@ -39,8 +41,10 @@ class StarsLink(nn.Module):
 
     def forward(self, score: torch.Tensor) -> torch.Tensor:
         """Return the stars to expect of scores, of the same shape."""
+        if score.numel() * self.num_above <= AT_ONCE:
+            return self.low + self.step * torch.sigmoid((self.slope * score).unsqueeze(-1) - self.thresholds).sum(-1)
         expected = torch.zeros_like(score)
-        for threshold in self.thresholds:  # so that of many scores not all K probabilities are in memory at once
+        for threshold in self.thresholds:
             expected += torch.sigmoid(self.slope * score - threshold)
         return self.low + self.step * expected
 
@@ -79,7 +83,11 @@ class StarsLink(nn.Module):
             low, high = torch.where(above > 0, low, moved), torch.where(above > 0, moved, high)
             derivative = self.step * slope * (at_least * (1 - at_least)).sum(1)
             nearer = moved - above / derivative.clamp(min=1e-12)
-            moved = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
+            nearer = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
+            is_found = torch.allclose(nearer, moved, rtol=0, atol=CLOSE)
+            moved = nearer
+            if is_found:
+                break
         at_least = torch.sigmoid((slope * moved).unsqueeze(1) - thresholds)
         bounds = torch.cat([torch.ones_like(at_least[:, :1]), at_least, torch.zeros_like(at_least[:, :1])], 1)
         return bounds[:, :-1] - bounds[:, 1:]

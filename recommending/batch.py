@@ -2,8 +2,8 @@
 
     rec.py --all_users --out recs.parquet    user_id, rank (from 1), movie_id, stars (float32, as rec.py prints them);
                                              --out recs.csv has the same columns as text
-    rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy, and
-                                             vectors.json, which says what their coordinates are
+    rec.py --export_vectors DIR              user_ids.npy, user_vectors.npy, movie_ids.npy, movie_vectors.npy,
+                                             margins.npy, and vectors.json, which says what their coordinates are
 
 A thread takes a row group of the ratings, makes its users' vectors and finds their best movies (top_k.py). The lists of
 some row groups are written as a part, a file in a hidden folder beside the output. A killed run goes on after its last

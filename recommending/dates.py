@@ -56,6 +56,6 @@ class AsOf:
             remarks.append(f"{num_later:,} movie{'' if num_later == 1 else 's'} of a later year than {self.date.year} "
                            f"{'is' if num_later == 1 else 'are'} left out")
         if nothing_rated is not None:
-            remarks.append(f"user {nothing_rated} had rated no movie by {self.date}: the list knows nothing of their "
-                           "taste but what training has learned of them")
+            remarks.append(f"user {nothing_rated} had rated no movie by {self.date}: by stars, the list is that of the "
+                           "movies' means")
         return remarks

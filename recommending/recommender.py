@@ -90,8 +90,7 @@ class Recommendation:
     year: int | None
     num_ratings: int  # of the movie, in training
     stars: float | None = None  # predicted; of a popular movie the mean; None in a list of similar movies
-    stars_bound: float | None = None  # two standard errors below the prediction: what a list of predictions is in the
-                                      # order of
+    stars_bound: float | None = None  # two standard errors below the prediction: what `recommend` orders by
     interval: list[float] | None = None  # stars that INTERVAL of such ratings lie between
     probabilities: dict[str, float] | None = None  # of each of the stars that can be given
     similarity: float | None = None  # cosine, -1 to 1; None unless it is a list of similar movies

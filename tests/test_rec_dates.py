@@ -88,7 +88,7 @@ def test_a_date_outside_the_data_set_is_its_first_or_last_day_and_that_is_said(a
 def test_who_had_rated_nothing_by_then_is_said(ask):
     listed, said = ask("--user_id", str(LATE_USER), "--date", "2003-12-31")
     assert listed.startswith(f"user {LATE_USER}, 0 movies rated; as of 2003-12-31\n")
-    assert f"user {LATE_USER} had rated no movie by 2003-12-31: the list knows nothing of their taste" in said
+    assert f"user {LATE_USER} had rated no movie by 2003-12-31: by stars, the list is that of the movies" in said
     assert "had rated" not in ask("--user_id", str(LATE_USER), "--date", "2004-12-31")[1]
     assert "had rated" not in ask("--rate", "1:5", "--date", "2003-12-31")[1]
 

@@ -1,7 +1,9 @@
 """Build what a run trains: the model for a data set, with its statistics, and its trainer."""
 
 import argparse
+import math
 from dataclasses import fields
+from fractions import Fraction
 
 import torch
 
@@ -14,6 +16,7 @@ from training.engine import Settings
 from training.raters import coordinates, num_coordinates
 from training.trainer import Trainer
 
+MOST_STEPS = 1000  # of a scale
 RELEVANCE_DIM = 64  # coordinates of tastes
 
 
@@ -40,7 +43,7 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     raters_dim = 0 if "raters" in args.without else num_coordinates(data.num_users, data.num_movies, int(count.sum()))
     chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
     config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
-                         stars_step=data.meta["stars_step"], raters_dim=raters_dim,
+                         stars_step=step_between(low, high, data.meta["stars_step"]), raters_dim=raters_dim,
                          relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
     model = Blend(config, args.blend == "both" or (args.blend == "auto"
                                                    and item_based_helps(data.num_users, data.num_movies)))
@@ -57,6 +60,20 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
         if model.item_based is not None:
             model.item_based.movie_tower.raters.copy_(of_users)
     return model
+
+
+def step_between(low: float, high: float, stars_step: float) -> float:
+    """Return the step by which all stars that can be given follow each other from one end of the scale to the other.
+
+    It is that of the ratings, unless an end that was named is no multiple of it. Of so odd a scale that it would have
+    more than MOST_STEPS, the ends are kept, and stars are what is nearest to them.
+    """
+    first, last, step = (Fraction(value).limit_denominator(10**6) for value in (low, high, stars_step))
+    whole = math.lcm(first.denominator, last.denominator, step.denominator)
+    common = Fraction(math.gcd(*(int(value * whole) for value in (first, last, step))), whole)
+    if last - first <= MOST_STEPS * common:
+        return float(common if (last - first) % step or first % step else step)
+    return float((last - first) / max(round((last - first) / step), 1))
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:

@@ -13,6 +13,7 @@ from training.distributed import ALONE, Ranks
 BINS, LARGEST = 512, 8.0  # of scores, from -LARGEST to LARGEST
 PSEUDO_RATINGS = 100.0  # that are rated as the link says before it is fitted
 MOST_STEPS, ENOUGH = 50, 1e-9  # of Fisher scoring; until a step gains less log-likelihood a rating
+RIDGE = 1e-3  # added to the information: where all scores are alike, nothing tells the slope, and it stays
 SPREAD_STEPS, SPREAD_PRECISION = 8, 10.0  # of Fisher scoring; of the weights' Gaussian prior, from which they begin
 DERIVATIVE_STEP = 1e-3
 
@@ -44,7 +45,9 @@ def fit_link(link: StarsLink, counts: torch.Tensor) -> None:
     reached = _log_likelihood(values, scores, counts)
     for _ in range(MOST_STEPS):
         step, before = _scoring_step(values, scores, counts), reached
-        while (reached := _log_likelihood(values + step, scores, counts)) < before and step.abs().max() > 1e-9:
+        for _ in range(MOST_STEPS):
+            if (reached := _log_likelihood(values + step, scores, counts)) >= before:
+                break
             step = step / 2
         if reached < before + ENOUGH * counts.sum():
             break
@@ -128,7 +131,7 @@ def _scoring_step(values: torch.Tensor, scores: torch.Tensor, counts: torch.Tens
     along = same.clone()
     along[:, :-1] += following
     along[:, 1:] += following
-    information = torch.diag(torch.cat([(along * scores.square()).sum().view(1), same.sum(0)]))
+    information = torch.diag(RIDGE + torch.cat([(along * scores.square()).sum().view(1), same.sum(0)]))
     information[0, 1:] = information[1:, 0] = -(along * scores).sum(0)
     k = torch.arange(1, len(values) - 1)
     information[k, k + 1] = information[k + 1, k] = following.sum(0)

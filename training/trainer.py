@@ -40,7 +40,7 @@ class EpochMetrics:
     epoch: int
     train_loss: float  # mean squared error of the ensemble's members in units of the scale, plus weighted squared norms
     train_rmse: float  # of the targets, as the step saw them
-    val_rmse: float
+    val_rmse: float  # with the link that was fitted to the same ratings
     val_mae: float
     lr: float
     seconds: float  # training, without validation

@@ -1,8 +1,9 @@
+import pytest
 import torch
 
 from main import parse_args
 from training.batches import load_dataset
-from training.build import build_trainer
+from training.build import build_trainer, step_between
 from training.distributed import ALONE
 
 
@@ -19,3 +20,13 @@ def test_the_first_weights_are_those_of_the_seed(data_dir):
         "user_embedding", "user_tower.hidden.weight", "movie_tower.hidden.weight", "movie_tower.embedding")}
     assert drawn | {"relevance.history", "relevance.vectors"} <= {
         name for name in one if not torch.equal(one[name], other[name])}
+
+
+@pytest.mark.parametrize(("low", "high", "step", "expected"), [
+    (1, 5, 1, 1), (0.5, 5, 0.5, 0.5), (0, 100, 0.5, 0.5), (1, 5, 4, 1), (1, 100, 10, 1), (0.5, 5, 1, 0.5),
+    (-10, 10, 0.5, 0.5), (0.001, 5, 1, 4.999 / 5)])
+def test_the_stars_that_can_be_given_reach_from_one_end_of_the_scale_to_the_other(low, high, step, expected):
+    """Also where all ratings are far from an end that was named, or their step does not divide the scale."""
+    found = step_between(low, high, step)
+    assert found == pytest.approx(expected)
+    assert (high - low) / found == pytest.approx(round((high - low) / found))

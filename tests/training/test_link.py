@@ -83,3 +83,10 @@ def test_scatter_stays_as_it_was_without_ratings():
     link = StarsLink(1, 5, 1)
     fit_spread(link, torch.zeros(0), torch.zeros(0), torch.zeros(0, 3))
     assert link.spread_weights.tolist() == pytest.approx(SPREAD_WEIGHTS)
+
+
+def test_scores_that_are_all_alike_tell_no_slope():
+    link = StarsLink(1, 5, 1)
+    fit_link(link, count_scores(link, torch.full((50,), 0.3), torch.tensor([3.0, 4, 4, 5, 4] * 10)))
+    assert link.slope.item() == pytest.approx(2, abs=0.5) and (link.thresholds.diff() > 0).all()
+    assert 3.4 < link(torch.tensor([0.3])).item() < 4.1

@@ -25,7 +25,11 @@ export async function ask(path, options = {}) {
     throw error;
   }
   if (gone) found();
-  const body = await answer.json().catch(() => ({ error: `the server answers with ${answer.status}` }));
+  const body = await answer.json().catch((error) => {
+    if (!answer.ok) return { error: `the server answers with ${answer.status}` };
+    if (error.name !== "AbortError") lost(); // in the middle of the answer
+    throw error;
+  });
   if (!answer.ok) throw Object.assign(new Refused(body.error), { status: answer.status });
   (body.recommendations ?? []).forEach((movie) => page.known.set(String(movie.movie_id), movie));
   return body;
