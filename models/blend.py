@@ -159,8 +159,8 @@ class Blend(nn.Module):
 
         In a block "user bias" the users' vectors have their bias and the movies' a constant; in "movie bias" the
         movies' have theirs, and the users' how far the towers, or else the means, are trusted, times a constant. The
-        last two are of the means, and of no member.
-        How alike two movies or two users are, the user-based blocks "vector" say.
+        last two are of the means, and of no member. How alike two movies or two users are, the user-based blocks
+        "vector" say.
         """
         user, movie = ("user bias", 1), ("movie bias", 1)
         vector, members, stop = ("vector", self.config.member_dim), range(self.config.ensemble_size), 0

@@ -19,7 +19,7 @@ SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_featu
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
 SMALLEST_VARIANCE = 0.02  # of a score
 AT_ONCE = 2**20  # probabilities that are in memory at once
-NEWTON_STEPS, BISECTION_STEPS, FARTHEST = 15, 30, 64.0  # of a search between scores that are no farther from 0
+SEARCH_STEPS, FARTHEST = 30, 64.0  # of a search between scores that are no farther from 0
 CLOSE = 1e-5  # steps of a search that are no longer change nothing
 
 
@@ -51,12 +51,7 @@ class StarsLink(nn.Module):
     def score_of(self, stars: torch.Tensor) -> torch.Tensor:
         """Return the scores of which some stars are the expectation, of the same shape; none is farther than FARTHEST
         from 0."""
-        low, high = torch.full_like(stars, -FARTHEST), torch.full_like(stars, FARTHEST)
-        for _ in range(BISECTION_STEPS):
-            middle = (low + high) / 2
-            above = self(middle) > stars
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return (low + high) / 2
+        return self._search(stars, torch.ones_like(stars), torch.zeros_like(stars))[0]
 
     def probabilities(self, score: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Return the probability of each of the stars, float (T, K + 1), the lowest first; their mean is `forward`.
@@ -73,24 +68,33 @@ class StarsLink(nn.Module):
 
     def scattered(self, score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
         """Return `probabilities` where the logistic curve is `width` times as wide, float (T,): it is moved along so
-        that the mean stays, by Newton's method, and by bisection where it would leave what is left to search."""
-        thresholds, slope = self.thresholds.to(score.dtype) / width.unsqueeze(1), self.slope / width
-        target, moved = self(score), score.clamp(-FARTHEST, FARTHEST)
-        low, high = torch.full_like(score, -FARTHEST), torch.full_like(score, FARTHEST)
-        for _ in range(NEWTON_STEPS):
-            at_least = torch.sigmoid((slope * moved).unsqueeze(1) - thresholds)
-            above = self.low + self.step * at_least.sum(1) - target
-            low, high = torch.where(above > 0, low, moved), torch.where(above > 0, moved, high)
-            derivative = self.step * slope * (at_least * (1 - at_least)).sum(1)
-            nearer = moved - above / derivative.clamp(min=1e-12)
-            nearer = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
-            is_found = torch.allclose(nearer, moved, rtol=0, atol=CLOSE)
-            moved = nearer
-            if is_found:
-                break
-        at_least = torch.sigmoid((slope * moved).unsqueeze(1) - thresholds)
+        that the mean stays."""
+        _, at_least = self._search(self(score), width, score.clamp(-FARTHEST, FARTHEST))
         bounds = torch.cat([torch.ones_like(at_least[:, :1]), at_least, torch.zeros_like(at_least[:, :1])], 1)
         return bounds[:, :-1] - bounds[:, 1:]
+
+    def _search(self, stars: torch.Tensor, width: torch.Tensor,
+                begin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of which some stars are the expectation where the logistic curve is `width` times as wide,
+        and the probabilities of as many stars or more there, float (T,) and (T, K).
+
+        By Newton's method from where to begin, float (T,), and by bisection where it would leave what is left to
+        search.
+        """
+        thresholds, slope = self.thresholds.to(stars.dtype) / width.unsqueeze(1), self.slope / width
+        found, low, high = begin, torch.full_like(stars, -FARTHEST), torch.full_like(stars, FARTHEST)
+        for _ in range(SEARCH_STEPS):
+            at_least = torch.sigmoid((slope * found).unsqueeze(1) - thresholds)
+            above = self.low + self.step * at_least.sum(1) - stars
+            low, high = torch.where(above > 0, low, found), torch.where(above > 0, found, high)
+            derivative = self.step * slope * (at_least * (1 - at_least)).sum(1)
+            nearer = found - above / derivative.clamp(min=1e-12)
+            nearer = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
+            is_found = torch.allclose(nearer, found, rtol=0, atol=CLOSE)
+            found = nearer
+            if is_found:
+                break
+        return found, torch.sigmoid((slope * found).unsqueeze(1) - thresholds)
 
 
 def spread_features(squared: torch.Tensor, count: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
