@@ -78,7 +78,7 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     epochs = [row.epoch for row in metrics]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     axes.plot(epochs, [row.train_rmse for row in metrics], "o-", ms=3, color="tab:gray",
-              label="train (half of the ratings as context)")
+              label="train (a random part of the ratings as context)")
     axes.plot(epochs, [row.val_rmse for row in metrics], "o-", ms=3, color="tab:blue", label="validation")
     for (name, rmse), style in zip(baselines.items(), ("--", ":"), strict=False):
         axes.axhline(rmse, ls=style, color="tab:red", lw=1, label=f"{name}, validation: {rmse:.4f}")
