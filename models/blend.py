@@ -183,7 +183,7 @@ class Blend(nn.Module):
 
     def spread_features(self, movies: MovieTable, user_idx: torch.Tensor, context: Context,
                         target: Target) -> torch.Tensor:
-        """Return what the scatter of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
+        """Return what the spread of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
         arguments as for `predict`."""
         return spread_features(*self.user_based.uncertainty(movies, self._embedding(user_idx), context, target))
 

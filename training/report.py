@@ -150,10 +150,10 @@ def calibration(model: Blend, data: DataSet) -> dict[str, float]:
     users = test.offset.diff().nonzero().squeeze(1)
     users = users[uniform(3, users) < CALIBRATION_USERS / max(len(users), 1)]
     score, stars, features = scores_and_features(model, train, test, users, data.meta["stars_step"])
-    probabilities, star = model.link.probabilities(score, features).double(), model.link.star_of(stars)
-    own = probabilities.gather(1, star.unsqueeze(1)).clamp(min=1e-12).log()
+    probabilities, position = model.link.probabilities(score, features).double(), model.link.position_of(stars)
+    own = probabilities.gather(1, position.unsqueeze(1)).clamp(min=1e-12).log()
     return {"log_likelihood": float(own.mean()),
-            **{f"coverage_{percent}": float(coverage(probabilities, star, percent / 100).mean())
+            **{f"coverage_{percent}": float(coverage(probabilities, position, percent / 100).mean())
                for percent in COVERAGES}}
 
 
