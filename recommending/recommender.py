@@ -290,7 +290,8 @@ class Recommender:
         (`filters.include_seen`) knows the stars that they gave.
 
         Args:
-            rank_by: "rating", the highest stars, as lists show them, or "relevance", what they will like to watch next.
+            rank_by: "rating", the highest stars, movies with few ratings a little lower, or "relevance", what they will
+                like to watch next.
 
         Raises:
             DataError: relevance is asked for, and the run was trained without.
