@@ -7,6 +7,8 @@
 A person is a `History`: some ratings and, for a user of the data set, a row of the user table. A history typed in by
 somebody who was not there in training is served by the same tower, without any retraining. `Filters` say which movies
 may be listed; every list is made of `Recommendation`.
+
+Letters: R ratings, M movies, N movies asked for, B users, P coordinates of a vector, L of a taste.
 """
 
 import datetime
@@ -163,7 +165,7 @@ class Recommender:
 
     @cached_property
     def list_vectors(self) -> torch.Tensor:
-        """All movies' vectors, float (M, K), whose inner products with a person's are the scores of their list."""
+        """All movies' vectors, float (M, P), whose inner products with a person's are the scores of their list."""
         return self.model.list_vectors(self.day, self._movie_table)
 
     @cached_property
@@ -267,14 +269,14 @@ class Recommender:
 
     @torch.no_grad()
     def vector_of(self, history: History) -> torch.Tensor:
-        """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of their list."""
+        """Return a person's vector, float (P,): its inner products with `list_vectors` are the scores of their list."""
         vector = torch.from_numpy(self._user_tower.vector(
             history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), self.day))
         return self.model.join(vector.unsqueeze(0), _user_idx(history), _context(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, users: range, ratings: Ratings) -> torch.Tensor:
-        """Return the vectors, float (B, K), of users of the data set that follow each other, from their ratings."""
+        """Return the vectors, float (B, P), of users of the data set that follow each other, from their ratings."""
         row, movie_idx, day = (torch.from_numpy(getattr(ratings, name).astype(np.int64))
                                for name in ("user_idx", "movie_idx", "day"))
         stars = torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"]
@@ -431,7 +433,7 @@ class Recommender:
         return lines
 
     def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
-        """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (K,)."""
+        """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (P,)."""
         if self.model.relevance is None:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
@@ -439,7 +441,7 @@ class Recommender:
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:
-        """The movies' vectors of relevance, float (M, L + 1 + K); made when first asked for."""
+        """The movies' vectors of relevance, float (M, L + 1 + P); made when first asked for."""
         assert self.model.relevance is not None
         return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._movie_table))
 
