@@ -8,7 +8,7 @@ with more ratings than the largest of --sizes. Everything is fitted to the ratin
 gives k of their ratings, k being each of --sizes, and is asked for all those after the largest: at random, or their
 later ones (--order). So the questions are the same for every k.
     two_tower    main.py with default flags on a data set of the people who stay, made by table_preprocess.py; then
-                 Recommender.history_from, predict, and recommend in either order, as of the last day
+                 Recommender.history_from, predict, and recommend in each order that the run has, as of the last day
     the others   benchmarks/new_user_peers.py; their settings are chosen by the people of validation, one of the two
                  sets: of --trials fits (36 if that is more, where a model needs no package and so is fitted at once)
                  those of the lowest mean RMSE of all k above 0, or, where a model only orders, of the highest mean
@@ -174,13 +174,15 @@ def compare(args: argparse.Namespace) -> None:
 
 def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person], args: argparse.Namespace,
                seed: int) -> dict[str, dict[str, list[float | None]]]:
-    """Train the towers on the people who stay, ask them, and measure both orders of their lists."""
+    """Train the towers on the people who stay, ask them, and measure the orders of their lists: by rating, and by
+    relevance where they have it."""
     train_towers(data_dir, run_dir, seed, args.num_threads, args.main_flags)
     recommender = Recommender.load(run_dir, data_dir)
     movie_ids = data.movies.movie_id.tolist()
-    by_rating, by_relevance = [], []
+    orders = ("rating", "relevance") if recommender.model.relevance is not None else ("rating",)
+    answers: dict[str, list[Answers | None]] = {order: [] for order in orders}
     for size in args.sizes:
-        stars, listed = [], {"rating": [], "relevance": []}
+        stars, listed = [], {order: [] for order in orders}
         for person in people:
             history = recommender.history_from({movie_ids[movie]: given for movie, given in zip(
                 person.given_idx[:size].tolist(), person.given[:size].tolist(), strict=True)})
@@ -190,9 +192,10 @@ def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person
                 rows = recommender.recommend(history, 10 + len(may_be_given), rank_by=order)
                 best = [recommender.movie_idx_of(row.movie_id) for row in rows if row.movie_id not in may_be_given][:10]
                 lists.append(best + [-1] * (10 - len(best)))
-        by_rating.append(Answers(stars, torch.tensor(listed["rating"])))
-        by_relevance.append(Answers(None, torch.tensor(listed["relevance"])))
-    return {"two_tower": measure(by_rating, data, people), "two_tower_relevance": measure(by_relevance, data, people)}
+        for order, lists in listed.items():
+            answers[order].append(Answers(stars if order == "rating" else None, torch.tensor(lists)))
+    return {"two_tower" if order == "rating" else f"two_tower_{order}": measure(of_order, data, people)
+            for order, of_order in answers.items()}
 
 
 def best_settings(name: str, data: DataSet, people: list[Person], args: argparse.Namespace) -> dict:
