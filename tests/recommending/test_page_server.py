@@ -1,6 +1,7 @@
 """The server of the page as a process: who is slow, dead, many or wrong stops nobody else; signals end it in time."""
 
 import contextlib
+import gc
 import json
 import shutil
 import signal
@@ -16,12 +17,15 @@ from pathlib import Path
 import httpx
 import pytest
 import schemathesis
+import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rec
 from preprocessing.dataset import read_users
+from recommending.page.server import serve
+from recommending.recommender import Recommender
 from tests.serving import ROOT, Server, served
 
 QUESTION = {"ratings": {"1": 5, "2": 3}, "explain": True}
@@ -110,6 +114,15 @@ def test_sigterm_ends_it_within_a_second_with_requests_in_flight_answered(run_di
     assert (returned, said) == (143, "\ninterrupted\n")
     assert answers.count(200) >= len(answers) - 1
     endless.close()
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage_from_the_first_request_to_the_end(run_dir, data_dir,
+                                                                                            monkeypatch):
+    before, frozen = gc.get_freeze_count(), []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *args, **named: frozen.append(gc.get_freeze_count()))
+    serve(Recommender.load(run_dir, data_dir), port=0)
+    gc.unfreeze()
+    assert frozen[0] - before > 100_000  # objects of PyTorch alone
 
 
 def test_what_is_no_http_is_told_so(server):
