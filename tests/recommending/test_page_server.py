@@ -180,11 +180,6 @@ def test_flags_that_a_page_has_no_use_for_are_refused(capsys, flags, sentence):
     assert end.value.code == 2 and capsys.readouterr().err.endswith(f"{sentence}\n")
 
 
-def test_rec_without_serve_imports_no_server():
-    code = "import sys, rec; sys.exit(bool({'fastapi', 'uvicorn', 'pydantic', 'starlette'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 def test_the_server_writes_nothing_and_keeps_nothing(server, run_dir, data_dir):
     def files() -> dict[Path, tuple[int, int]]:
         folders = (run_dir, data_dir, ROOT / "recommending" / "page")
