@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -39,7 +40,7 @@ import torch
 from tqdm import tqdm
 
 import main as train_command
-from benchmarks.peers import PACKAGES, PEERS, Fitted, choose_settings, importable
+from benchmarks.peers import PACKAGES, PEERS, Fitted, choose_settings, importable, validation_rmse
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.distributed import ALONE
@@ -140,7 +141,8 @@ def compare(args: argparse.Namespace) -> None:
             else:
                 if args.trials and name not in tried:
                     bar.set_description(f"{data_dir.name} {name}, settings")
-                    tried[name] = choose_settings(PEERS[name], load_dataset(data_dir), args.trials, args.num_threads)
+                    measure = partial(validation_rmse, PEERS[name], load_dataset(data_dir), args.num_threads)
+                    tried[name] = choose_settings(PEERS[name].grid, args.trials, measure, "rmse")
                     start = time.perf_counter()
                 best = tried.get(name, [])[:1] or [{}]
                 settings = {key: value for key, value in best[0].items() if key != "rmse"}

@@ -8,12 +8,14 @@ with more ratings than the largest of --sizes. Everything is fitted to the ratin
 gives k of their ratings, k being each of --sizes, and is asked for all those after the largest: at random, or their
 later ones (--order). So the questions are the same for every k.
     two_tower    main.py with default flags on a data set of the people who stay, made by table_preprocess.py; then
-                 Recommender.history_from, predict, and recommend in either order, as of the last day
+                 Recommender.history_from, predict, and recommend in each order that the run has, as of the last day
     the others   benchmarks/new_user_peers.py; their settings are chosen by the people of validation, one of the two
-                 sets: of --trials fits those of the lowest mean RMSE of all k above 0, or, where a model only orders,
-                 of the highest mean NDCG@10
-Then the other set, of the test, is asked, once per fit. To choose among models, --validation asks the first set again
-and leaves the test unread; --main_flags "--without fold_in" trains the towers with further flags of main.py.
+                 sets: of --trials fits (36 if that is more, where a model needs no package and so is fitted at once)
+                 those of the lowest mean RMSE of all k above 0, or, where a model only orders, of the highest mean
+                 NDCG@10
+Then the people of the test, the other set, are asked, once per fit. To choose among models, --validation asks those of
+validation in their place, and leaves the test unread; --main_flags "--without fold_in" trains the towers with further
+flags of main.py.
 
 RMSE and MAE are over all questions, predictions are cut to the scale. NDCG@10 is the mean over people; relevant are
 questions of 4 stars and more; candidates are all movies with training ratings but those that the person gives at the
@@ -44,7 +46,7 @@ from tqdm import tqdm
 from benchmarks.compare_accuracy import checked, choose_models, exit_code, format_cell, train_towers
 from benchmarks.left_out import ORDERS, Person, leave_out, people_of, preprocess_rest, read_truth
 from benchmarks.new_user_peers import PACKAGES, PEERS, Given, Scorer
-from benchmarks.peers import points_of
+from benchmarks.peers import choose_settings
 from preprocessing.dataset import DataError, ratings_frame, read_meta
 from recommending.recommender import Recommender
 from training.batches import DataSet, load_dataset
@@ -52,6 +54,7 @@ from training.metrics import RatingErrors, ndcg_and_recall, relevant_stars, top_
 
 MODELS = (*PEERS, "two_tower")
 SIZES = (0, 1, 2, 3, 5, 10, 20, 50)
+AT_ONCE = 36  # settings of a peer that needs no package, which takes no time to fit
 MEASURES = {"rmse": "RMSE", "mae": "MAE", "ndcg@10": "NDCG@10", "truth_rmse": "RMSE TO TRUTH"}
 TITLES = {name: peer.title for name, peer in PEERS.items()} | {
     "two_tower": "two towers", "two_tower_relevance": "two towers, by relevance", "truth": "the planted truth"}
@@ -90,7 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "(default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="N", help="how many: runs with seeds 0 to N-1, each with other people "
         "(default: 1)")
-    add("--trials", type=int, default=24, metavar="N", help="most settings of a peer to try (default: %(default)s)")
+    add("--trials", type=int, default=24, metavar="N", help="most settings of a peer to try (default: %(default)s); of "
+        f"one that needs no package {AT_ONCE}, if that is more")
     add("--truth", type=Path, metavar="FILE", help="planted_truth.npz of a synthetic data set")
     add("--picture", type=Path, metavar="FILE.png", help="draw the RMSE by the number of ratings given")
     add("--validation", action="store_true", help="ask the people who choose settings, and leave those of the test")
@@ -140,7 +144,7 @@ def compare(args: argparse.Namespace) -> None:
                     if name == "two_tower":
                         results = run_towers(rest, Path(folder) / "run", data, people, args, seed)
                     else:
-                        settings = choose_settings(name, data, validation, args)
+                        settings = best_settings(name, data, validation, args)
                         chosen.setdefault(name, []).append(settings)
                         score = PEERS[name].fit(data, seed, args.num_threads, **settings)
                         results = {name: measure_peer(name, score, data, people, args.sizes)}
@@ -170,13 +174,15 @@ def compare(args: argparse.Namespace) -> None:
 
 def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person], args: argparse.Namespace,
                seed: int) -> dict[str, dict[str, list[float | None]]]:
-    """Train the towers on the people who stay, ask them, and measure both orders of their lists."""
+    """Train the towers on the people who stay, ask them, and measure the orders of their lists: by rating, and by
+    relevance where they have it."""
     train_towers(data_dir, run_dir, seed, args.num_threads, args.main_flags)
     recommender = Recommender.load(run_dir, data_dir)
     movie_ids = data.movies.movie_id.tolist()
-    by_rating, by_relevance = [], []
+    orders = ("rating", "relevance") if recommender.model.relevance is not None else ("rating",)
+    answers: dict[str, list[Answers | None]] = {order: [] for order in orders}
     for size in args.sizes:
-        stars, listed = [], {"rating": [], "relevance": []}
+        stars, listed = [], {order: [] for order in orders}
         for person in people:
             history = recommender.history_from({movie_ids[movie]: given for movie, given in zip(
                 person.given_idx[:size].tolist(), person.given[:size].tolist(), strict=True)})
@@ -186,21 +192,24 @@ def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person
                 rows = recommender.recommend(history, 10 + len(may_be_given), rank_by=order)
                 best = [recommender.movie_idx_of(row.movie_id) for row in rows if row.movie_id not in may_be_given][:10]
                 lists.append(best + [-1] * (10 - len(best)))
-        by_rating.append(Answers(stars, torch.tensor(listed["rating"])))
-        by_relevance.append(Answers(None, torch.tensor(listed["relevance"])))
-    return {"two_tower": measure(by_rating, data, people), "two_tower_relevance": measure(by_relevance, data, people)}
+        for order, lists in listed.items():
+            answers[order].append(Answers(stars if order == "rating" else None, torch.tensor(lists)))
+    return {"two_tower" if order == "rating" else f"two_tower_{order}": measure(of_order, data, people)
+            for order, of_order in answers.items()}
 
 
-def choose_settings(name: str, data: DataSet, people: list[Person], args: argparse.Namespace) -> dict:
+def best_settings(name: str, data: DataSet, people: list[Person], args: argparse.Namespace) -> dict:
     """Return the settings of a peer's grid, or of a sample of it, that answer people best."""
     peer, sizes = PEERS[name], [size for size in args.sizes if size]
-    tried = []
-    for settings in points_of(peer.grid, max(args.trials, 36 if not peer.package else 0)):  # without a package, at once
-        measures = measure_peer(name, peer.fit(data, 0, args.num_threads, **settings), data, people, sizes)
-        error = (statistics.fmean(measures["rmse"]) if peer.predicts_stars
-                 else -statistics.fmean(measures["ndcg@10"]))
-        tried.append((error if math.isfinite(error) else math.inf, len(tried), settings))
-    return min(tried)[2] if tried else {}
+    measured = "rmse" if peer.predicts_stars else "ndcg@10"
+
+    def measure(**settings: object) -> float:
+        score = peer.fit(data, 0, args.num_threads, **settings)
+        return statistics.fmean(measure_peer(name, score, data, people, sizes)[measured])
+
+    num_trials = args.trials if peer.package else max(args.trials, AT_ONCE)
+    best = choose_settings(peer.grid, num_trials, measure, measured, highest=not peer.predicts_stars)[:1]
+    return {key: value for key, value in best[0].items() if key != measured} if best else {}
 
 
 def measure_peer(name: str, score: Scorer, data: DataSet, people: list[Person],

@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,7 +40,8 @@ from benchmarks.compare_accuracy import (
     summarize,
     train_towers,
 )
-from benchmarks.ranking_peers import PACKAGES, PEERS, choose_settings, evaluate
+from benchmarks.peers import choose_settings
+from benchmarks.ranking_peers import PACKAGES, PEERS, evaluate, validation_ndcg
 from models.checkpoint import load_model
 from training.batches import DataSet, load_dataset
 from training.evaluation import scorer
@@ -83,7 +85,8 @@ def compare(args: argparse.Namespace) -> None:
             if name in PEERS and PEERS[name].grid:
                 bar.set_description(f"{data_dir.name} {name}, settings")
                 start = time.perf_counter()
-                rows = choose_settings(name, load_dataset(data_dir), args.trials, args.num_threads)
+                ndcg = partial(validation_ndcg, name, load_dataset(data_dir), args.num_threads)
+                rows = choose_settings(PEERS[name].grid, args.trials, ndcg, "ndcg@10", highest=True)
                 tune_s.setdefault(name, []).append(time.perf_counter() - start)
                 tried[str(data_dir)][name] = rows
                 settings = {key: value for key, value in rows[0].items() if key != "ndcg@10"}

@@ -320,26 +320,38 @@ def points_of(grid: dict[str, tuple], max_points: int) -> list[dict]:
     return random.Random(0).sample(points, max_points) if len(points) > max_points else points
 
 
-def choose_settings(peer: Peer, data: DataSet, num_trials: int, num_threads: int) -> list[dict]:
-    """Fit a peer to the training part with settings of its grid, and measure it on the validation part.
+def choose_settings(grid: dict[str, tuple], num_trials: int, measure: Callable[..., float], name: str,
+                    highest: bool = False) -> list[dict]:
+    """Measure settings of a grid, or of a sample of it, by `measure(**settings)`.
+
+    Args:
+        name: of what is measured; the lowest is best, or else the highest.
 
     Returns:
-        What was tried, best first: the settings and their "rmse"; empty for a peer without settings.
+        What was tried, best first: the settings and what was measured; None, and last, where it is no number, for a fit
+        may diverge. Empty for a peer without settings.
+    """
+    tried = []
+    for settings in points_of(grid, num_trials):
+        measured = measure(**settings)
+        tried.append({**settings, name: measured if math.isfinite(measured) else None})
+    sign = -1 if highest else 1
+    return sorted(tried, key=lambda row: math.inf if row[name] is None else sign * row[name])
+
+
+def validation_rmse(peer: Peer, data: DataSet, num_threads: int, **settings: object) -> float:
+    """Fit a peer to the training part with some settings; return its RMSE on the validation part.
 
     Raises:
         DataError: the data set has no validation ratings.
     """
-    points = points_of(peer.grid, num_trials)
-    if points and not len(data.validation):
+    if not len(data.validation):
         raise DataError(f"{data.data_dir} has no validation ratings to choose the settings of {peer.title} by; "
                         "preprocess it with a larger --val_fraction, or leave --trials out")
-    validation, tried = replace(data, test=data.validation), []
-    for settings in points:
-        predicted = peer.fit(validation, 0, num_threads, **settings).predict(data.validation)
-        stars = data.validation.stars.double() * data.meta["stars_step"]
-        rmse = float((predicted.clamp(*data.meta["stars_range"]) - stars).square().mean().sqrt())
-        tried.append({**settings, "rmse": rmse if math.isfinite(rmse) else None})  # a fit may diverge
-    return sorted(tried, key=lambda row: math.inf if row["rmse"] is None else row["rmse"])
+    fitted = peer.fit(replace(data, test=data.validation), 0, num_threads, **settings)
+    stars = data.validation.stars.double() * data.meta["stars_step"]
+    predicted = fitted.predict(data.validation).clamp(*data.meta["stars_range"])
+    return float((predicted - stars).square().mean().sqrt())
 
 
 RANKS = {"rank": (8, 16, 32, 64)}

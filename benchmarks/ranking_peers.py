@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS as RATING_PEERS
-from benchmarks.peers import points_of
 from preprocessing.dataset import DataError
 from training.batches import DataSet, RatingTensors
 from training.metrics import evaluate_ranking, relevant_stars
@@ -142,26 +141,18 @@ PEERS = {
 }
 
 
-def choose_settings(name: str, data: DataSet, num_trials: int, num_threads: int) -> list[dict]:
-    """Try settings of a peer, fitted on the training part, by NDCG@10 on the validation part.
-
-    A grid of more than `num_trials` points is sampled, the same points whatever the data.
-
-    Returns:
-        What was tried, best first: the settings and their "ndcg@10"; empty for a peer without settings.
+def validation_ndcg(name: str, data: DataSet, num_threads: int, **settings: object) -> float:
+    """Fit a peer to the training part with some settings; return its NDCG@10 on the validation part.
 
     Raises:
         DataError: the data set has no validation rating of `relevant_stars` or more.
     """
-    tried = []
-    for settings in points_of(PEERS[name].grid, num_trials):
-        measures = evaluate(PEERS[name].fit(data, 0, num_threads, **settings), data, [data.train], data.validation)
-        if math.isnan(measures["ndcg@10"]):
-            stars = relevant_stars(*data.meta["stars_range"])
-            raise DataError(f"the data set has no validation rating of {stars:.3g} stars or more to choose the "
-                            f"settings of {name} by; preprocess it with a larger --val_fraction")
-        tried.append({**settings, "ndcg@10": measures["ndcg@10"]})
-    return sorted(tried, key=lambda row: -row["ndcg@10"])
+    measures = evaluate(PEERS[name].fit(data, 0, num_threads, **settings), data, [data.train], data.validation)
+    if math.isnan(measures["ndcg@10"]):
+        stars = relevant_stars(*data.meta["stars_range"])
+        raise DataError(f"the data set has no validation rating of {stars:.3g} stars or more to choose the "
+                        f"settings of {name} by; preprocess it with a larger --val_fraction")
+    return measures["ndcg@10"]
 
 
 def evaluate(score_users: Scorer, data: DataSet, seen: list[RatingTensors], held_out: RatingTensors

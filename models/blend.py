@@ -22,8 +22,8 @@ The item-based towers know nothing of dates. Their movies are folded in after ev
 in the end from all that is known before the test; the buffer `folded_in` keeps them. A person without a row in their
 table of users is scored by the user-based towers alone.
 
-Letters: B users, T targets, M movies, U users of the data set, K coordinates of one pair of towers, P of a vector:
-K + 2, or 2 K + 2 with item-based towers.
+Letters: B users, T targets, M movies, U users of the data set, E members of the ensemble, D coordinates of a member, P
+of a vector: E (D + 2) + 2, or 2 E (D + 2) + 2 with item-based towers.
 """
 
 from dataclasses import asdict, replace
@@ -57,7 +57,7 @@ class Predictions(NamedTuple):
 class Blend(nn.Module):
     """User-based towers, item-based ones where `with_item_based`, and relevance where the config has it."""
 
-    folded_in: torch.Tensor  # float (M, K), vectors of the item-based towers
+    folded_in: torch.Tensor  # float (M, E (D + 2)), vectors of the item-based towers
 
     def __init__(self, config: ModelConfig, with_item_based: bool) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Blend(nn.Module):
                          context)
 
     def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None, context: Context) -> torch.Tensor:
-        """Return `user_vectors` of users' vectors from the user-based towers, float (B, K)."""
+        """Return `user_vectors` of users' vectors from the user-based towers, float (B, E (D + 2))."""
         trust, above_means = self._of_means(context, len(vectors))
         if self.item_based is not None and user_idx is None:
             vectors = torch.cat([vectors, vectors.new_zeros(1, self.folded_in.shape[1])], 1)
@@ -183,7 +183,7 @@ class Blend(nn.Module):
 
     def spread_features(self, movies: MovieTable, user_idx: torch.Tensor, context: Context,
                         target: Target) -> torch.Tensor:
-        """Return what the scatter of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
+        """Return what the spread of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
         arguments as for `predict`."""
         return spread_features(*self.user_based.uncertainty(movies, self._embedding(user_idx), context, target))
 

@@ -10,8 +10,8 @@ the multinomial likelihood of the movies that a user likes among all that they h
 the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
 unseen after all training ratings is another choice than what is left after some of them.
 
-Letters: B users, R context ratings, T targets, M movies, N movies of a sample, L coordinates of a taste, K of a
-rating's vectors.
+Letters: B users, R context ratings, T targets, M movies, N movies of a sample, L coordinates of a taste, P of a vector
+of the rating.
 """
 
 from typing import NamedTuple
@@ -93,17 +93,17 @@ class Relevance(nn.Module):
         return surprise - mean.index_select(0, context.row)
 
     def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
-        """Return users' vectors, float (B, L + 1 + K), whose product with `movie_vectors` is relevance.
+        """Return users' vectors, float (B, L + 1 + P), whose product with `movie_vectors` is relevance.
 
         Args:
             context: what is known of the users.
-            rating_vectors: float (B, K), their vectors of the rating, p_u.
+            rating_vectors: float (B, P), their vectors of the rating, p_u.
         """
         tastes, one = self.tastes(context, len(rating_vectors)), rating_vectors.new_ones(len(rating_vectors), 1)
         return torch.cat([self.weights[0] * tastes, self.weights[1] * one, self.weights[2] * rating_vectors], 1)
 
     def movie_vectors(self, rating_vectors: torch.Tensor) -> torch.Tensor:
-        """Return all movies' vectors, float (M, L + 1 + K), from their vectors of the rating, q_m, float (M, K)."""
+        """Return all movies' vectors, float (M, L + 1 + P), from their vectors of the rating, q_m, float (M, P)."""
         return torch.cat([self.vectors, self.popularity.unsqueeze(1), rating_vectors], 1)
 
     def loss(self, context: Context, row: torch.Tensor, movie_idx: torch.Tensor, weight: torch.Tensor,

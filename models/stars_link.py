@@ -5,8 +5,8 @@
 
 the ordered logit (McCullagh 1980, "Regression models for ordinal data"; OrdRec, Koren and Sill 2011). The slope a and
 the thresholds c are fitted to validation ratings (training/link.py). They are the same for everybody, so that the
-higher score always has the more stars. How widely ratings scatter around the stars to expect is each user's own, and
-the wider the less is known of them: see `spread_features`.
+higher score always has the more stars. The spread of ratings around the stars to expect is each user's own, and the
+larger the less is known of them: see `spread_features`.
 
 Letters: T ratings, K stars of the scale above the lowest.
 """
@@ -17,7 +17,7 @@ from torch import nn
 SLOPE, NARROWER = 2.0, 0.8  # of the link before it is fitted, which is much like a sigmoid
 SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_features`
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
-SMALLEST_VARIANCE = 0.02  # of a score
+ADDED_VARIANCE = 0.02  # to that of every score, so that there is a logarithm of it where it is 0
 AT_ONCE = 2**20  # probabilities that are in memory at once
 SEARCH_STEPS, FARTHEST = 30, 64.0  # of a search between scores that are no farther from 0
 CLOSE = 1e-5  # steps of a search that are no longer change nothing
@@ -60,28 +60,28 @@ class StarsLink(nn.Module):
             score: float (T,).
             features: float (T, 3), see `spread_features`.
         """
-        return self.scattered(score, (features @ self.spread_weights).exp())
+        return self.with_spread(score, (features @ self.spread_weights).exp())
 
-    def star_of(self, stars: torch.Tensor) -> torch.Tensor:
+    def position_of(self, stars: torch.Tensor) -> torch.Tensor:
         """Return stars (T,) as positions on the scale, int64, 0 for the lowest."""
         return ((stars - self.low) / self.step).round().long().clamp(0, self.num_above)
 
-    def scattered(self, score: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
-        """Return `probabilities` where the logistic curve is `width` times as wide, float (T,): it is moved along so
-        that the mean stays."""
-        _, at_least = self._search(self(score), width, score.clamp(-FARTHEST, FARTHEST))
+    def with_spread(self, score: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """Return `probabilities` where the spread of the logistic curve is `spread` times its own, float (T,): it is
+        moved along so that the mean stays."""
+        _, at_least = self._search(self(score), spread, score.clamp(-FARTHEST, FARTHEST))
         bounds = torch.cat([torch.ones_like(at_least[:, :1]), at_least, torch.zeros_like(at_least[:, :1])], 1)
         return bounds[:, :-1] - bounds[:, 1:]
 
-    def _search(self, stars: torch.Tensor, width: torch.Tensor,
+    def _search(self, stars: torch.Tensor, spread: torch.Tensor,
                 begin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of which some stars are the expectation where the logistic curve is `width` times as wide,
-        and the probabilities of as many stars or more there, float (T,) and (T, K).
+        """Return the scores of which some stars are the expectation with a `spread`, and the probabilities of as many
+        stars or more there, float (T,) and (T, K).
 
         By Newton's method from where to begin, float (T,), and by bisection where it would leave what is left to
         search.
         """
-        thresholds, slope = self.thresholds.to(stars.dtype) / width.unsqueeze(1), self.slope / width
+        thresholds, slope = self.thresholds.to(stars.dtype) / spread.unsqueeze(1), self.slope / spread
         found, low, high = begin, torch.full_like(stars, -FARTHEST), torch.full_like(stars, FARTHEST)
         for _ in range(SEARCH_STEPS):
             at_least = torch.sigmoid((slope * found).unsqueeze(1) - thresholds)
@@ -98,15 +98,15 @@ class StarsLink(nn.Module):
 
 
 def spread_features(squared: torch.Tensor, count: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Return what the scatter of ratings around predictions depends on, float (T, 3).
+    """Return what the spread of ratings around predictions depends on, float (T, 3).
 
     Args:
         squared, count: float (T,), the sum of the squared residuals that a user's vector leaves of the ratings that it
             was folded in from, and their number.
         variance: float (T,), of the scores, see `Blend.spread_features`.
     """
-    scatter = ((squared + SHRINK) / (count + SHRINK)).log() / 2
-    return torch.stack([torch.ones_like(scatter), scatter, (variance + SMALLEST_VARIANCE).log() + 2], 1)
+    log_residual = ((squared + SHRINK) / (count + SHRINK)).log() / 2
+    return torch.stack([torch.ones_like(log_residual), log_residual, (variance + ADDED_VARIANCE).log() + 2], 1)
 
 
 def interval(probabilities: torch.Tensor, low: float, step: float,
@@ -131,15 +131,20 @@ def interval(probabilities: torch.Tensor, low: float, step: float,
     return ends[0], ends[1]
 
 
-def fraction_below(probabilities: torch.Tensor, star: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def fraction_below(probabilities: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the probability of fewer stars than the given ones, and of no more, (T,) each: what lies between them is
-    what a rating says of an interval (Czado, Gneiting and Held 2009, "Predictive model assessment for count data")."""
-    up_to = probabilities.cumsum(1).gather(1, star.unsqueeze(1)).squeeze(1)
-    return up_to - probabilities.gather(1, star.unsqueeze(1)).squeeze(1), up_to
+    what a rating says of an interval (Czado, Gneiting and Held 2009, "Predictive model assessment for count data").
+
+    Args:
+        position: int64 (T,), of the given stars, see `StarsLink.position_of`.
+    """
+    up_to = probabilities.cumsum(1).gather(1, position.unsqueeze(1)).squeeze(1)
+    return up_to - probabilities.gather(1, position.unsqueeze(1)).squeeze(1), up_to
 
 
-def coverage(probabilities: torch.Tensor, star: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Return how much of the cell of each given star, int64 (T,), lies inside its `interval`, float (T,)."""
-    below, up_to = fraction_below(probabilities, star)
+def coverage(probabilities: torch.Tensor, position: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return how much of the cell of each given star lies inside its `interval`, float (T,); position as for
+    `fraction_below`."""
+    below, up_to = fraction_below(probabilities, position)
     inside = up_to.clamp(max=(1 + fraction) / 2) - below.clamp(min=(1 - fraction) / 2)
     return inside.clamp(min=0) / (up_to - below).clamp(min=1e-12)

@@ -9,10 +9,10 @@
 
 recommending/one_user.py is the user tower for a single person, in NumPy: read it first.
 
-Pooled history and fold-in are made of a user's CONTEXT ratings C. In training these are a random half of their ratings,
-and the others are the targets to predict. Pooled history: (|C| + 1)^-1/2 sum over j in C of (residual_j w_j + c_j)
-(Koren 2008, equations 6 and 15). Fold-in: see `ridge_solve`. A user without an embedding is served by the same tower:
-their context is enough.
+Pooled history and fold-in are made of a user's CONTEXT ratings C. In training these are a random part of their ratings,
+mostly about half, and the others are the targets to predict. Pooled history: (|C| + 1)^-1/2 sum over j in C of
+(residual_j w_j + c_j) (Koren 2008, equations 6 and 15). Fold-in: see `ridge_solve`. A user without an embedding is
+served by the same tower: their context is enough.
 
 The vectors consist of E members of D coordinates, an ensemble. Each member is a model of its own, with its own loss,
 and what is context for half of them is target for the others. The prediction is the mean of their scores, which is

@@ -8,6 +8,7 @@ Letters: R ratings, E members of the ensemble, D coordinates of a member, W wind
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,20 @@ import torch
 from models.movie_tower import CONSTANT, MEAN_SHRINK, MovieTable
 from models.temporal import PERIODS, WINDOWS
 from models.two_tower import TwoTower
+
+
+class FoldIn(NamedTuple):
+    """A person's ridge regression, A w = V' target + l2 prior; without a fold-in the prior is its solution."""
+
+    vectors: np.ndarray  # V, (E, R, D + 1), of the rated movies
+    prior: np.ndarray  # (E, D + 1)
+    target: np.ndarray  # (E, R)
+    solution: np.ndarray  # w, (E, D + 1)
+    system: np.ndarray | None  # A, (E, D + 1, D + 1); None without a fold-in
+
+    def residual(self, w: np.ndarray) -> np.ndarray:
+        """Return what a vector of the person leaves of the targets, (E, R)."""
+        return self.target - (self.vectors @ w[..., None])[..., 0]
 
 
 class OneUserTower:
@@ -32,59 +47,58 @@ class OneUserTower:
         self.star_values = _array(tower.star_values)
         self.recent = None if recent is None else (_array(recent.weight), np.exp(_array(recent.log_shrinkage)))
 
-    def vector(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
-               asked: int) -> np.ndarray:
-        """Return p_u as of a day, float32 (E (D + 2),).
+    def fold_in(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray) -> FoldIn:
+        """Solve a person's ridge regression, for what is made of it below.
 
         Args:
             user_idx: whose embedding to take; None for somebody without one.
             movie_idx, stars, day: int64, float32 and int64 (R,), what they have rated.
-            asked: the day.
         """
         prior, target = self._regression(user_idx, movie_idx, stars, day)
         vectors, target = self._of_movies(movie_idx, target)
-        solution = prior
-        if self.config.has("fold_in"):
-            system, l2 = self._system(vectors)
-            right = (target[:, None] @ vectors)[:, 0] + l2 * prior
-            solution = np.linalg.solve(system, right[..., None])[..., 0]
-        residual = (target - (vectors @ solution[..., None])[..., 0]).sum(0) / self.config.ensemble_size
+        if not self.config.has("fold_in"):
+            return FoldIn(vectors, prior, target, prior, None)
+        system, l2 = self._system(vectors)
+        right = (target[:, None] @ vectors)[:, 0] + l2 * prior
+        return FoldIn(vectors, prior, target, np.linalg.solve(system, right[..., None])[..., 0], system)
+
+    def vector(self, fold_in: FoldIn, day: np.ndarray, asked: int) -> np.ndarray:
+        """Return p_u as of a day, float32 (E (D + 2),).
+
+        Args:
+            day: int64 (R,), of the ratings.
+            asked: the day.
+        """
+        solution = fold_in.solution
+        residual = fold_in.residual(solution).sum(0) / self.config.ensemble_size
         vector = np.ones((len(solution), solution.shape[1] + 1), np.float32)  # the last meets the movies' biases
         vector[:, :-1] = solution
         vector[:, -2] += self._recent_bias(day, residual, asked) / np.float32(CONSTANT)  # the user's bias
         return vector.ravel() / np.float32(self.config.ensemble_size)
 
-    def contributions(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
-                      target_idx: np.ndarray) -> np.ndarray:
+    def contributions(self, fold_in: FoldIn, target_idx: np.ndarray) -> np.ndarray:
         """Return what each rating adds to the scores of some movies, int64 (T,), through the fold-in, float32 (T, R).
 
         The fold-in is linear in the residuals that the prior leaves, w - prior = sum over j of A^-1 v_j residual_j, so
         these are its exact terms: their sum over R, and the score without a fold-in, is the score.
         """
-        if not self.config.has("fold_in"):
-            return np.zeros((len(target_idx), len(movie_idx)), np.float32)
-        prior, target = self._regression(user_idx, movie_idx, stars, day)
-        vectors, target = self._of_movies(movie_idx, target)
-        residual = target - (vectors @ prior[..., None])[..., 0]  # (E, R)
-        asked = self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)  # (E, D + 1, T)
-        weight = vectors @ np.linalg.solve(self._system(vectors)[0], asked)  # (E, R, T)
-        return (weight * residual[..., None]).mean(0).T
+        if fold_in.system is None:
+            return np.zeros((len(target_idx), fold_in.target.shape[1]), np.float32)
+        weight = fold_in.vectors @ np.linalg.solve(fold_in.system, self._asked(target_idx))  # (E, R, T)
+        return (weight * fold_in.residual(fold_in.prior)[..., None]).mean(0).T
 
-    def uncertainty(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray, day: np.ndarray,
-                    target_idx: np.ndarray) -> tuple[float, np.ndarray]:
+    def uncertainty(self, fold_in: FoldIn, target_idx: np.ndarray) -> tuple[float, np.ndarray]:
         """Return how unsure the predictions for some movies, int64 (T,), are, as `TwoTower.uncertainty` does: the sum
         of the squared residuals that the fold-in leaves of the ratings, and the variances of the scores, float (T,)."""
-        prior, target = self._regression(user_idx, movie_idx, stars, day)
-        vectors, target = self._of_movies(movie_idx, target)
-        if not self.config.has("fold_in"):
-            residual = (target - (vectors @ prior[..., None])[..., 0]).mean(0)
+        residual = fold_in.residual(fold_in.solution).mean(0)
+        if fold_in.system is None:
             return float(residual @ residual), np.zeros(len(target_idx), np.float32)
-        system, l2 = self._system(vectors)
-        asked = self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)  # (E, D + 1, T)
-        right = (target[:, None] @ vectors)[:, 0] + l2 * prior
-        solved = np.linalg.solve(system, np.concatenate([asked, right[..., None]], 2))  # (E, D + 1, T + 1)
-        residual = (target - (vectors @ solved[..., -1:])[..., 0]).mean(0)
-        return float(residual @ residual), (asked * solved[..., :-1]).sum(1).mean(0)
+        asked = self._asked(target_idx)
+        return float(residual @ residual), (asked * np.linalg.solve(fold_in.system, asked)).sum(1).mean(0)
+
+    def _asked(self, target_idx: np.ndarray) -> np.ndarray:
+        """Return movies' vectors as columns, (E, D + 1, T)."""
+        return self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)
 
     def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
                     day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

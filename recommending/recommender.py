@@ -7,6 +7,8 @@
 A person is a `History`: some ratings and, for a user of the data set, a row of the user table. A history typed in by
 somebody who was not there in training is served by the same tower, without any retraining. `Filters` say which movies
 may be listed; every list is made of `Recommendation`.
+
+Letters: R ratings, M movies, N movies asked for, B users, P coordinates of a vector, L of a taste.
 """
 
 import datetime
@@ -41,7 +43,7 @@ from preprocessing.dataset import (
 )
 from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
-from recommending.one_user import OneUserTower
+from recommending.one_user import FoldIn, OneUserTower
 from recommending.top_k import BestMovies, best_of, only, products
 
 LEAST_EFFECT = 0.005  # of a reason; less would be shown as +0.00
@@ -163,7 +165,7 @@ class Recommender:
 
     @cached_property
     def list_vectors(self) -> torch.Tensor:
-        """All movies' vectors, float (M, K), whose inner products with a person's are the scores of their list."""
+        """All movies' vectors, float (M, P), whose inner products with a person's are the scores of their list."""
         return self.model.list_vectors(self.day, self._movie_table)
 
     @cached_property
@@ -266,15 +268,19 @@ class Recommender:
         return self.movies.movie_id[self._finder.called(title)].tolist()
 
     @torch.no_grad()
-    def vector_of(self, history: History) -> torch.Tensor:
-        """Return a person's vector, float (K,): its inner products with `list_vectors` are the scores of their list."""
-        vector = torch.from_numpy(self._user_tower.vector(
-            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), self.day))
+    def vector_of(self, history: History, fold_in: FoldIn | None = None) -> torch.Tensor:
+        """Return a person's vector, float (P,): its inner products with `list_vectors` are the scores of their list.
+
+        Args:
+            fold_in: theirs, where it is at hand.
+        """
+        vector = torch.from_numpy(self._user_tower.vector(fold_in or self._fold_in(history), history.day.numpy(),
+                                                          self.day))
         return self.model.join(vector.unsqueeze(0), _user_idx(history), _context(history))[0]
 
     @torch.no_grad()
     def vectors_of(self, users: range, ratings: Ratings) -> torch.Tensor:
-        """Return the vectors, float (B, K), of users of the data set that follow each other, from their ratings."""
+        """Return the vectors, float (B, P), of users of the data set that follow each other, from their ratings."""
         row, movie_idx, day = (torch.from_numpy(getattr(ratings, name).astype(np.int64))
                                for name in ("user_idx", "movie_idx", "day"))
         stars = torch.from_numpy(ratings.stars.astype(np.float32)) * self.meta["stars_step"]
@@ -290,19 +296,21 @@ class Recommender:
         (`filters.include_seen`) knows the stars that they gave.
 
         Args:
-            rank_by: "rating", the highest stars, as lists show them, or "relevance", what they will like to watch next.
+            rank_by: "rating", the highest stars, movies with few ratings a little lower, or "relevance", what they will
+                like to watch next.
 
         Raises:
             DataError: relevance is asked for, and the run was trained without.
         """
-        vector, allowed = self.vector_of(history), self._allowed(filters, history)
+        fold_in = self._fold_in(history)
+        vector, allowed = self.vector_of(history, fold_in), self._allowed(filters, history)
         if rank_by == "rating":
             order, scores = self._best_movies.find(vector.numpy(), allowed, top_n)
         else:
             order = best_of(only(self._relevance(history, vector).numpy(), allowed), top_n)
             scores = self._best_movies.products(vector.numpy(), order)
         rated = _given(history, order) if filters is not None and filters.include_seen else None
-        return self._predicted(history, order, scores + self._margins[order], rated)
+        return self._predicted(history, fold_in, order, scores + self._margins[order], rated)
 
     @torch.inference_mode()
     def predict(self, history: History, movie_ids: Iterable[Id]) -> np.ndarray:
@@ -318,14 +326,15 @@ class Recommender:
         Raises:
             DataError: a movie_id that the data set does not have.
         """
-        return self.model.stars(torch.from_numpy(self._scores(history, self._indices(movie_ids)))).numpy()
+        scores = self._scores(history, self._fold_in(history), self._indices(movie_ids))
+        return self.model.stars(torch.from_numpy(scores)).numpy()
 
     def predictions(self, history: History, movie_ids: Iterable[Id]) -> list[Recommendation]:
         """Return what `predict` says of some movies as a list, the highest stars first; equal ones keep their order."""
-        movie_idx = self._indices(movie_ids)
-        score = self._scores(history, movie_idx)
+        movie_idx, fold_in = self._indices(movie_ids), self._fold_in(history)
+        score = self._scores(history, fold_in, movie_idx)
         order = np.argsort(-score, kind="stable")
-        return self._predicted(history, movie_idx[order], score[order], _given(history, movie_idx[order]))
+        return self._predicted(history, fold_in, movie_idx[order], score[order], _given(history, movie_idx[order]))
 
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
@@ -385,7 +394,7 @@ class Recommender:
             return
         listed = np.searchsorted(self.movies.movie_id, [line.movie_id for line in recommendations])
         movie_idx, stars = history.movie_idx.numpy(), history.stars.numpy()
-        effects = self._user_tower.contributions(history.user_idx, movie_idx, stars, history.day.numpy(), listed)
+        effects = self._user_tower.contributions(self._fold_in(history), listed)
         if history.user_idx is not None and self.model.item_based is not None:
             effects = effects / 2  # of the mean of both towers' scores
         trust = float(self.model.trust(torch.tensor(len(movie_idx))))
@@ -406,17 +415,21 @@ class Recommender:
         """Return the indices of movies, int64 (N,); raises as `movie_idx_of`."""
         return np.array([self.movie_idx_of(movie_id) for movie_id in movie_ids], np.int64)
 
-    def _scores(self, history: History, movie_idx: np.ndarray) -> np.ndarray:
+    def _fold_in(self, history: History) -> FoldIn:
+        """Return a person's ridge regression."""
+        return self._user_tower.fold_in(history.user_idx, history.movie_idx.numpy(), history.stars.numpy(),
+                                        history.day.numpy())
+
+    def _scores(self, history: History, fold_in: FoldIn, movie_idx: np.ndarray) -> np.ndarray:
         """Return a person's scores of movies, int64 (N,), float32 (N,), as predictions have them."""
-        bounds = products(self.list_vectors.numpy(), self.vector_of(history).numpy(), movie_idx)
+        bounds = products(self.list_vectors.numpy(), self.vector_of(history, fold_in).numpy(), movie_idx)
         return bounds + self._margins[movie_idx]
 
-    def _predicted(self, history: History, movie_idx: np.ndarray, score: np.ndarray,
+    def _predicted(self, history: History, fold_in: FoldIn, movie_idx: np.ndarray, score: np.ndarray,
                    rated: list[float | None] | None) -> list[Recommendation]:
         """Return a list of movies, int64 (N,), with what is predicted of each from its score, float32 (N,)."""
         link, scores = self.model.link, torch.from_numpy(score)
-        squared, variance = self._user_tower.uncertainty(
-            history.user_idx, history.movie_idx.numpy(), history.stars.numpy(), history.day.numpy(), movie_idx)
+        squared, variance = self._user_tower.uncertainty(fold_in, movie_idx)
         features = spread_features(torch.full_like(scores, squared),
                                    torch.full_like(scores, len(history.movie_idx)), torch.from_numpy(variance))
         probabilities = link.probabilities(scores, features)
@@ -430,7 +443,7 @@ class Recommender:
         return lines
 
     def _relevance(self, history: History, vector: torch.Tensor) -> torch.Tensor:
-        """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (K,)."""
+        """Return the relevance of all movies to a person, float (M,), from their vector of the rating, float (P,)."""
         if self.model.relevance is None:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
@@ -438,7 +451,7 @@ class Recommender:
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:
-        """The movies' vectors of relevance, float (M, L + 1 + K); made when first asked for."""
+        """The movies' vectors of relevance, float (M, L + 1 + P); made when first asked for."""
         assert self.model.relevance is not None
         return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._movie_table))
 

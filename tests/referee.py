@@ -253,26 +253,26 @@ class Model:
         """low + step times the sum over the thresholds of the probability of being above."""
         return self.data.low + self.step * self.at_least(np.asarray(score), 1.0).sum(-1)
 
-    def at_least(self, score: np.ndarray, width: float) -> np.ndarray:
-        """Return the probabilities of as many stars or more, (.., K), by a logistic curve so many times as wide."""
-        return 1 / (1 + np.exp((self.link["thresholds"] - self.link["slope"] * score[..., None]) / width))
+    def at_least(self, score: np.ndarray, spread: float) -> np.ndarray:
+        """Return the probabilities of as many stars or more, (.., K), with so many times the curve's spread."""
+        return 1 / (1 + np.exp((self.link["thresholds"] - self.link["slope"] * score[..., None]) / spread))
 
     def distribution(self, user: int | None, known: Ratings, movie: int, score: float) -> np.ndarray:
         """Return the probabilities of the stars for a movie, (K + 1,), from its score; their mean is `stars`.
 
-        The curve's width follows the user's residuals, shrunk to 1, and the variance of the score,
+        The curve's spread follows the user's residuals, shrunk to 1, and the variance of the score,
         v (V'V + diag(l2))^-1 v.
         """
         towers, person, l2 = self.users, self.users.person(user, known), self.users.l2(len(known.movie))
         variances = [asked @ np.linalg.solve(v.T @ v + np.diag(of_member), asked) for asked, v, of_member in zip(
             towers.vectors[movie], towers.vectors[known.movie].transpose(1, 0, 2), l2, strict=True)]
-        scatter = np.log((person.left @ person.left + 10) / (len(known.movie) + 10)) / 2
-        features = np.array([1, scatter, np.log(np.mean(variances) * towers.has("fold_in") + 0.02) + 2])
-        width, expected = np.exp(self.link["spread_weights"] @ features), self.stars(score)
+        log_residual = np.log((person.left @ person.left + 10) / (len(known.movie) + 10)) / 2
+        features = np.array([1, log_residual, np.log(np.mean(variances) * towers.has("fold_in") + 0.02) + 2])
+        spread, expected = np.exp(self.link["spread_weights"] @ features), self.stars(score)
         number = (expected - self.data.low) / self.step  # of steps above the lowest
-        moved = optimize.brentq(lambda x: self.at_least(np.array(x), width).sum() - number, score - 60, score + 60,
+        moved = optimize.brentq(lambda x: self.at_least(np.array(x), spread).sum() - number, score - 60, score + 60,
                                 xtol=1e-12)
-        return -np.diff(np.concatenate([[1], self.at_least(np.array(moved), width), [0]]))
+        return -np.diff(np.concatenate([[1], self.at_least(np.array(moved), spread), [0]]))
 
     def effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
         """Return what each known rating adds to the score of a movie, (R,)."""

@@ -1,8 +1,6 @@
 """Imports run one way: main -> training, rec -> recommending; both -> models -> models/ops, preprocessing/dataset."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -72,10 +70,3 @@ def test_pandas_is_imported_only_where_a_table_is_read():
             assert "pandas" not in {alias.name for node in body for alias in node.names}, path
             if "pandas" in {module.split(".")[0] for module in imported_modules(path)}:
                 assert path.relative_to(ROOT).as_posix() in READS_TABLES, path
-
-
-def test_lists_without_a_file_of_ratings_do_not_import_pandas(data_dir, run_dir):
-    code = ("import sys, rec; code = rec.main(sys.argv[1:]); assert 'pandas' not in sys.modules; sys.exit(code)")
-    flags = ["--data_dir", str(data_dir), "--run_dir", str(run_dir), "--rate", "1:5"]
-    result = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

@@ -57,9 +57,10 @@ def test_no_process_of_a_command_opens_a_socket(raw_dir, tmp_path):
     for argv in (["-c", "import sys; from preprocessing import parsing, netflix_preprocess\n"
                   "parsing.RANGE_BYTES = 50_000\nsys.exit(netflix_preprocess.main(sys.argv[1:]))",
                   "--raw_dir", raw, "--out_dir", data],
-                 ["main.py", "--data_dir", data, "--run_dir", out, "--epochs", "1", "--embedding_dim", "8",
-                  "--ensemble_size", "1", "--batch_size", "1000"],
-                 ["rec.py", "--data_dir", data, "--run_dir", out]):
+                 ["-c", "import sys, main, rec\n"
+                  "sys.exit(main.main(sys.argv[1:]) or rec.main(sys.argv[1:5]))",
+                  "--data_dir", data, "--run_dir", out, "--epochs", "1", "--embedding_dim", "8", "--ensemble_size", "1",
+                  "--batch_size", "1000"]):
         done = run(*argv)
         assert done.returncode == 0, done.stderr
     assert not seen.exists()

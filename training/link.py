@@ -21,7 +21,7 @@ DERIVATIVE_STEP = 1e-3
 def count_scores(link: StarsLink, score: torch.Tensor, stars: torch.Tensor) -> torch.Tensor:
     """Count ratings, float (T,) each, by their score and stars: float64 (Z, K + 1), for `fit_link`."""
     score_bin = ((score + LARGEST) * (BINS / (2 * LARGEST))).long().clamp(0, BINS - 1)
-    cell = score_bin * (link.num_above + 1) + link.star_of(stars)
+    cell = score_bin * (link.num_above + 1) + link.position_of(stars)
     return torch.bincount(cell, minlength=BINS * (link.num_above + 1)).double().view(BINS, -1)
 
 
@@ -59,21 +59,21 @@ def fit_link(link: StarsLink, counts: torch.Tensor) -> None:
 @torch.no_grad()
 def fit_spread(link: StarsLink, score: torch.Tensor, stars: torch.Tensor, features: torch.Tensor,
                ranks: Ranks = ALONE) -> None:
-    """Fit how widely ratings scatter, by Fisher scoring, to ratings of this rank and the others.
+    """Fit the spread of ratings around predictions, by Fisher scoring, to ratings of this rank and the others.
 
     Args:
         score, stars, features: float (T,), (T,) and (T, 3), as for `StarsLink.probabilities`.
     """
-    star, features, score = link.star_of(stars).unsqueeze(1), features.double(), score.double()
+    position, features, score = link.position_of(stars).unsqueeze(1), features.double(), score.double()
     prior, device = torch.tensor(SPREAD_WEIGHTS).double().to(score.device), score.device
     weights = prior.clone()
     for _ in range(SPREAD_STEPS):
-        width = (features @ weights).exp()
-        now, wider, narrower = (link.scattered(score, width * factor).clamp(min=1e-12)
-                                for factor in (1.0, 1 + DERIVATIVE_STEP, 1 - DERIVATIVE_STEP))
-        by_width = (wider - narrower) / (2 * DERIVATIVE_STEP)  # by the logarithm of the width
-        gradient = features.T @ (by_width / now).gather(1, star)
-        information = features.T @ ((by_width.square() / now).sum(1, keepdim=True) * features)
+        spread = (features @ weights).exp()
+        now, more, less = (link.with_spread(score, spread * factor).clamp(min=1e-12)
+                           for factor in (1.0, 1 + DERIVATIVE_STEP, 1 - DERIVATIVE_STEP))
+        by_spread = (more - less) / (2 * DERIVATIVE_STEP)  # by the logarithm of the spread
+        gradient = features.T @ (by_spread / now).gather(1, position)
+        information = features.T @ ((by_spread.square() / now).sum(1, keepdim=True) * features)
         ranks.sum_(gradient, information)
         gradient -= SPREAD_PRECISION * (weights - prior).unsqueeze(1)
         information += SPREAD_PRECISION * torch.eye(len(prior), dtype=torch.float64, device=device)

@@ -78,7 +78,7 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     epochs = [row.epoch for row in metrics]
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     axes.plot(epochs, [row.train_rmse for row in metrics], "o-", ms=3, color="tab:gray",
-              label="train (half of the ratings as context)")
+              label="train (a random part of the ratings as context)")
     axes.plot(epochs, [row.val_rmse for row in metrics], "o-", ms=3, color="tab:blue", label="validation")
     for (name, rmse), style in zip(baselines.items(), ("--", ":"), strict=False):
         axes.axhline(rmse, ls=style, color="tab:red", lw=1, label=f"{name}, validation: {rmse:.4f}")
@@ -150,10 +150,10 @@ def calibration(model: Blend, data: DataSet) -> dict[str, float]:
     users = test.offset.diff().nonzero().squeeze(1)
     users = users[uniform(3, users) < CALIBRATION_USERS / max(len(users), 1)]
     score, stars, features = scores_and_features(model, train, test, users, data.meta["stars_step"])
-    probabilities, star = model.link.probabilities(score, features).double(), model.link.star_of(stars)
-    own = probabilities.gather(1, star.unsqueeze(1)).clamp(min=1e-12).log()
+    probabilities, position = model.link.probabilities(score, features).double(), model.link.position_of(stars)
+    own = probabilities.gather(1, position.unsqueeze(1)).clamp(min=1e-12).log()
     return {"log_likelihood": float(own.mean()),
-            **{f"coverage_{percent}": float(coverage(probabilities, star, percent / 100).mean())
+            **{f"coverage_{percent}": float(coverage(probabilities, position, percent / 100).mean())
                for percent in COVERAGES}}
 
 

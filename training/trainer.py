@@ -28,7 +28,7 @@ from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
-SPREAD_USERS = 512  # with validation ratings are enough for how widely ratings scatter
+SPREAD_USERS = 512  # with validation ratings are enough for the spread of ratings around predictions
 ANY_SIZE = 0.15  # of users have a context of any size in an epoch, so that a few ratings of somebody new serve them
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
 

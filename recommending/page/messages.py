@@ -78,7 +78,8 @@ class Question(Person):
     """A question for a person's list; one of ratings and user_id must be given."""
 
     rank_by: Literal["rating", "relevance"] = Field(
-        default="rating", description="highest stars first, or most likely to be watched and liked next")
+        default="rating", description="highest stars first, movies with few ratings a little lower, or most likely to "
+        "be watched and liked next")
     explain: bool = Field(default=False, description="say which ratings raised each score most")
     filters: Narrowing = Narrowing()
 

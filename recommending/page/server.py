@@ -7,6 +7,7 @@ header: an address, `localhost` or the name given with --host. A page from elsew
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import os
 import re
@@ -182,6 +183,7 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
     with listening, threadpool_limits(1):
         answers = Answers(recommender)
         answers.warm_up()
+        gc.freeze()  # what is there now is no garbage; looking through it would delay answers, and the end by 0.8 s
         app = Guard(make_app(answers), host)
         config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical", access_log=False,
                                 server_header=False, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False)

@@ -19,7 +19,10 @@ def test_the_random_data_set_is_a_data_set(tmp_path):
     assert int(movies.num_train_ratings.sum()) == len(file)
 
 
-def test_the_last_line_has_the_promised_figures(capfd, data_dir):
+def test_the_last_line_has_the_promised_figures(capfd, data_dir, monkeypatch):
+    measure = bench_rec.measure
+    monkeypatch.setattr(bench_rec, "measure", lambda function, *args, **named: (  # one process of its own is enough
+        function(*args) if function is bench_rec.run_all_users else measure(function, *args, **named)))
     assert bench_rec.main(["--data_dir", str(data_dir), "--users", "40", "--rounds", "1"]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
     for name in ("query_ms", "history_ms", "load_ms", "process_over_import_torch", "all_users_s",

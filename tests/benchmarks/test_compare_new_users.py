@@ -282,6 +282,12 @@ def test_towers_are_trained_without_the_people_and_asked_through_the_recommender
     assert set(results["two_tower_relevance"]) == {"ndcg@10", "ndcg@10_std"}
 
 
+def test_towers_without_an_order_by_relevance_are_measured_by_rating_alone(ask):
+    _, answer = ask("--models", "two_tower", "--main_flags", " ".join(["--relevance_weight", "0", *SMALL]))
+    assert set(answer["results"]) == {"two_tower"}
+    assert all(value is not None for name in ("rmse", "ndcg@10") for value in answer["results"]["two_tower"][name])
+
+
 def test_mean_and_deviation_are_over_seeds_with_other_people(ask):
     _, both = ask("--models", "two_means,popularity", "--seeds", "2", "--trials", "2")
     _, first = ask("--models", "two_means,popularity", "--trials", "2")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from benchmarks import compare_accuracy, compare_ranking, ranking_peers
+from benchmarks import compare_accuracy, compare_ranking, peers, ranking_peers
 from benchmarks.peers import importable
 from preprocessing.dataset import DataError
 from training.batches import load_dataset
@@ -103,6 +104,11 @@ def plant_peer(monkeypatch, fit, grid):
     monkeypatch.setitem(ranking_peers.PEERS, "popularity", ranking_peers.RankingPeer(fit, "planted", "", grid))
 
 
+def chosen(name, data, num_trials):
+    ndcg = partial(ranking_peers.validation_ndcg, name, data, 1)
+    return peers.choose_settings(ranking_peers.PEERS[name].grid, num_trials, ndcg, "ndcg@10", highest=True)
+
+
 def test_settings_are_chosen_by_validation_without_a_look_at_the_test(data_dir, monkeypatch):
     data = dataclasses.replace(load_dataset(data_dir), test=None)
     validation = data.validation
@@ -114,16 +120,15 @@ def test_settings_are_chosen_by_validation_without_a_look_at_the_test(data_dir, 
         return lambda users: truth[users] * factor
 
     plant_peer(monkeypatch, fit, {"factor": (-1, 1, 0)})
-    tried = ranking_peers.choose_settings("popularity", data, 10, 1)
+    tried = chosen("popularity", data, 10)
     assert [row["factor"] for row in tried] == [1, 0, -1]
     assert tried[0]["ndcg@10"] == pytest.approx(1)
-    assert len(ranking_peers.choose_settings("popularity", data, 2, 1)) == 2
-    assert ranking_peers.choose_settings("svd", data, 10, 1) == []
+    assert len(chosen("popularity", data, 2)) == 2 and chosen("svd", data, 10) == []
 
 
 def test_without_validation_ratings_no_settings_are_chosen(data):
     with pytest.raises(DataError, match="val_fraction"):
-        ranking_peers.choose_settings("popularity", data, 10, 1)
+        chosen("popularity", data, 10)
 
 
 def test_table_and_json_hold_mean_and_deviation_over_seeds(data_dir, data, monkeypatch, capsys):

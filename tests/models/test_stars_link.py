@@ -33,18 +33,18 @@ def test_the_link_before_it_is_fitted_is_much_like_the_sigmoid_of_training(high,
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9, unique=True), st.floats(-4, 4, width=32),
        st.floats(0.25, 3, width=32), st.floats(0.5, 4, width=32))
-def test_however_wide_the_scatter_the_mean_of_the_probabilities_is_the_stars_to_expect(thresholds, score, width, slope):
+def test_whatever_the_spread_the_mean_of_the_probabilities_is_the_stars_to_expect(thresholds, score, spread, slope):
     link = link_of(slope, sorted(thresholds))
     scores = torch.tensor([score])
-    chances = link.scattered(scores, torch.tensor([width]))[0]
+    chances = link.with_spread(scores, torch.tensor([spread]))[0]
     assert chances.min() >= 0 and chances.sum().item() == pytest.approx(1, abs=1e-5)
     stars = chances @ torch.arange(1, len(thresholds) + 2).float()
     assert stars.item() == pytest.approx(link(scores).item(), abs=0.01 * len(thresholds))
 
 
-def test_wider_scatter_moves_probability_from_the_middle_to_the_ends():
+def test_a_larger_spread_moves_probability_from_the_middle_to_the_ends():
     link, score = link_of(2.0, [-3.0, -1.0, 1.0, 3.0]), torch.zeros(3)
-    chances = link.scattered(score, torch.tensor([0.5, 1.0, 2.0]))
+    chances = link.with_spread(score, torch.tensor([0.5, 1.0, 2.0]))
     assert (chances[:, 2].diff() < 0).all() and (chances[:, 0].diff() > 0).all() and (chances[:, 4].diff() > 0).all()
 
 

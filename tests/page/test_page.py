@@ -96,7 +96,11 @@ def test_keyboard_alone_finds_rates_and_opens(visit, server):
     for _ in range(3):
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "search"
-    page.keyboard.type(title[:12].upper())
+    typed = title[:12].strip().upper()
+    with page.expect_response(lambda answer: httpx.URL(answer.url).params.get("query") == typed) as found:
+        page.keyboard.type(typed)
+    found.value.finished()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")  # else an arrow is lost
     page.wait_for_selector("#found li")
     chosen = page.locator("#found li[aria-selected=true]")
     while title not in chosen.inner_text():

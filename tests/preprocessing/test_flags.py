@@ -6,7 +6,6 @@ meta.json say in test_statistics.py.
 
 import json
 import math
-import os
 import re
 import time
 from datetime import UTC, datetime
@@ -26,11 +25,6 @@ NETFLIX, MOVIELENS = "netflix", "movielens"
 COMMANDS = {NETFLIX: netflix_preprocess, MOVIELENS: movielens_preprocess}
 KINDS = [(NETFLIX, "probe"), (NETFLIX, "latest"), (NETFLIX, "random"), (MOVIELENS, "latest"), (MOVIELENS, "random"),
          *((MOVIELENS, f"u{number}") for number in range(1, 6))]
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")

@@ -82,11 +82,6 @@ def test_the_referee_splits_a_user_as_by_hand():
     assert [splits[5, movie_id] for movie_id in range(10)] == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 # --- raw files and what the commands make of them --------------------------------------------------------------
 
 

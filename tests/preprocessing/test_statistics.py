@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import random
 import re
 from collections import Counter
@@ -18,11 +17,6 @@ import pytest
 from preprocessing import movielens_preprocess, netflix_preprocess
 
 SPLITS = ("train", "validation", "test")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 # --- raw text --------------------------------------------------------------------------------------------------

@@ -21,16 +21,19 @@ def test_each_kind_of_list_has_its_own_columns(planted):
     assert [*list_frame(planted.search("the", Filters()))] == fixed
     seen = planted.recommend(planted.history_from({30: 2}), filters=Filters(include_seen=True))
     frame = list_frame(seen)
-    assert [*frame] == [*fixed, "stars", "stars_bound", "rated"]
+    assert [*frame] == [*fixed, "stars", "stars_bound", "interval_low", "interval_high", "rated"]
     assert frame.stars.tolist() == [row.stars for row in seen]
+    assert frame[["interval_low", "interval_high"]].to_numpy().tolist() == [row.interval for row in seen]
     assert frame.rated.dropna().to_dict() == {next(row.rank for row in seen if row.movie_id == 30): 2.0}
 
 
 def test_an_empty_list_has_every_column_in_its_type():
     frame = list_frame([])
-    assert [*frame] == ["movie_id", "title", "year", "num_ratings", "stars", "stars_bound", "similarity", "rated"]
+    assert [*frame] == ["movie_id", "title", "year", "num_ratings", "stars", "stars_bound", "interval_low",
+                        "interval_high", "similarity", "rated"]
     assert frame.empty
-    assert frame.stars.dtype == "float64" and frame.year.dtype == "Int64" and frame.index.name == "rank"
+    assert frame.stars.dtype == frame.interval_high.dtype == "float64"
+    assert frame.year.dtype == "Int64" and frame.index.name == "rank"
     assert reasons_frame([]).effect.dtype == "float64"
 
 

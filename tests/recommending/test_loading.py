@@ -15,14 +15,17 @@ from preprocessing.dataset import DataError, read_meta
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_list_imports_nothing_heavy_beyond_torch(data_dir, run_dir):
-    """Nor does torch import pandas or matplotlib."""
+def test_a_list_imports_nothing_heavy_beyond_torch_nor_a_server(data_dir, run_dir):
+    """Nor does torch import pandas or matplotlib; nor does rec.py, where there is no file of ratings."""
+    heavy = {"pandas", "matplotlib", "numba", "sympy", "scipy", "sklearn", "fastapi", "uvicorn", "pydantic",
+             "starlette"}
     program = ("import sys, torch; before = set(sys.modules) - {'pandas', 'matplotlib'}; "
                "import rec; from models.ops import backend; "
                "backend.FEW_RATINGS = -1; "  # as if the user had rated much
-               f"code = rec.main(['--data_dir', {str(data_dir)!r}, '--run_dir', {str(run_dir)!r}, '--explain']); "
+               f"place = ['--data_dir', {str(data_dir)!r}, '--run_dir', {str(run_dir)!r}]; "
+               "code = rec.main([*place, '--explain']) or rec.main([*place, '--rate', '1:5']); "
                "loaded = {name.split('.')[0] for name in set(sys.modules) - before}; "
-               "sys.exit(code or str(sorted(loaded & {'pandas', 'matplotlib', 'numba', 'sympy', 'scipy', 'sklearn'})))")
+               f"sys.exit(code or str(sorted(loaded & {heavy})))")
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.stderr.strip() == "[]", result.stderr
 

@@ -1,6 +1,7 @@
 """The server of the page as a process: who is slow, dead, many or wrong stops nobody else; signals end it in time."""
 
 import contextlib
+import gc
 import json
 import shutil
 import signal
@@ -16,12 +17,15 @@ from pathlib import Path
 import httpx
 import pytest
 import schemathesis
+import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rec
 from preprocessing.dataset import read_users
+from recommending.page.server import serve
+from recommending.recommender import Recommender
 from tests.serving import ROOT, Server, served
 
 QUESTION = {"ratings": {"1": 5, "2": 3}, "explain": True}
@@ -112,6 +116,15 @@ def test_sigterm_ends_it_within_a_second_with_requests_in_flight_answered(run_di
     endless.close()
 
 
+def test_what_is_loaded_is_not_looked_through_for_garbage_from_the_first_request_to_the_end(run_dir, data_dir,
+                                                                                            monkeypatch):
+    before, frozen = gc.get_freeze_count(), []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *args, **named: frozen.append(gc.get_freeze_count()))
+    serve(Recommender.load(run_dir, data_dir), port=0)
+    gc.unfreeze()
+    assert frozen[0] - before > 100_000  # objects of PyTorch alone
+
+
 def test_what_is_no_http_is_told_so(server):
     for text in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9):
         with connect(server.port, text + b"\r\n\r\n") as connection:
@@ -165,11 +178,6 @@ def test_flags_that_a_page_has_no_use_for_are_refused(capsys, flags, sentence):
     with pytest.raises(SystemExit) as end:
         rec.main(flags)
     assert end.value.code == 2 and capsys.readouterr().err.endswith(f"{sentence}\n")
-
-
-def test_rec_without_serve_imports_no_server():
-    code = "import sys, rec; sys.exit(bool({'fastapi', 'uvicorn', 'pydantic', 'starlette'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_server_writes_nothing_and_keeps_nothing(server, run_dir, data_dir):

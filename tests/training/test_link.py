@@ -69,17 +69,17 @@ def test_a_scale_of_many_steps_of_which_most_are_never_given():
     assert errors[0] < 0.65 * errors[1]
 
 
-def test_planted_scatter_is_found():
+def test_a_planted_spread_is_found():
     torch.manual_seed(0)
     link, count, planted = StarsLink(1, 5, 1), 40_000, torch.tensor([-0.2, 1.3, 0.2])
     score = torch.randn(count) * 0.8
     features = torch.stack([torch.ones(count), torch.randn(count) * 0.3, torch.randn(count)], 1)
-    star = torch.multinomial(link.scattered(score, (features @ planted).exp()), 1).squeeze(1)
-    fit_spread(link, score, 1 + star.float(), features)
+    position = torch.multinomial(link.with_spread(score, (features @ planted).exp()), 1).squeeze(1)
+    fit_spread(link, score, 1 + position.float(), features)
     assert link.spread_weights.tolist() == pytest.approx(planted.tolist(), abs=0.04)
 
 
-def test_scatter_stays_as_it_was_without_ratings():
+def test_the_spread_stays_as_it_was_without_ratings():
     link = StarsLink(1, 5, 1)
     fit_spread(link, torch.zeros(0), torch.zeros(0), torch.zeros(0, 3))
     assert link.spread_weights.tolist() == pytest.approx(SPREAD_WEIGHTS)

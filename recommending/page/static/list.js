@@ -64,7 +64,10 @@ function showList(answer, before) {
   const number = page.state.ratings.size,
     of = page.state.user ? `User ${answer.user_id}${number ? ` and ${count(number, "rating")} of yours` : ""}` : "";
   const whose = number ? `From ${count(number, "rating")}` : "Before you rate: what most people like";
-  const order = page.state.rank_by === "relevance" ? "most likely to be watched and liked next" : "highest stars first";
+  const order =
+    page.state.rank_by === "relevance"
+      ? "most likely to be watched and liked next"
+      : "highest stars first, movies with few ratings a little lower";
   $("about-list").textContent = [of || whose, order, ...(answer.as_of ? [`as of ${answer.as_of}`] : [])].join(", ");
   const rows = page.list.map((movie) => {
     const id = String(movie.movie_id),
