@@ -133,7 +133,7 @@ def of_towers(run_dir: Path, data: DataSet) -> Said:
     model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
     users = data.test.offset.diff().nonzero().squeeze(1)
     score, stars, features = scores_and_features(model, data.train, data.test, users, data.meta["stars_step"])
-    return Said(model.link.probabilities(score, features).detach().double(), model.link.star_of(stars))
+    return Said(model.link.probabilities(score, features).detach().double(), model.link.position_of(stars))
 
 
 def of_new_people(args: argparse.Namespace, folder: Path) -> dict[str, Said]:
@@ -158,7 +158,7 @@ def _answers(recommender: Recommender, person: Person, size: int) -> tuple[torch
                                                 person.given[:size].tolist(), strict=True)))
     asked = movie_id[person.asked_idx].tolist()
     said = {row.movie_id: list((row.probabilities or {}).values()) for row in recommender.predictions(history, asked)}
-    return torch.tensor([said[movie] for movie in asked]).double(), link.star_of(torch.tensor(person.asked))
+    return torch.tensor([said[movie] for movie in asked]).double(), link.position_of(torch.tensor(person.asked))
 
 
 def of_myfm(data: DataSet, args: argparse.Namespace) -> Said:
@@ -169,7 +169,7 @@ def of_myfm(data: DataSet, args: argparse.Namespace) -> Said:
     user_idx, movie_idx, _ = columns_of(data)
     user_rows, movie_rows = (sparse.identity(size, format="csr") for size in (data.num_users, data.num_movies))
     link = _link_of(data)
-    train_star, test_star = (link.star_of(part.stars * data.meta["stars_step"]) for part in (data.train, data.test))
+    train_star, test_star = (link.position_of(part.stars * data.meta["stars_step"]) for part in (data.train, data.test))
     model = MyFMOrderedProbit(rank=args.rank, random_seed=args.seed)
     with contextlib.redirect_stderr(io.StringIO()):  # it draws a bar of its own
         model.fit(None, train_star.numpy(), group_shapes=[data.num_users, data.num_movies], n_iter=320,
@@ -182,7 +182,7 @@ def of_myfm(data: DataSet, args: argparse.Namespace) -> Said:
 def of_shares(data: DataSet) -> Said:
     """Return the shares of the stars among the training ratings, for every test rating."""
     link = _link_of(data)
-    train_star, test_star = (link.star_of(part.stars * data.meta["stars_step"]) for part in (data.train, data.test))
+    train_star, test_star = (link.position_of(part.stars * data.meta["stars_step"]) for part in (data.train, data.test))
     shares = torch.bincount(train_star, minlength=link.num_above + 1).double() / len(train_star)
     return Said(shares.expand(len(test_star), -1), test_star)
 

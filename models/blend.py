@@ -91,7 +91,8 @@ class Blend(nn.Module):
         score, trust, above_means, movie_idx = predictions
         return torch.lerp(self.mean_scores()[movie_idx] + above_means, score, trust)
 
-    def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target) -> Predictions:
+    def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target,
+                are_new: bool = False) -> Predictions:
         """Predict ratings on their own days.
 
         Args:
@@ -99,9 +100,10 @@ class Blend(nn.Module):
             user_idx: int64 (B,), users of the data set.
             context: what is known of them.
             target: what is asked for.
+            are_new: predict as if the data set did not know these users.
         """
-        score = self.user_based.predict(movies, self.user_based.user_embedding[user_idx], context, target)
-        if self.item_based is not None:
+        score = self.user_based.predict(movies, self._embedding(user_idx, are_new), context, target)
+        if self.item_based is not None and not are_new:
             users = self.item_based.movie_vectors(0, user_idx)
             score = (score + (users[target.row] * self.folded_in[target.movie_idx]).sum(1)) / 2
         trust, above_means = self._of_means(context, len(user_idx))
@@ -181,11 +183,12 @@ class Blend(nn.Module):
         """Turn scores into the stars to expect."""
         return self.link(score)
 
-    def spread_features(self, movies: MovieTable, user_idx: torch.Tensor, context: Context,
-                        target: Target) -> torch.Tensor:
-        """Return what the spread of ratings around their predictions depends on, float (T, 3), for `StarsLink`;
+    def spread_features(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target,
+                        are_new: bool = False) -> torch.Tensor:
+        """Return what the spread of ratings around their predictions depends on, float (T, 4), for `StarsLink`;
         arguments as for `predict`."""
-        return spread_features(*self.user_based.uncertainty(movies, self._embedding(user_idx), context, target))
+        return spread_features(*self.user_based.uncertainty(movies, self._embedding(user_idx, are_new), context,
+                                                            target))
 
     def description(self) -> dict:
         """Return what the constructor needs, as plain values, for a checkpoint."""
@@ -206,10 +209,10 @@ class Blend(nn.Module):
         total = above.new_zeros(num_users).index_add_(0, context.row, above)
         return self.trust(count), total / (count + MEAN_SHRINK)
 
-    def _embedding(self, user_idx: torch.Tensor | None) -> torch.Tensor:
-        """Return rows of the user table, float (B, user_dim), zero for somebody whom the data set does not know."""
-        table = self.user_based.user_embedding
-        return table.new_zeros(1, self.config.user_dim) if user_idx is None else table[user_idx]
+    def _embedding(self, user_idx: torch.Tensor | None, are_new: bool = False) -> torch.Tensor:
+        """Return rows of the user table, float (B, user_dim), zero for people whom the data set does not know."""
+        table, number = self.user_based.user_embedding, 1 if user_idx is None else len(user_idx)
+        return table.new_zeros(number, self.config.user_dim) if user_idx is None or are_new else table[user_idx]
 
 
 def item_based_helps(num_users: int, num_movies: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 SLOPE, NARROWER = 2.0, 0.8  # of the link before it is fitted, which is much like a sigmoid
-SPREAD_WEIGHTS = (0.0, 1.0, 0.1)  # before they are fitted, of the `spread_features`
+SPREAD_WEIGHTS = (0.0, 1.0, 0.1, 0.0)  # before they are fitted, of the `spread_features`
 SHRINK = 10.0  # ratings with a squared residual of 1, added to a user's own
 ADDED_VARIANCE = 0.02  # to that of every score, so that there is a logarithm of it where it is 0
 AT_ONCE = 2**20  # probabilities that are in memory at once
@@ -28,7 +28,7 @@ class StarsLink(nn.Module):
 
     slope: torch.Tensor  # (), a
     thresholds: torch.Tensor  # float (K,), c, ascending
-    spread_weights: torch.Tensor  # float (3,)
+    spread_weights: torch.Tensor  # float (4,)
 
     def __init__(self, low: float, high: float, step: float) -> None:
         """Make the link of a scale as it is before it is fitted."""
@@ -58,7 +58,7 @@ class StarsLink(nn.Module):
 
         Args:
             score: float (T,).
-            features: float (T, 3), see `spread_features`.
+            features: float (T, 4), see `spread_features`.
         """
         return self.with_spread(score, (features @ self.spread_weights).exp())
 
@@ -98,7 +98,7 @@ class StarsLink(nn.Module):
 
 
 def spread_features(squared: torch.Tensor, count: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Return what the spread of ratings around predictions depends on, float (T, 3).
+    """Return what the spread of ratings around predictions depends on, float (T, 4).
 
     Args:
         squared, count: float (T,), the sum of the squared residuals that a user's vector leaves of the ratings that it
@@ -106,7 +106,8 @@ def spread_features(squared: torch.Tensor, count: torch.Tensor, variance: torch.
         variance: float (T,), of the scores, see `Blend.spread_features`.
     """
     log_residual = ((squared + SHRINK) / (count + SHRINK)).log() / 2
-    return torch.stack([torch.ones_like(log_residual), log_residual, (variance + ADDED_VARIANCE).log() + 2], 1)
+    return torch.stack([torch.ones_like(log_residual), log_residual, (variance + ADDED_VARIANCE).log() + 2,
+                        1 / (count + 1)], 1)
 
 
 def interval(probabilities: torch.Tensor, low: float, step: float,

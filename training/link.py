@@ -7,7 +7,7 @@ import torch
 
 from models.blend import Blend, Predictions
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
-from training.batches import RatingTensors, batch_of, blocks_of
+from training.batches import RatingTensors, batch_of, blocks_of, in_context_of
 from training.distributed import ALONE, Ranks
 
 BINS, LARGEST = 512, 8.0  # of scores, from -LARGEST to LARGEST
@@ -16,6 +16,7 @@ MOST_STEPS, ENOUGH = 50, 1e-9  # of Fisher scoring; until a step gains less log-
 RIDGE = 1e-3  # added to the information: where all scores are alike, nothing tells the slope, and it stays
 SPREAD_STEPS, SPREAD_PRECISION = 8, 10.0  # of Fisher scoring; of the weights' Gaussian prior, from which they begin
 DERIVATIVE_STEP = 1e-3
+NEW_SEED = 7  # of which ratings users have given who are served as new
 
 
 def count_scores(link: StarsLink, score: torch.Tensor, stars: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def fit_spread(link: StarsLink, score: torch.Tensor, stars: torch.Tensor, featur
     """Fit the spread of ratings around predictions, by Fisher scoring, to ratings of this rank and the others.
 
     Args:
-        score, stars, features: float (T,), (T,) and (T, 3), as for `StarsLink.probabilities`.
+        score, stars, features: float (T,), (T,) and (T, 4), as for `StarsLink.probabilities`.
     """
     position, features, score = link.position_of(stars).unsqueeze(1), features.double(), score.double()
     prior, device = torch.tensor(SPREAD_WEIGHTS).double().to(score.device), score.device
@@ -86,20 +87,24 @@ def fit_spread(link: StarsLink, score: torch.Tensor, stars: torch.Tensor, featur
 
 @torch.no_grad()
 def scores_and_features(model: Blend, known: RatingTensors, asked: RatingTensors, users: torch.Tensor,
-                        stars_step: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return scores, stars and `Blend.spread_features` of ratings of some users, float (T,), (T,) and (T, 3).
+                        stars_step: float, are_new: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores, stars and `Blend.spread_features` of ratings of some users, float (T,), (T,) and (T, 4).
 
     Args:
         known, asked: what vectors are made of and what is to be predicted.
         users: user_idx int64.
+        are_new: serve them as people whom the data set does not know, and who have given any number of their ratings,
+            as `in_context_of` draws it.
     """
     movies = model.eval().movie_table()
     nothing = movies.rows.new_zeros(0)
     found = [(nothing, nothing, nothing, users[:0], nothing, movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
     for block in blocks_of(users, known):
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
-        questions = block, context.context(), target.target()
-        found.append((*model.predict(movies, *questions), target.stars, model.spread_features(movies, *questions)))
+        if are_new:
+            context = context.subset(in_context_of(context, NEW_SEED, any_size=1.0))
+        questions = movies, block, context.context(), target.target(), are_new
+        found.append((*model.predict(*questions), target.stars, model.spread_features(*questions)))
     *predictions, stars, features = (torch.cat(values) for values in zip(*found, strict=True))
     return model.mix(Predictions(*predictions)), stars, features
 

@@ -28,7 +28,7 @@ from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
 
 VALIDATION_USERS = 50_000  # after each epoch about so many are measured, the same every time
-SPREAD_USERS = 512  # with validation ratings are enough for the spread of ratings around predictions
+SPREAD_USERS = 512  # with validation ratings are enough for the spread of ratings; half of them as new people
 ANY_SIZE = 0.15  # of users have a context of any size in an epoch, so that a few ratings of somebody new serve them
 ITEM_BASED_SEED = 500_000  # added, so that the item-based towers draw other random numbers
 
@@ -177,8 +177,9 @@ class Trainer:
             counts = count_scores(model.link, predictions.score, stars)
             self.ranks.sum_(counts)
             fit_link(model.link, counts)
-            fit_spread(model.link, *scores_and_features(model, *ratings, self.spread_users, self.stars_step),
-                       self.ranks)
+            known, new = (scores_and_features(model, *ratings, users, self.stars_step, are_new) for users, are_new in (
+                (self.spread_users[::2], False), (self.spread_users[1::2], True)))
+            fit_spread(model.link, *map(torch.cat, zip(known, new, strict=True)), self.ranks)
         return sum_errors(model.stars(model.mix(predictions)), stars, self.ranks)
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
