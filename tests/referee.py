@@ -260,14 +260,15 @@ class Model:
     def distribution(self, user: int | None, known: Ratings, movie: int, score: float) -> np.ndarray:
         """Return the probabilities of the stars for a movie, (K + 1,), from its score; their mean is `stars`.
 
-        The curve's spread follows the user's residuals, shrunk to 1, and the variance of the score,
-        v (V'V + diag(l2))^-1 v.
+        The curve's spread follows the user's residuals, shrunk to 1, the variance of the score,
+        v (V'V + diag(l2))^-1 v, and how few ratings there are.
         """
         towers, person, l2 = self.users, self.users.person(user, known), self.users.l2(len(known.movie))
         variances = [asked @ np.linalg.solve(v.T @ v + np.diag(of_member), asked) for asked, v, of_member in zip(
             towers.vectors[movie], towers.vectors[known.movie].transpose(1, 0, 2), l2, strict=True)]
         log_residual = np.log((person.left @ person.left + 10) / (len(known.movie) + 10)) / 2
-        features = np.array([1, log_residual, np.log(np.mean(variances) * towers.has("fold_in") + 0.02) + 2])
+        features = np.array([1, log_residual, np.log(np.mean(variances) * towers.has("fold_in") + 0.02) + 2,
+                             1 / (len(known.movie) + 1)])
         spread, expected = np.exp(self.link["spread_weights"] @ features), self.stars(score)
         number = (expected - self.data.low) / self.step  # of steps above the lowest
         moved = optimize.brentq(lambda x: self.at_least(np.array(x), spread).sum() - number, score - 60, score + 60,

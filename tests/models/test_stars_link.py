@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models.stars_link import StarsLink, coverage, interval, spread_features
 
 
-def link_of(slope: float, thresholds: list[float], weights: tuple[float, ...] = (0.0, 0.0, 0.0), low: float = 1.0,
+def link_of(slope: float, thresholds: list[float], weights: tuple[float, ...] = (0.0,) * 4, low: float = 1.0,
             step: float = 1.0) -> StarsLink:
     link = StarsLink(low, low + step * len(thresholds), step)
     link.load_state_dict({"slope": torch.tensor(slope), "thresholds": torch.tensor(thresholds),
@@ -20,7 +20,7 @@ def test_stars_and_probabilities_by_hand():
     link, logit = link_of(2.0, [0.0, 2.0]), torch.tensor([0.5])
     half, low = 1 / (1 + 2.718281828459045 ** -1), 1 / (1 + 2.718281828459045)
     assert link(logit).item() == pytest.approx(1 + half + low)
-    chances = link.probabilities(logit, torch.zeros(1, 3))[0]
+    chances = link.probabilities(logit, torch.zeros(1, 4))[0]
     assert chances.tolist() == pytest.approx([1 - half, half - low, low], abs=1e-5)
 
 
@@ -50,8 +50,8 @@ def test_a_larger_spread_moves_probability_from_the_middle_to_the_ends():
 
 def test_features_by_hand():
     features = spread_features(torch.tensor([0.0, 90.0]), torch.tensor([0.0, 30.0]), torch.tensor([0.98, 0.0]))
-    assert features[0].tolist() == pytest.approx([1, 0, 2])
-    assert features[1].tolist() == pytest.approx([1, 0.4581454, -1.9120230])
+    assert features[0].tolist() == pytest.approx([1, 0, 2, 1])
+    assert features[1].tolist() == pytest.approx([1, 0.4581454, -1.9120230, 1 / 31])
 
 
 def test_an_interval_by_hand():

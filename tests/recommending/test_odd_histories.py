@@ -125,7 +125,7 @@ def test_seventeen_thousand_ratings_fold_in_to_a_finite_vector():
         tower, of_movies = OneUserTower(model, model.movie_table()), model.movie_vectors(2242).numpy()
     days = np.sort(rng.integers(0, 2243, len(movie_idx)))
     for stars in (np.full(len(movie_idx), 5.0), np.full(len(movie_idx), 1.0), rng.integers(1, 6, len(movie_idx))):
-        vector = tower.vector(None, movie_idx, stars.astype(np.float32), days, 2242)
+        vector = tower.vector(tower.fold_in(None, movie_idx, stars.astype(np.float32), days), days, 2242)
         assert np.isfinite(vector).all()
         predicted = 1 + 4 / (1 + np.exp(-(of_movies @ vector).astype(np.float64)))
         assert abs(predicted[movie_idx].mean() - stars.mean()) < 0.5

@@ -6,8 +6,10 @@ import torch
 from scipy import optimize
 from scipy.special import expit
 
+from models.checkpoint import load_model
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
-from training.link import PSEUDO_RATINGS, count_scores, fit_link, fit_spread
+from training.batches import load_dataset
+from training.link import PSEUDO_RATINGS, count_scores, fit_link, fit_spread, scores_and_features
 
 THRESHOLDS = np.array([-2.9, -1.1, 0.9, 3.3])
 
@@ -71,17 +73,17 @@ def test_a_scale_of_many_steps_of_which_most_are_never_given():
 
 def test_a_planted_spread_is_found():
     torch.manual_seed(0)
-    link, count, planted = StarsLink(1, 5, 1), 40_000, torch.tensor([-0.2, 1.3, 0.2])
+    link, count, planted = StarsLink(1, 5, 1), 40_000, torch.tensor([-0.2, 1.3, 0.2, 0.4])
     score = torch.randn(count) * 0.8
-    features = torch.stack([torch.ones(count), torch.randn(count) * 0.3, torch.randn(count)], 1)
+    features = torch.stack([torch.ones(count), torch.randn(count) * 0.3, torch.randn(count), torch.rand(count)], 1)
     position = torch.multinomial(link.with_spread(score, (features @ planted).exp()), 1).squeeze(1)
     fit_spread(link, score, 1 + position.float(), features)
-    assert link.spread_weights.tolist() == pytest.approx(planted.tolist(), abs=0.04)
+    assert link.spread_weights.tolist() == pytest.approx(planted.tolist(), abs=0.06)
 
 
 def test_the_spread_stays_as_it_was_without_ratings():
     link = StarsLink(1, 5, 1)
-    fit_spread(link, torch.zeros(0), torch.zeros(0), torch.zeros(0, 3))
+    fit_spread(link, torch.zeros(0), torch.zeros(0), torch.zeros(0, 4))
     assert link.spread_weights.tolist() == pytest.approx(SPREAD_WEIGHTS)
 
 
@@ -90,3 +92,21 @@ def test_scores_that_are_all_alike_tell_no_slope():
     fit_link(link, count_scores(link, torch.full((50,), 0.3), torch.tensor([3.0, 4, 4, 5, 4] * 10)))
     assert link.slope.item() == pytest.approx(2, abs=0.5) and (link.thresholds.diff() > 0).all()
     assert 3.4 < link(torch.tensor([0.3])).item() < 4.1
+
+
+def test_users_served_as_new_have_no_embedding_no_item_based_part_and_some_of_their_ratings(run_dir, data_dir):
+    """What is said of them is what a new model says that knows no more."""
+    data = load_dataset(data_dir)
+    model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
+    users = data.validation.offset.diff().nonzero().squeeze(1)[:40]
+    asked = data.train, data.validation, users, 1.0
+    before, _, features = scores_and_features(model, *asked, are_new=True)
+    whole, _, all_known = scores_and_features(model, *asked)
+    number = (1 / features[:, 3] - 1).round()
+    assert (number <= (1 / all_known[:, 3] - 1).round() + 0.5).all() and number.min() < 3 < number.max()
+    assert (before != whole).any()
+    with torch.no_grad():
+        model.user_based.user_embedding.fill_(torch.nan)
+        if model.item_based is not None:
+            model.folded_in.fill_(torch.nan)
+    torch.testing.assert_close(scores_and_features(model, *asked, are_new=True)[0], before)
