@@ -86,6 +86,12 @@ class OneUserTower:
         residual = (target - (vectors @ solved[..., -1:])[..., 0]).mean(0)
         return float(residual @ residual), (asked * solved[..., :-1]).sum(1).mean(0)
 
+    def covariance(self, movie_idx: np.ndarray) -> np.ndarray:
+        """Return A^-1, the covariance that the posterior of the fold-in has where the ratings of some movies, int64
+        (R,), vary by 1 around their scores, float32 (E, D + 1, D + 1)."""
+        vectors = self.rows.take(movie_idx, 0)[..., :-1].transpose(1, 0, 2)
+        return np.linalg.inv(self._system(vectors)[0])
+
     def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
                     day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the prior, (E, D + 1), and the regression targets, (R,), in units of score; see
