@@ -328,7 +328,8 @@ class Recommender:
         order = np.argsort(-score, kind="stable")
         return self._predicted(history, movie_idx[order], score[order], _given(history, movie_idx[order]))
 
-    def ask(self, history: History, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
+    def ask(self, history: History, top_n: int = 10, filters: Filters | None = None,
+            passed: Iterable[Id] = ()) -> list[Recommendation]:
         """Return the movies whose ratings would tell most about a person, the one that tells most first; what they have
         rated is never among them. See recommending/asking.py.
 
@@ -339,9 +340,14 @@ class Recommender:
             history: of a user of the data set or of somebody new; it may be empty.
             top_n: at most; there may be fewer movies that pass, and more than CANDIDATES are never asked.
             filters: which movies may be asked; their `include_seen` does not count.
+            passed: movies that they were asked for and do not know.
+
+        Raises:
+            DataError: a movie_id in `passed` that the data set does not have.
         """
         allowed, number = self._allowed(filters, None), self.movies.num_train_ratings
         allowed[history.movie_idx.numpy()] = False
+        allowed[self._indices(passed)] = False
         candidates = best_known(number, allowed)
         chosen = choose(self._user_tower.rows[candidates, :, :-1],
                         self._user_tower.covariance(history.movie_idx.numpy()), self._second_moment,

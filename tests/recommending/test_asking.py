@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from preprocessing.dataset import read_movies, read_users
+from preprocessing.dataset import DataError, read_movies, read_users
 from recommending.asking import CANDIDATES, best_known, choose, second_moment
 from recommending.one_user import OneUserTower
 from recommending.recommender import Filters, Recommender
@@ -142,6 +142,20 @@ def test_a_list_of_movies_to_ask_is_the_beginning_of_a_longer_one(recommender):
     rows = recommender.ask(history, 30)
     assert [row.rank for row in rows] == list(range(1, 31)) and recommender.ask(history, 7) == rows[:7]
     assert recommender.ask(history) == rows[:10] and {row.stars for row in rows} == {None}
+
+
+def test_movies_that_are_passed_are_not_asked_again_and_the_others_are_asked_as_if_there_were_none_such(recommender):
+    history = recommender.history_from({})
+    first, *others = recommender.ask(history, 90)
+    without = recommender.ask(history, 90, passed=[first.movie_id])
+    assert len(without) == len(others) and first.movie_id not in [row.movie_id for row in without]
+    number = recommender.movies.num_train_ratings
+    recommender.movies = recommender.movies._replace(num_train_ratings=np.where(
+        recommender.movies.movie_id == first.movie_id, 0, number))
+    assert without == recommender.ask(history, 90)
+    recommender.movies = recommender.movies._replace(num_train_ratings=number)
+    with pytest.raises(DataError, match="movie_id 9999 is not in the data set"):
+        recommender.ask(history, passed=[9999])
 
 
 def test_answers_change_what_is_asked_next(recommender):
