@@ -11,7 +11,7 @@ A movie can be rated only by who knows it. So that one is asked first whose gain
 largest; then C becomes C', which is the same whatever they answer, and the next one is chosen: greedily, in closed form
 (an A-optimal design; MacKay 1992, "Information-based objective functions for active data selection", has the idea).
 What is like an asked movie has little left to tell, and is not asked next. The members of an ensemble have covariances
-of their own; their gains are averaged.
+of their own; their gains are averaged. How the shrinkage changes with the number of ratings is left aside.
 
 Letters: M movies, K candidates, N of them asked, E members, D + 1 coordinates that meet a user's vector.
 """
