@@ -68,7 +68,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--fallback", choices=["popular"], help="what to list for an unknown --user_id")
     add("--predict", type=typed_movies, metavar='"MOVIE,..."',
         help="predict the stars of movies: titles or movie_ids")
-    add("--similar_to", metavar="MOVIE", help="list the movies most like this one: a title or movie_id")
+    add("--ask", type=int, nargs="?", const=TOP_N, metavar="N",
+        help="list the N movies to rate that would tell most")
+    add("--similar_to", metavar="MOVIE", help="list the movies most like one: title or movie_id")
     add("--popular", action="store_true", help="list the movies with the most ratings")
     add("--search", metavar="TEXT", help="list the movies with TEXT in their title, most ratings first")
     add("--list_users", type=int, nargs="?", const=10, metavar="N", help="list the N users with the most ratings")
@@ -121,11 +123,13 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--port must be between 0 and 65535, not {args.port}")
     if args.list_users is not None and args.list_users < 1:
         parser.error(f"--list_users must be at least 1, not {args.list_users}")
+    if args.ask is not None and args.ask < 1:
+        parser.error(f"--ask must be at least 1, not {args.ask}")
     if args.search is not None and not args.search.strip():
         parser.error("--search needs a text that titles have in them")
     modes = {"--serve": args.serve, "--all_users": args.all_users, "--export_vectors": args.export_vectors,
              "--list_users": args.list_users, "--similar_to": args.similar_to, "--map": args.map,
-             "--popular": args.popular, "--search": args.search, "--predict": args.predict}
+             "--popular": args.popular, "--search": args.search, "--predict": args.predict, "--ask": args.ask}
     of_person = {"--user_id": args.user_id, "--rate": args.rate, "--ratings_file": args.ratings_file,
                  "--rank_by": args.rank_by, "--explain": args.explain, "--include_seen": args.include_seen}
     narrowing = {"--date": args.date, "--year_from": args.year_from, "--year_to": args.year_to,
@@ -136,8 +140,10 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"{first} is about everybody and all movies: it does not go with {wrong[0]}")
     lists = {"--top_n": args.top_n, "--rank_by": args.rank_by, "--include_seen": args.include_seen,
              "--fallback": args.fallback}
-    if first == "--predict" and (wrong := [*_given(lists), *_given(narrowing | {"--date": None})]):
+    if first == "--predict" and (wrong := [*others[:-1], *_given(lists), *_given(narrowing | {"--date": None})]):
         parser.error(f"--predict is about the movies that it names: it does not go with {wrong[0]}")
+    if first == "--ask" and (wrong := _given(lists | {"--explain": args.explain})):
+        parser.error(f"--ask lists N movies that are not rated yet: it does not go with {wrong[0]}")
     if first == "--serve" and (wrong := [*not_of_everybody, *_given({"--json": args.json})]):
         parser.error(f"--serve opens a page on which one asks: it does not go with {wrong[0]}")
     training = _given({"--as_of_training": args.as_of_training})
@@ -145,7 +151,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--list_users asks about users and not about movies: it does not go with {wrong[0]}")
     if first in ABOUT_MOVIES and (wrong := [*others[:-1], *_given(of_person), *training]):
         parser.error(f"{first} asks about movies and not about a person: it does not go with {wrong[0]}")
-    if training and args.user_id is None and (args.rate or args.ratings_file):
+    if training and args.user_id is None and (args.rate or args.ratings_file or args.ask):
         parser.error("--as_of_training is about the ratings of the data set: name a user with --user_id")
     if args.map is not None and args.map.suffix.lower() not in MAP_FORMATS:
         parser.error(f"--map {args.map} must end in {A_MAP_FORMAT}")
@@ -207,6 +213,8 @@ def run(args: argparse.Namespace) -> None:
         list_popular(args, recommender, filters)
     elif args.predict is not None:
         list_predictions(args, recommender)
+    elif args.ask is not None:
+        list_asked(args, recommender, filters)
     else:
         list_for_person(args, recommender, filters)
 
@@ -296,6 +304,15 @@ def list_predictions(args: argparse.Namespace, recommender: Recommender) -> None
          "rating")
 
 
+def list_asked(args: argparse.Namespace, recommender: Recommender, filters: Filters) -> None:
+    """Print the movies whose ratings would tell most about a person; without a flag that names one, somebody new."""
+    history = history_of(args, recommender)
+    assert history is not None  # --fallback alone leaves somebody without one
+    say(recommender.date_remarks(filters, history))
+    show(args, recommender, recommender.ask(history, args.ask, filters), "ask",
+         heading_of(args, history, "; rate these next"), history.user_id)
+
+
 def heading_of(args: argparse.Namespace, history: History, order: str) -> str:
     """Say whose list it is."""
     who = "somebody new"
@@ -316,7 +333,7 @@ def history_of(args: argparse.Namespace, recommender: Recommender) -> History | 
         instead = "the ratings given are all that is known" if given else "listing popular movies instead"
         say([f"user_id {args.user_id} is not in the data set: {instead}"])
         return recommender.history_from(given) if given else None
-    if args.user_id is None and given:
+    if args.user_id is None and (given or args.ask is not None):
         return recommender.history_from(given)
     history = recommender.history_of(recommender.any_user_id() if args.user_id is None else args.user_id)
     return recommender.add_ratings(history, given) if given else history
@@ -343,7 +360,7 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
         lowest, highest = recommender.meta["stars_range"]
         print(as_table(rows, highest if lowest >= 0 else math.inf, sys.stdout.encoding))
     else:
-        seen = " that is not rated already" if kind in ("user", "new") else ""
+        seen = " that is not rated already" if kind in ("user", "new", "ask") else ""
         print(f"nothing to list: no movie passes the filters{seen}")
 
 

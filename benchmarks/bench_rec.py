@@ -8,6 +8,8 @@ The model is untrained, its movie vectors harder to bound than those of a traine
 nothing else depends on the weights. The files are in the page cache. Measured are
     query_ms      a history becomes a vector, scores of all movies, ten recommendations; warm, one thread
     history_ms    one user's ratings from the file, one thread
+    ask_ms        from a history to ten movies to rate next, with what all such lists share, as `rec.py --ask` does;
+                  the same without (ask_again_ms); one thread
     load_ms       from `import torch` to a recommender that is ready, in a new process, imports included
     process       python rec.py --user_id ID beside python -c "import torch", in turn
     all_users     everybody's ten into a parquet file, seen movies excluded, on all cores; beside it the bare matrix
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         data_dir = args.data_dir or make_dataset(folder / "data", NETFLIX_USERS)
         run_dir = make_run(folder / "run", data_dir)
         result = measure(run_single, data_dir, run_dir, env={**COMPILED, "OMP_NUM_THREADS": "1"})
-        print(f"query {result['query_ms']:.3f} ms, history {result['history_ms']:.2f} ms", flush=True)
+        print(f"query {result['query_ms']:.3f} ms, history {result['history_ms']:.2f} ms, ask {result['ask_ms']:.1f} "
+              f"ms, again {result['ask_again_ms']:.1f} ms", flush=True)
         load_ms = [run_load(data_dir, run_dir) for _ in range(args.rounds)]
         result["load_ms"] = round(statistics.median(load_ms), 1)
         print(f"load {result['load_ms']:.1f} ms", flush=True)
@@ -147,7 +150,7 @@ def make_run(folder: Path, data_dir: Path) -> Path:
 
 
 def run_single(data_dir: Path, run_dir: Path) -> dict:
-    """One query and one history, warm, on one thread, of NumPy's too: OMP_NUM_THREADS is 1."""
+    """One query, one history and one list to ask for, on one thread, of NumPy's too: OMP_NUM_THREADS is 1."""
     recommender = Recommender.load(run_dir, data_dir)
     user_id = recommender.users.user_id
     chosen = user_id[np.linspace(0, len(user_id) - 1, 200).astype(int)].tolist()
@@ -160,8 +163,17 @@ def run_single(data_dir: Path, run_dir: Path) -> dict:
         start = time.perf_counter()
         recommender.recommend(history, TOP_N)
         query_s.append(time.perf_counter() - start)
-    return {"query_ms": round(1000 * statistics.median(query_s[len(chosen):]), 3),
-            "history_ms": round(1000 * statistics.median(history_s), 3)}
+    ask_s: dict[bool, list[float]] = {True: [], False: []}
+    for history in histories[::10]:
+        for is_first in ask_s:
+            if is_first:
+                recommender.__dict__.pop("_second_moment", None)
+            start = time.perf_counter()
+            recommender.ask(history, TOP_N)
+            ask_s[is_first].append(time.perf_counter() - start)
+    return {name: round(1000 * statistics.median(seconds), 3) for name, seconds in (
+        ("query_ms", query_s[len(chosen):]), ("history_ms", history_s), ("ask_ms", ask_s[True]),
+        ("ask_again_ms", ask_s[False]))}
 
 
 def run_load(data_dir: Path, run_dir: Path) -> float:

@@ -6,7 +6,10 @@
 Of a processed data set (preprocessing/) two sets of --users people are left out whole, chosen by the seed among those
 with more ratings than the largest of --sizes. Everything is fitted to the ratings of the people who stay. Somebody new
 gives k of their ratings, k being each of --sizes, and is asked for all those after the largest: at random, or their
-later ones (--order). So the questions are the same for every k.
+later ones (--order). So the questions are the same for every k. With --order chosen, popular or controversial, the
+ratings that are given at random are given in the order in which somebody is asked for them, five movies at once, of
+which they rate those that they may give: what `rec.py --ask` lists, the movies with the most ratings, or those with the
+largest number of ratings times their variance. How many movies are listed until then is printed too.
     two_tower    main.py with default flags on a data set of the people who stay, made by table_preprocess.py; then
                  Recommender.history_from, predict, and recommend in each order that the run has, as of the last day
     the others   benchmarks/new_user_peers.py; their settings are chosen by the people of validation, one of the two
@@ -44,7 +47,16 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.compare_accuracy import checked, choose_models, exit_code, format_cell, train_towers
-from benchmarks.left_out import ORDERS, Person, leave_out, people_of, preprocess_rest, read_truth
+from benchmarks.left_out import (
+    ASKERS,
+    ORDERS,
+    Person,
+    all_when_asked,
+    leave_out,
+    people_of,
+    preprocess_rest,
+    read_truth,
+)
 from benchmarks.new_user_peers import PACKAGES, PEERS, Given, Scorer
 from benchmarks.peers import choose_settings
 from preprocessing.dataset import DataError, ratings_frame, read_meta
@@ -86,7 +98,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="processed data set (default: %(default)s)")
     add("--models", metavar="NAMES", help=f"comma separated, of: {', '.join(MODELS)} (default: all whose packages are "
         "installed)")
-    add("--order", choices=list(ORDERS), default="random", help="which ratings are given (default: %(default)s)")
+    add("--order", choices=[*ORDERS, *ASKERS], default="random", help="which ratings are given (default: %(default)s)")
     add("--sizes", type=typed_sizes, default=SIZES, metavar="K,K", help="how many ratings are given (default: "
         f"{','.join(map(str, SIZES))})")
     add("--users", type=int, default=400, metavar="N", help="people in each of the two sets, at most a tenth of all "
@@ -134,15 +146,27 @@ def compare(args: argparse.Namespace) -> None:
                 is_left_out = ratings["user_id"].isin([*test_ids, *validation_ids])
                 preprocess_rest(args.data_dir, ratings[~is_left_out], meta, rest, seed)
                 data = load_dataset(rest, with_validation=True)
-                test, validation = (people_of(ratings, ids, data, max(args.sizes), args.order, seed, truth)
+                test, validation = (people_of(ratings, ids, data, max(args.sizes),
+                                              args.order if args.order in ORDERS else "random", seed, truth)
                                     for ids in (test_ids, validation_ids))
+                recommender, listed = None, {}
+                if "two_tower" in models or args.order == "chosen":
+                    bar.set_description(f"training, seed {seed}")
+                    train_towers(rest, Path(folder) / "run", seed, args.num_threads, args.main_flags)
+                    recommender = Recommender.load(Path(folder) / "run", rest)
+                if args.order in ASKERS:
+                    ask = ASKERS[args.order](data, recommender)
+                    (test, of_test), (validation, of_validation) = (all_when_asked(people, ask)
+                                                                    for people in (test, validation))
+                    mean = (of_validation if args.validation else of_test).mean(0)
+                    listed = {size: float(mean[size - 1]) for size in args.sizes if size}
                 people = validation if args.validation else test
                 counts.append({"people": len(people), "questions": sum(len(person.asked) for person in people),
-                               "users": data.num_users, "ratings": len(data.train)})
+                               "users": data.num_users, "ratings": len(data.train), "listed": listed})
                 for name in models:
                     bar.set_description(f"{name}, seed {seed}")
                     if name == "two_tower":
-                        results = run_towers(rest, Path(folder) / "run", data, people, args, seed)
+                        results = ask_towers(recommender, data, people, args.sizes)
                     else:
                         settings = best_settings(name, data, validation, args)
                         chosen.setdefault(name, []).append(settings)
@@ -162,7 +186,7 @@ def compare(args: argparse.Namespace) -> None:
     protocol = (f"{args.data_dir.resolve().name}, {counts[0]['people']:,} people of {asked}, "
                 f"{counts[0]['questions']:,} questions, {counts[0]['users']:,} users stay; given: {args.order}; "
                 f"{args.seeds} seed(s)")
-    print_tables(results, args, protocol)
+    print_tables(results, args, protocol, counts)
     if args.picture is not None:
         plot(args.picture, results, args.sizes, protocol)
         print(f"see {args.picture}")
@@ -172,16 +196,13 @@ def compare(args: argparse.Namespace) -> None:
                       "num_threads": args.num_threads}))
 
 
-def run_towers(data_dir: Path, run_dir: Path, data: DataSet, people: list[Person], args: argparse.Namespace,
-               seed: int) -> dict[str, dict[str, list[float | None]]]:
-    """Train the towers on the people who stay, ask them, and measure the orders of their lists: by rating, and by
-    relevance where they have it."""
-    train_towers(data_dir, run_dir, seed, args.num_threads, args.main_flags)
-    recommender = Recommender.load(run_dir, data_dir)
+def ask_towers(recommender: Recommender, data: DataSet, people: list[Person],
+               sizes: tuple[int, ...]) -> dict[str, dict[str, list[float | None]]]:
+    """Ask the towers, and measure the orders of their lists: by rating, and by relevance where they have it."""
     movie_ids = data.movies.movie_id.tolist()
     orders = ("rating", "relevance") if recommender.model.relevance is not None else ("rating",)
     answers: dict[str, list[Answers | None]] = {order: [] for order in orders}
-    for size in args.sizes:
+    for size in sizes:
         stars, listed = [], {order: [] for order in orders}
         for person in people:
             history = recommender.history_from({movie_ids[movie]: given for movie, given in zip(
@@ -281,9 +302,13 @@ def one_line(measures: dict[str, list[float | None]]) -> str:
     return f"{MEASURES[name]} {' '.join(format_cell(value, None) for value in measures[name])}"
 
 
-def print_tables(results: dict[str, dict], args: argparse.Namespace, protocol: str) -> None:
-    """Print the protocol, and for each measure a row per model and a column per size."""
+def print_tables(results: dict[str, dict], args: argparse.Namespace, protocol: str, counts: list[dict]) -> None:
+    """Print the protocol, how many movies are listed, and for each measure a row per model and a column per size."""
     print(protocol)
+    if counts[0]["listed"]:
+        print("movies listed until then: " + ", ".join(
+            f"{statistics.fmean(count['listed'][size] for count in counts):.1f} for k = {size}"
+            for size in counts[0]["listed"]))
     for name, title in MEASURES.items():
         rows = {row: cells for row, cells in results.items() if name in cells}
         if not rows:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,12 @@ import pandas as pd
 from preprocessing import table_preprocess
 from preprocessing.dataset import DataError, movies_frame
 from preprocessing.synthetic_netflix import latent_mean, star_moments
+from recommending.recommender import Recommender
 from training.batches import DataSet
 
 MOST_LEFT_OUT = 0.1  # of all users, in each of the two sets
+LISTED_AT_ONCE = 5  # movies that somebody is asked for, as on the page
+MOST_LISTED = 500  # who has not found theirs among so many gives the others in their order
 
 
 @dataclass
@@ -38,10 +41,70 @@ def given_earliest(own: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     return given_at_random(own, rng).sort_values("date", kind="stable")
 
 
-# In which order ratings are given. "chosen" belongs here, as soon as the program chooses what to ask: the questions of
-# `given_at_random`, with what comes before them in the order in which it asks.
 Order = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
 ORDERS: dict[str, Order] = {"random": given_at_random, "earliest": given_earliest}
+Asker = Callable[[dict[int, float], list[int]], list[int]]  # what is rated and what is passed -> movies to list next
+
+
+def ask_popular(data: DataSet, recommender: Recommender) -> Asker:
+    """Return an asker for the movies with the most ratings."""
+    return _in_order(np.bincount(data.train.movie_idx, minlength=data.num_movies))
+
+
+def ask_controversial(data: DataSet, recommender: Recommender) -> Asker:
+    """Return an asker for the movies with the largest number of ratings times their variance."""
+    movie_idx, stars = data.train.movie_idx.numpy(), data.train.stars.numpy().astype(np.float64)
+    number, total, squares = (np.bincount(movie_idx, stars**power, data.num_movies) for power in range(3))
+    return _in_order(squares - total**2 / number.clip(min=1))
+
+
+def ask_chosen(data: DataSet, recommender: Recommender) -> Asker:
+    """Return an asker for the movies that `rec.py --ask` lists."""
+    movie_ids = data.movies.movie_id.tolist()
+
+    def ask(rated: dict[int, float], passed: list[int]) -> list[int]:
+        history = recommender.history_from({movie_ids[movie]: stars for movie, stars in rated.items()})
+        rows = recommender.ask(history, LISTED_AT_ONCE, passed=[movie_ids[movie] for movie in passed])
+        return [recommender.movie_idx_of(row.movie_id) for row in rows]
+
+    return ask
+
+
+def _in_order(score: np.ndarray) -> Asker:
+    order = np.argsort(-score, kind="stable").tolist()
+    return lambda rated, passed: order[len(rated) + len(passed):][:LISTED_AT_ONCE]
+
+
+ASKERS = {"popular": ask_popular, "controversial": ask_controversial, "chosen": ask_chosen}
+
+
+def given_when_asked(person: Person, ask: Asker) -> tuple[Person, np.ndarray]:
+    """Return somebody who gives the same ratings in the order in which they are asked for them, and how many movies
+    were listed by then, int64 (P,).
+
+    They rate what they find in a list of some movies, and pass the others; then the next list is made. What they are
+    asked in the end stays the same.
+    """
+    stars, passed, listed = dict(zip(person.given_idx.tolist(), person.given.tolist(), strict=True)), [], []
+    rated: dict[int, float] = {}
+    while len(rated) < len(stars) and len(passed) + len(rated) < MOST_LISTED and (movies := ask(rated, passed)):
+        before = len(rated) + len(passed)
+        for number, movie in enumerate(movies, start=before + 1):
+            if movie in stars:
+                rated[movie] = stars[movie]
+                listed.append(number)
+            else:
+                passed.append(movie)
+    order = [*rated, *(movie for movie in stars if movie not in rated)]
+    listed += [MOST_LISTED] * (len(order) - len(listed))
+    return replace(person, given_idx=np.array(order, np.int64), given=np.array([stars[movie] for movie in order])), \
+        np.array(listed)
+
+
+def all_when_asked(people: list[Person], ask: Asker) -> tuple[list[Person], np.ndarray]:
+    """Return `given_when_asked` of people who give equally many ratings: they, and int64 (B, P)."""
+    asked, listed = zip(*(given_when_asked(person, ask) for person in people), strict=True)
+    return list(asked), np.stack(listed)
 
 
 def leave_out(ratings: pd.DataFrame, num_users: int, most_given: int, seed: int) -> tuple[list, list]:

@@ -100,6 +100,12 @@ class OneUserTower:
         """Return movies' vectors as columns, (E, D + 1, T)."""
         return self.rows.take(target_idx, 0)[..., :-1].transpose(1, 2, 0)
 
+    def covariance(self, movie_idx: np.ndarray) -> np.ndarray:
+        """Return A^-1, the covariance that the posterior of the fold-in has where the ratings of some movies, int64
+        (R,), vary by 1 around their scores, float32 (E, D + 1, D + 1)."""
+        vectors = self.rows.take(movie_idx, 0)[..., :-1].transpose(1, 0, 2)
+        return np.linalg.inv(self._system(vectors)[0])
+
     def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
                     day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the prior, (E, D + 1), and the regression targets, (R,), in units of score; see

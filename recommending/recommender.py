@@ -41,6 +41,7 @@ from preprocessing.dataset import (
     position_of,
     typed_id,
 )
+from recommending.asking import best_known, choose, second_moment
 from recommending.dates import AsOf
 from recommending.movie_finder import MovieFinder, fold
 from recommending.one_user import FoldIn, OneUserTower
@@ -154,7 +155,7 @@ class Recommender:
         """Return a recommender of the same run and data set for another date; nothing is read again."""
         other = Recommender(self.model, self.meta, self._users_file, self.movies, self.ratings, date,
                             self.as_of_training)
-        other.__dict__.update({name: self.__dict__[name] for name in ("_finder", "_folded_titles")
+        other.__dict__.update({name: self.__dict__[name] for name in ("_finder", "_folded_titles", "_second_moment")
                                if name in self.__dict__})
         return other
 
@@ -336,6 +337,32 @@ class Recommender:
         order = np.argsort(-score, kind="stable")
         return self._predicted(history, fold_in, movie_idx[order], score[order], _given(history, movie_idx[order]))
 
+    def ask(self, history: History, top_n: int = 10, filters: Filters | None = None,
+            passed: Iterable[Id] = ()) -> list[Recommendation]:
+        """Return the movies whose ratings would tell most about a person, the one that tells most first; what they have
+        rated is never among them. See recommending/asking.py.
+
+        The list shows no stars: who sees some before they answer gives others (Cosley et al. 2003, "Is seeing
+        believing?").
+
+        Args:
+            history: of a user of the data set or of somebody new; it may be empty.
+            top_n: at most; there may be fewer movies that pass, and more than CANDIDATES are never asked.
+            filters: which movies may be asked; their `include_seen` does not count.
+            passed: movies that they were asked for and do not know.
+
+        Raises:
+            DataError: a movie_id in `passed` that the data set does not have.
+        """
+        allowed, number = self._allowed(filters, None), self.movies.num_train_ratings
+        allowed[history.movie_idx.numpy()] = False
+        allowed[self._indices(passed)] = False
+        candidates = best_known(number, allowed)
+        chosen = choose(self._user_tower.rows[candidates, :, :-1],
+                        self._user_tower.covariance(history.movie_idx.numpy()), self._second_moment,
+                        number[candidates].astype(float), top_n)
+        return self._lines(candidates[chosen])
+
     def popular(self, top_n: int = 10, filters: Filters | None = None) -> list[Recommendation]:
         """Return the movies with the most training ratings; their stars are the mean of these, shrunk where few."""
         order = best_of(only(self.movies.num_train_ratings.astype(np.float32), self._allowed(filters, None)), top_n)
@@ -454,6 +481,12 @@ class Recommender:
         """The movies' vectors of relevance, float (M, L + 1 + P); made when first asked for."""
         assert self.model.relevance is not None
         return self.model.relevance.movie_vectors(self.model.movie_vectors(self.day, self._movie_table))
+
+    @cached_property
+    def _second_moment(self) -> np.ndarray:
+        """What the predictions that are asked for most have to do with a person's vector, float32 (E, D + 1, D + 1);
+        made when first asked for."""
+        return second_moment(self._user_tower.rows[..., :-1], self.movies.num_train_ratings)
 
     @cached_property
     def _finder(self) -> MovieFinder:

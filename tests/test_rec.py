@@ -29,9 +29,10 @@ def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp
     modes = {("--explain",): "user", ("--rate", f"{movie_id}:5"): "new", ("--similar_to", movie_id): "similar",
              ("--ratings_file", str(tmp_path / "mine.csv")): "new",
              ("--user_id", "999999999", "--fallback", "popular"): "popular",
-             ("--predict", ",".join(map(str, rated_movies(data_dir)[:7]))): "predicted"}
+             ("--predict", ",".join(map(str, rated_movies(data_dir)[:7]))): "predicted",
+             ("--ask", "7", "--rate", f"{movie_id}:5"): "ask"}
     for flags, kind in modes.items():
-        top_n = [] if kind == "predicted" else ["--top_n", "7"]
+        top_n = [] if kind in ("predicted", "ask") else ["--top_n", "7"]
         result = json.loads(recommend(capsys, data_dir, run_dir, "--json", *top_n, *flags))
         assert list(result) == ["kind", "user_id", "movie_id", "ranked_by", "as_of", "recommendations"]
         of_person = kind in ("user", "new", "predicted")
@@ -43,11 +44,14 @@ def test_json_has_the_promised_keys_in_every_mode(capsys, data_dir, run_dir, tmp
                                  "interval", "probabilities", "similarity", "rated",
                                  "because"]
             assert (row["because"] is not None) == (kind == "user")
+            if kind == "ask":
+                assert row["stars"] is None and row["similarity"] is None and row["movie_id"] != int(movie_id)
+                continue
             assert (row["stars"] is None and -1 <= row["similarity"] <= 1) if kind == "similar" else \
                 (row["similarity"] is None and 1 <= row["stars"] <= 5)
         order = {"popular": "num_ratings", "similar": "similarity", "predicted": "stars"}.get(kind, "stars_bound")
         values = [row[order] for row in result["recommendations"]]
-        assert values == sorted(values, reverse=True)
+        assert kind == "ask" or values == sorted(values, reverse=True)
 
 
 def test_filters_act_in_every_mode(capsys, data_dir, run_dir):
@@ -60,8 +64,9 @@ def test_filters_act_in_every_mode(capsys, data_dir, run_dir):
     assert 3 < len(passing) < len(movies.title)
     some = str(min(set(movies.movie_id.tolist()) - passing))
     for mode in (["--include_seen"], ["--rate", f"{some}:4"], ["--similar_to", some],
-                 ["--user_id", "999999999", "--fallback", "popular"]):
-        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", *mode, *flags))
+                 ["--user_id", "999999999", "--fallback", "popular"], ["--ask", "1000"]):
+        narrowed = flags[:-2] if mode[0] == "--ask" else flags
+        result = json.loads(recommend(capsys, data_dir, run_dir, "--json", *mode, *narrowed))
         assert {row["movie_id"] for row in result["recommendations"]} == passing
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import rec
 from preprocessing import dataset
+from recommending.recommender import Recommender
 
 
 @pytest.fixture
@@ -104,6 +105,39 @@ def test_a_list_as_of_training_leaves_out_only_what_training_knew(ask, table):
             "--user_id", user_id, "--as_of_training")
 
 
+def test_movies_to_ask_are_of_somebody_new_unless_a_person_is_named(ask, run_dir, table):
+    """As the recommender chooses them; of a user, what they have rated is not asked, but may be as of training."""
+    recommender = Recommender.load(run_dir)
+    first = ask("--ask", "--json")
+    assert first["kind"] == "ask" and first["user_id"] is None and first["ranked_by"] is None
+    expected = [row.movie_id for row in recommender.ask(recommender.history_from({}), 10)]
+    assert [row["movie_id"] for row in first["recommendations"]] == expected
+    rated = ",".join(f"{movie_id}:4" for movie_id in expected[:3])
+    history = recommender.history_from(dict.fromkeys(expected[:3], 4))
+    assert [row["movie_id"] for row in ask("--ask", 4, "--rate", rated, "--json")["recommendations"]] == [
+        row.movie_id for row in recommender.ask(history, 4)]
+    for user_id in table["user_id"].unique()[::150]:
+        own = table[table["user_id"] == user_id]
+        plain, training = (ask("--ask", 1000, "--user_id", user_id, "--json", *flags) for flags in (
+            [], ["--as_of_training"]))
+        assert plain["user_id"] == user_id
+        plain, training = ({row["movie_id"] for row in answer["recommendations"]} for answer in (plain, training))
+        assert not plain & set(own["movie_id"]) and training - plain == set(own[own["split"] == "test"]["movie_id"])
+
+
+def test_movies_to_ask_are_listed_without_stars(ask, table):
+    lines = ask("--ask", 3).splitlines()
+    assert lines[0] == "somebody new, 0 movies rated; rate these next"
+    assert lines[1].split() == ["rank", "id", "title", "year", "ratings"] and len(lines) == 5
+    user_id = table["user_id"].iloc[0]
+    number = int((table["user_id"] == user_id).sum())
+    assert ask("--ask", "--user_id", user_id, "--rate", f"{table['movie_id'].iloc[0]}:1").startswith(
+        f"user {user_id}, {number} movies rated; rate these next")
+    assert ask("--ask", "--title", "no such title").splitlines()[1] == (
+        "nothing to list: no movie passes the filters that is not rated already")
+    assert "; as of 2004-01-01\n" in ask("--ask", "--date", "2004-01-01")
+
+
 def ndcg(lists: dict[int, list[int]], liked: dict[int, set[int]]) -> float:
     """Return the mean NDCG@10 of those who like something, with binary gains."""
     total = 0.0
@@ -166,7 +200,15 @@ def test_parts_begun_as_of_training_are_not_mixed_with_others(run_dir, tmp_path,
     ("--predict 5 --similar_to 5", "--similar_to asks about movies and not about a person: it does not go with --pred"),
     ("--predict 5 --popular", "it does not go with --predict"), ("--predict 5 --list_users", "go with --predict"),
     ("--predict 5 --all_users --out a.csv", "it does not go with --predict"),
-    ("--predict 5 --rate 5:4 --as_of_training", "is about the ratings of the data set: name a user")])
+    ("--predict 5 --rate 5:4 --as_of_training", "is about the ratings of the data set: name a user"),
+    *((f"--ask 5 {flag}", f"--ask lists N movies that are not rated yet: it does not go with {flag.split()[0]}")
+      for flag in ("--top_n 3", "--rank_by rating", "--include_seen", "--explain")),
+    ("--ask --user_id 5 --fallback popular", "it does not go with --fallback"),
+    ("--ask --predict 5", "--predict is about the movies that it names: it does not go with --ask"),
+    ("--ask --popular", "it does not go with --ask"), ("--ask --list_users", "it does not go with --ask"),
+    ("--ask --serve", "it does not go with --ask"), ("--ask --all_users --out a.csv", "it does not go with --ask"),
+    ("--ask --as_of_training", "is about the ratings of the data set: name a user"),
+    ("--ask 0", "--ask must be at least 1, not 0"), ("--ask Heat", "invalid int value: 'Heat'")])
 def test_flags_that_do_not_go_together_are_refused(flags, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         rec.main(flags.split())

@@ -6,12 +6,10 @@ threads, several at once.
 
 import datetime
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import torch
 from fastapi import HTTPException
-from torch.nn.functional import normalize
 
 from preprocessing.dataset import DataError, Id, are_text, position_of, typed_id
 from recommending.dates import AsOf
@@ -19,11 +17,10 @@ from recommending.formatting import as_json, as_json_object
 from recommending.movie_map import map_movies, map_object
 from recommending.page.messages import MOST_RATINGS, OfAllMovies, OfUser, Person, Question, Search
 from recommending.ratings_input import read_ratings
-from recommending.recommender import Filters, History, Recommendation, Recommender
+from recommending.recommender import Filters, History, Recommender
 
 DATES_KEPT = 4  # recommenders of other dates; at Netflix's size each takes 25 MiB
 ALIKE_LETTERS = 60  # of a query that is compared with all titles
-OPENING_AMONG = 150  # the most rated movies, among which the page's first ones are
 
 
 class Answers:
@@ -106,8 +103,7 @@ class Answers:
         """Return movies to rate next."""
         recommender = self.as_of(person.date)
         history = self.history(recommender, person)
-        return as_json("ask", opening_movies(recommender, history, person.top_n), history.user_id, None, None,
-                       recommender.as_of)
+        return as_json("ask", recommender.ask(history, person.top_n), history.user_id, as_of=recommender.as_of)
 
     def search(self, search: Search) -> str:
         """Return movies by title or id."""
@@ -173,32 +169,6 @@ class Answers:
             raise HTTPException(422, f"the file holds {len(own.stars):,} ratings, more than {MOST_RATINGS:,}")
         return as_json_object({"ratings": {str(movie_id): stars for movie_id, stars in own.stars.items()},
                                "remarks": own.remarks})
-
-
-def opening_movies(recommender: Recommender, history: History, number: int) -> list[Recommendation]:
-    """Return movies that a person probably knows and whose ratings say different things: well-known movies, each as
-    unlike those before it, and unlike those that they have rated, as there is."""
-    rated = set(history.movie_idx.tolist())
-    known = [(row, position) for row in recommender.popular(OPENING_AMONG + len(rated))
-             if (position := position_of(recommender.movies.movie_id, row.movie_id)) is not None
-             and position not in rated][:OPENING_AMONG]
-    movie_idx, vectors = recommender.vectors_without_bias(Filters(min_ratings=0))
-    line_of = torch.full((len(recommender.movies.title),), -1)
-    line_of[movie_idx] = torch.arange(len(movie_idx))  # -1: of a later year than the date asked about
-
-    def vectors_of(positions: list[int]) -> torch.Tensor:
-        lines = line_of[torch.tensor(positions, dtype=torch.int64)]
-        return normalize(vectors[lines[lines >= 0]])
-
-    candidates, before = vectors_of([position for _, position in known]), vectors_of(sorted(rated))
-    nearest = (candidates @ before.T).amax(1) if len(before) else torch.full((len(known),), -2.0)
-    chosen: list[Recommendation] = []
-    for rank in range(1, min(number, len(known)) + 1):
-        place = int(nearest.argmin())
-        chosen.append(replace(known[place][0], rank=rank))
-        nearest = torch.maximum(nearest, candidates @ candidates[place])
-        nearest[place] = torch.inf
-    return chosen
 
 
 def _filters(asked: OfAllMovies) -> Filters:

@@ -25,8 +25,8 @@ def test_the_last_line_has_the_promised_figures(capfd, data_dir, monkeypatch):
         function(*args) if function is bench_rec.run_all_users else measure(function, *args, **named)))
     assert bench_rec.main(["--data_dir", str(data_dir), "--users", "40", "--rounds", "1"]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
-    for name in ("query_ms", "history_ms", "load_ms", "process_over_import_torch", "all_users_s",
-                 "all_users_over_matmul"):
+    for name in ("query_ms", "history_ms", "ask_ms", "ask_again_ms", "load_ms", "process_over_import_torch",
+                 "all_users_s", "all_users_over_matmul"):
         assert result[name] > 0
     assert result["users"] == 40
 

@@ -97,6 +97,73 @@ def test_people_give_some_of_their_ratings_and_are_asked_all_others(ratings, lef
     assert not in_order_of_id
 
 
+def test_who_is_asked_gives_what_they_find_in_lists_of_five_and_passes_the_rest():
+    """Movies 1, 4 and 6 may be given. The first list holds two of them, the second none, the third the last one."""
+    person = left_out_people.Person(np.array([6, 4, 1]), np.array([3.0, 5.0, 2.0]), np.array([9]), np.array([4.0]),
+                                    np.array([np.nan]))
+    lists, asked = iter([[0, 1, 2, 3, 4], [10, 11, 12, 13, 14], [15, 6], []]), []
+
+    def ask(rated, passed):
+        asked.append((dict(rated), list(passed)))
+        return next(lists)
+
+    found, listed = left_out_people.given_when_asked(person, ask)
+    assert found.given_idx.tolist() == [1, 4, 6] and found.given.tolist() == [2.0, 5.0, 3.0]
+    assert listed.tolist() == [2, 5, 12] and found.asked_idx is person.asked_idx
+    assert asked == [({}, []), ({1: 2.0, 4: 5.0}, [0, 2, 3]), ({1: 2.0, 4: 5.0}, [0, 2, 3, 10, 11, 12, 13, 14])]
+    lists = iter([[4], []])  # who is asked for no more gives the others as they were
+    found, listed = left_out_people.given_when_asked(person, ask)
+    assert found.given_idx.tolist() == [4, 6, 1] and listed.tolist() == [1, *[left_out_people.MOST_LISTED] * 2]
+
+
+@pytest.fixture
+def given_to_popularity(monkeypatch):
+    """Plant a peer without stars; return the list of what people give to it, question by question."""
+    asked = []
+
+    def fit(data, seed, num_threads):
+        return lambda given: (asked.append(given), np.zeros((len(given), data.num_movies)))[1]
+
+    monkeypatch.setitem(new_user_peers.PEERS, "popularity", new_user_peers.NewUserPeer(
+        fit, "planted", "", predicts_stars=False))
+    return asked
+
+
+def test_popular_and_controversial_movies_are_asked_in_the_order_of_the_ratings_of_those_who_stay(
+        ask, ratings, left_out, data, given_to_popularity):
+    train = ratings_frame(data.data_dir)
+    groups = train.groupby("movie_id", observed=True)["stars"]
+    scores = {"popular": groups.size(), "controversial": groups.size() * groups.var(ddof=0)}
+    for order, score in scores.items():
+        score = score.reindex(data.movies.movie_id).fillna(0).to_numpy().round(6)
+        output, answer = ask("--models", "popularity", "--sizes", "2,10", "--order", order)
+        for size, given in zip((2, 10), given_to_popularity[-2:], strict=True):
+            for (movie_idx, _), person in zip(given, people_of(ratings, left_out[0], data)[0], strict=True):
+                assert set(movie_idx.tolist()) <= set(person.given_idx.tolist()) and len(movie_idx) == size
+                assert np.array_equal(np.sort(-score[movie_idx]), -score[movie_idx])
+                assert score[movie_idx[-1]] == np.sort(score[person.given_idx])[-size]
+        listed = answer["left_out"][0]["listed"]
+        assert f"movies listed until then: {listed['2']:.1f} for k = 2, {listed['10']:.1f} for k = 10" in output
+        assert 2 <= listed["2"] < listed["10"]
+
+
+def test_movies_are_chosen_by_the_towers_of_the_people_who_stay(ask, ratings, left_out, data, rest_dir, tmp_path,
+                                                                given_to_popularity):
+    _, answer = ask("--models", "popularity,two_tower", "--sizes", "1,10", "--order", "chosen", "--main_flags",
+                    f"--relevance_weight 0 {' '.join(SMALL)}")
+    assert set(answer["results"]) == {"popularity", "two_tower"}
+    assert compare_accuracy.train_command.main(["--data_dir", str(rest_dir), "--run_dir", str(tmp_path / "run"),
+                                                "--num_threads", "1", "--relevance_weight", "0", *SMALL]) == 0
+    recommender = Recommender.load(tmp_path / "run", rest_dir)
+    order = [recommender.movie_idx_of(row.movie_id) for row in recommender.ask(recommender.history_from({}), 5)]
+    found = 0
+    for (movie_idx, _), person in zip(given_to_popularity[-2], people_of(ratings, left_out[0], data)[0], strict=True):
+        first = [movie for movie in order if movie in person.given_idx]
+        assert not first or movie_idx.tolist() == first[:1]
+        found += bool(first)
+    assert found > USERS / 2
+
+
 @pytest.fixture
 def record(monkeypatch, data):
     """Plant a peer that knows the stars of everybody; return a list of what it is asked."""
