@@ -122,7 +122,7 @@ def test_the_covariance_is_the_one_of_which_lists_have_their_intervals(recommend
     tower, movie_idx = recommender._user_tower, np.array([2, 5, 11])
     stars, day, asked = np.array([5, 1, 3], np.float32), np.array([0, 5, 9]), np.arange(30)
     rows, covariance = tower.rows[asked, :, :-1].transpose(1, 0, 2), tower.covariance(movie_idx)
-    _, expected = tower.uncertainty(None, movie_idx, stars, day, asked)
+    _, expected = tower.uncertainty(tower.fold_in(None, movie_idx, stars, day), asked)
     np.testing.assert_allclose(((rows @ covariance) * rows).sum(-1).mean(0), expected, rtol=1e-4)
 
 
