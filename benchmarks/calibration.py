@@ -227,14 +227,18 @@ def plot(path: Path, rows: dict[str, Said], data: DataSet) -> None:
     left.set(xlabel="probability that the towers gave", ylabel="how often it was so", title="Test ratings")
     fractions = torch.arange(0.05, 1.0, 0.05)
     for position, (name, said) in enumerate(rows.items()):
-        inside = [float(coverage(said.probabilities, said.star, float(fraction)).mean()) for fraction in fractions]
-        right.plot(fractions, inside, color=COLOURS[position % len(COLOURS)], label=name,
+        inside = torch.stack([coverage(said.probabilities, said.star, float(fraction)).mean()
+                              for fraction in fractions])
+        right.plot(100 * fractions, 100 * (inside - fractions), color=COLOURS[position % len(COLOURS)], label=name,
                    lw=2.5 if said is ours else 1.5)
-    right.set(xlabel="probability of the interval", ylabel="ratings inside", title="Intervals")
+    largest = max(5.0, *(abs(number) for number in right.get_ylim()))
+    right.set(xlabel="percent that an interval should hold", ylabel="ratings inside, percent more", title="Intervals",
+              ylim=(-largest, largest))
+    left.plot([0, 1], [0, 1], "--", color="0.5", lw=1, zorder=0)
+    left.set_aspect("equal")
+    right.axhline(0, ls="--", color="0.5", lw=1, zorder=0)
     for axes in (left, right):
-        axes.plot([0, 1], [0, 1], "--", color="0.5", lw=1, zorder=0)
         axes.grid(alpha=0.3)
-        axes.set_aspect("equal")
         axes.legend(loc="lower right")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
