@@ -89,7 +89,7 @@ def make_app(answers: Answers) -> FastAPI:
         return await pool.run(answers.recommend, question)
 
     @app.post("/api/ask", response_model=MovieList, responses=problems(404, 408, 413, 503),
-              summary="Movies whose ratings would tell most of a person")
+              summary="Movies whose ratings would tell most of a person, as rec.py --ask --json prints them")
     async def ask(person: Person) -> Response:
         return await pool.run(answers.ask, person)
 
