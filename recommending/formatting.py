@@ -1,6 +1,5 @@
 """A list of movies as text of at most 80 columns, or as JSON."""
 
-import dataclasses
 import datetime
 import json
 import unicodedata
@@ -12,6 +11,7 @@ WIDTH = 80
 OFTEN = "8 of 10"  # heads the interval: so many such ratings lie in it
 REASON_WIDTH = 40  # columns of a title in a reason
 ID_WIDTH = 26  # columns of a movie_id that is text; JSON has it whole
+PLAIN = (str, int, bool, type(None))  # what JSON has as it is
 
 
 def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None = None,
@@ -24,13 +24,14 @@ def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None
 def as_json_object(value: dict) -> str:
     """Return an object on one line, in ASCII, its numbers to four places; a dataclass is the object of its fields."""
     def rounded(part: object) -> object:
-        if isinstance(part, float):
+        kind = type(part)
+        if kind in PLAIN:
+            return part
+        if kind is float:
             return round(part, 4)
-        if isinstance(part, list):
+        if kind is list:
             return [rounded(inner) for inner in part]
-        if dataclasses.is_dataclass(part):
-            part = vars(part)
-        return {key: rounded(inner) for key, inner in part.items()} if isinstance(part, dict) else part
+        return {key: rounded(inner) for key, inner in (part if kind is dict else vars(part)).items()}
 
     return json.dumps(rounded(value), allow_nan=False)
 
