@@ -31,12 +31,13 @@ import torch
 
 from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, save_checkpoint
 from models.config import PARTS, ModelConfig
+from models.ops import ranks as processes
+from models.ops.ranks import Ranks
 from models.ops.threads import shared_out
 from preprocessing.dataset import DataError, exit_code
-from training import distributed, remembered, report
+from training import remembered, report
 from training.batches import DataSet, load_dataset
 from training.build import build_trainer, choose_device
-from training.distributed import Ranks
 from training.engine import Settings
 from training.evaluation import fold_in_movies
 from training.trainer import EpochMetrics, Trainer
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
     """Join the other processes, if there are any, and do what the flags ask for."""
-    ranks = distributed.start()
+    ranks = processes.start()
     try:
         with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
             if args.resume or args.eval_only:
@@ -296,4 +297,4 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
 
 
 if __name__ == "__main__":
-    distributed.leave(main())
+    processes.leave(main())

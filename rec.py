@@ -28,7 +28,8 @@ from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as
 from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
 from recommending.recommender import Filters, History, Recommendation, Recommender
 
-EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag
+NUM_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun has started
+EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag, and that processes share out
 LIST_FORMATS = (".parquet", ".csv", "")
 ABOUT_MOVIES = ("--similar_to", "--map", "--popular", "--search")  # and not about a person
 TOP_N = 10
@@ -136,6 +137,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
                  "--min_ratings": args.min_ratings, "--title": args.title or None}
     first, *others = [*_given(modes), ""]
     not_of_everybody = [*others[:-1], *_given(of_person), *_given(narrowing)]
+    if NUM_PROCESSES > 1 and first not in EVERYBODY:
+        parser.error(f"torchrun shares out {' or '.join(EVERYBODY)}; ask everything else of one process: python rec.py")
     if first in EVERYBODY and (wrong := [*not_of_everybody, *_given({"--json": args.json})]):
         parser.error(f"{first} is about everybody and all movies: it does not go with {wrong[0]}")
     lists = {"--top_n": args.top_n, "--rank_by": args.rank_by, "--include_seen": args.include_seen,
@@ -366,18 +369,24 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
 
 def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's list."""
-    from recommending.batch import recommend_all
+    from recommending.batch import recommend_all, start
 
-    num_lists, num_without = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt")
+    ranks = start()
+    num_lists, num_without = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt", ranks)
+    if not ranks.is_main:
+        return
     print(f"wrote the lists of {count(num_lists, 'user')} to {args.out}"
           + (f"; {count(num_without, 'user')} had nothing left that could be listed" if num_without else ""))
 
 
 def export(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's vectors."""
-    from recommending.batch import export_vectors
+    from recommending.batch import export_vectors, start
 
-    num_users, num_movies = export_vectors(recommender, args.export_vectors)
+    ranks = start()
+    num_users, num_movies = export_vectors(recommender, args.export_vectors, ranks)
+    if not ranks.is_main:
+        return
     print(f"wrote the vectors of {num_users:,} users and {num_movies:,} movies to {args.export_vectors}")
 
 
@@ -396,4 +405,9 @@ def draw(args: argparse.Namespace, recommender: Recommender, filters: Filters) -
 
 if __name__ == "__main__":
     atexit.register(gc.freeze)  # or Python, before it ends, looks for garbage among all that PyTorch is made of: 0.4 s
-    sys.exit(main())
+    code = main()
+    if NUM_PROCESSES > 1:
+        from recommending.batch import leave
+
+        leave(code)
+    sys.exit(code)

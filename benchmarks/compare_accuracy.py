@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 import main as train_command
 from benchmarks.peers import PACKAGES, PEERS, Fitted, choose_settings, importable, validation_rmse
+from models.ops.ranks import ALONE
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
-from training.distributed import ALONE
 from training.metrics import RatingErrors, evaluate_ranking
 
 MODELS = (*PEERS, "two_tower")

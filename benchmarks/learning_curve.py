@@ -40,9 +40,9 @@ from benchmarks.compare_accuracy import (
     test_errors,
 )
 from benchmarks.peers import PACKAGES, PEERS, fit_bias
+from models.ops.ranks import ALONE
 from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
-from training.distributed import ALONE
 from training.evaluation import fold_in_movies, predict_errors
 
 ROUNDS = {  # the argument of the peer's fit, and its values, the last one being its full fit

@@ -28,11 +28,11 @@ import torch
 import main
 import rec
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.ops.ranks import ALONE
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import FILES, read_meta
 from training import build, report
 from training.batches import load_dataset
-from training.distributed import ALONE
 
 MODEL = ["--embedding_dim", "32", "--ensemble_size", "2", "--hidden_dim", "32", "--num_threads", "1", "--no-refit"]
 EPOCHS = 4  # of a run that is killed; enough that most kills hit one

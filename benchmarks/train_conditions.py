@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 import main as train_command
+from models.ops.ranks import ALONE
 from preprocessing.dataset import Movies, Users
 from training.batches import DataSet, RatingTensors
 from training.build import build_trainer
-from training.distributed import ALONE
 from training.trainer import Trainer
 
 SHAPES = [(per_user, num_movies) for per_user in (1, 10, 100, 1000) for num_movies in (100, 1000, 10_000, 100_000)]

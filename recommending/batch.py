@@ -6,8 +6,9 @@
                                              margins.npy, and vectors.json, which says what their coordinates are
 
 A thread takes a row group of the ratings, makes its users' vectors and finds their best movies (top_k.py). The lists of
-some row groups are written as a part, a file in a hidden folder beside the output. A killed run goes on after its last
-part, and the output appears whole, in one step.
+some row groups are written as a part, a file in a hidden folder beside the output. A killed run goes on with the parts
+that are missing, and the output appears whole, in one step. Started by torchrun, the processes share out the parts, or
+the row groups of the vectors; the first one joins them.
 """
 
 import datetime
@@ -16,7 +17,7 @@ import json
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from pyarrow import csv
 from tqdm import tqdm
 
 from models.blend import STANDARD_ERRORS
+from models.ops.ranks import ALONE, Ranks, leave, start
 from preprocessing.dataset import DataError, Ratings, lock_beside, locked, replaced, sync
 from recommending.recommender import Recommender
 from recommending.top_k import BestProducts
+
+__all__ = ["export_vectors", "leave", "recommend_all", "start"]
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group
@@ -40,7 +44,8 @@ BUSY = "another run is writing {}; wait for it, or name another place"
 PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
 
 
-def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path) -> tuple[int, int]:
+def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: Path,
+                  ranks: Ranks = ALONE) -> tuple[int, int]:
     """Write the list of every user of the data set to a parquet file; return how many have one, and how many have
     nothing left that could be listed.
 
@@ -51,15 +56,21 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
         out: the file to write; it must not exist.
         top_n: movies a user; fewer where they have rated all others.
         checkpoint: the file the recommender was loaded from: what was begun with another one is not mixed with it.
+        ranks: all of which call this; where this is not the first one, the numbers are 0.
 
     Raises:
-        DataError: `out` exists or cannot be written, another run is writing it, or what lies beside it was begun with
-            other arguments.
+        DataError: `out` exists or cannot be written, another run is writing it, what lies beside it was begun with
+            other arguments, or another of the ranks has ended.
     """
-    if out.exists():
-        raise DataError(f"{out} exists already; remove it, or name another file with --out")
     folder = out.with_name(f".{out.name}.parts")
     try:
+        if not ranks.is_main:
+            ranks.wait()
+            _write_parts(recommender, folder, top_n, ranks)
+            ranks.wait()
+            return 0, 0
+        if out.exists():
+            raise DataError(f"{out} exists already; remove it, or name another file with --out")
         folder.mkdir(exist_ok=True)
         with locked(lock_beside(out), BUSY.format(out)):
             with open(checkpoint, "rb") as file:
@@ -67,7 +78,10 @@ def recommend_all(recommender: Recommender, out: Path, top_n: int, checkpoint: P
             _check_plan(folder, {"data_set": recommender.meta["fingerprint"], "run": digest, "top_n": top_n,
                                  "groups_per_part": GROUPS_PER_PART, "standard_errors": STANDARD_ERRORS,
                                  "as_of_training": recommender.as_of_training})
-            num_lists = _join(_write_parts(recommender, folder, top_n), out)
+            ranks.wait()
+            parts = _write_parts(recommender, folder, top_n, ranks)
+            ranks.wait()
+            num_lists = _join(parts, out)
             shutil.rmtree(folder)
             return num_lists, len(recommender.users.user_id) - num_lists
     except OSError as error:
@@ -111,22 +125,27 @@ def best_products_of(recommender: Recommender, top_n: int) -> BestProducts:
     return BestProducts(recommender.list_vectors, recommender.recommendable, sample, top_n)
 
 
-def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
+def export_vectors(recommender: Recommender, folder: Path, ranks: Ranks = ALONE) -> tuple[int, int]:
     """Write the vectors of all users and of all movies with training ratings; return how many of each.
 
     The inner product of a row of user_vectors.npy (U, P) and one of movie_vectors.npy (M, P), float32, is the score by
     which lists are ordered; with margins.npy (M,) added it is that of the prediction. The ids are in user_ids.npy (U,)
     and movie_ids.npy (M,). vectors.json says how stars come of the score, and which of the P coordinates are biases
-    and constants. The folder appears whole, in one step.
+    and constants. The folder appears whole, in one step. All `ranks` call this.
 
     Raises:
-        DataError: the folder exists or cannot be written.
+        DataError: the folder exists or cannot be written, or another of the ranks has ended.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already; remove it, or name another folder with --export_vectors")
     partial = folder.with_name(f".{folder.name}.partial")
     user_ids, known = recommender.users.user_id, recommender.recommendable
     try:
+        if not ranks.is_main:
+            ranks.wait()
+            _fill(np.lib.format.open_memmap(partial / "user_vectors.npy", "r+"), recommender, ranks)
+            ranks.wait()
+            return len(user_ids), int(known.sum())
+        if folder.exists():
+            raise DataError(f"{folder} exists already; remove it, or name another folder with --export_vectors")
         partial.mkdir(exist_ok=True)
         with locked(lock_beside(folder), BUSY.format(folder)):
             np.save(partial / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
@@ -137,13 +156,10 @@ def export_vectors(recommender: Recommender, folder: Path) -> tuple[int, int]:
                                                   encoding="utf-8")
             vectors = np.lib.format.open_memmap(partial / "user_vectors.npy", "w+", np.float32,
                                                 (len(user_ids), recommender.list_vectors.shape[1]))
-            with tqdm(total=len(user_ids), desc="vectors", unit=" users", unit_scale=True,
-                      disable=None) as bar:
-                for users, found in _by_groups(recommender, vectors_of):
-                    vectors[users.start:users.stop] = found.numpy()
-                    bar.update(len(users))
-            vectors.flush()
+            ranks.wait()
+            _fill(vectors, recommender, ranks)
             del vectors  # which maps its file: Windows moves no folder with one in use
+            ranks.wait()
             for path in partial.iterdir():
                 sync(path)
             partial.rename(folder)
@@ -166,23 +182,37 @@ def _description(recommender: Recommender) -> dict:
             "blocks": recommender.model.coordinates()}
 
 
-def _write_parts(recommender: Recommender, folder: Path, top_n: int) -> list[Path]:
-    """Write the parts that are not there yet; return all of them, in order."""
+def _fill(vectors: np.ndarray, recommender: Recommender, ranks: Ranks) -> None:
+    """Write the users' vectors of this rank's row groups into a mapped file, float32 (U, P)."""
+    groups = range(ranks.rank, len(recommender.ratings.group_starts) - 1, ranks.size)
+    with tqdm(total=len(vectors) // ranks.size, desc="vectors", unit=" users", unit_scale=True,
+              disable=None if ranks.is_main else True) as bar:
+        for users, found in _by_groups(recommender, groups, vectors_of):
+            vectors[users.start:users.stop] = found.numpy()
+            bar.update(len(users))
+    vectors.flush()
+
+
+def _write_parts(recommender: Recommender, folder: Path, top_n: int, ranks: Ranks) -> list[Path]:
+    """Write those of this rank's parts that are not there yet; return the parts of all ranks, in order."""
     num_groups = len(recommender.ratings.group_starts) - 1
-    parts = [folder / f"{group:06d}.parquet" for group in range(0, num_groups, GROUPS_PER_PART)]
-    done = next((number for number, part in enumerate(parts) if not part.exists()), len(parts))
-    first_group = min(done * GROUPS_PER_PART, num_groups)
-    first_user = int(np.searchsorted(recommender.users.offset, recommender.ratings.group_starts[first_group]))
+    parts = {folder / f"{group:06d}.parquet": range(group, min(group + GROUPS_PER_PART, num_groups))
+             for group in range(0, num_groups, GROUPS_PER_PART)}
+    own = list(parts)[ranks.rank::ranks.size]
+    missing = [part for part in own if not part.exists()]
+    groups = [group for part in missing for group in parts[part]]
     tables: list[pa.Table] = []
-    with tqdm(total=len(recommender.users.user_id), initial=first_user, desc="recommend", unit=" users",
-              unit_scale=True, disable=None) as bar:
+    first_user = np.searchsorted(recommender.users.offset, recommender.ratings.group_starts)  # of each row group
+    num_users = {part: int(first_user[parts[part].stop] - first_user[parts[part].start]) for part in own}
+    with tqdm(total=sum(num_users.values()), initial=sum(num_users[part] for part in own if part not in missing),
+              desc="recommend", unit=" users", unit_scale=True, disable=None if ranks.is_main else True) as bar:
         try:
-            best_products = best_products_of(recommender, top_n) if done < len(parts) else None
-            lists = _by_groups(recommender, lists_of, best_products, first_group=first_group)
-            for group, (users, table) in enumerate(lists, first_group):
+            best_products = best_products_of(recommender, top_n) if missing else None
+            lists = _by_groups(recommender, groups, lists_of, best_products)
+            for group, (users, table) in zip(groups, lists, strict=True):
                 tables.append(table)
-                if len(tables) == GROUPS_PER_PART or group == num_groups - 1:
-                    with replaced(parts[group // GROUPS_PER_PART]) as partial:
+                if group == parts[missing[0]][-1]:
+                    with replaced(missing.pop(0)) as partial:
                         pq.write_table(pa.concat_tables(tables), partial, **PARQUET)
                     tables = []
                 bar.update(len(users))
@@ -191,12 +221,12 @@ def _write_parts(recommender: Recommender, folder: Path, top_n: int) -> list[Pat
             bar.write(f"interrupted: {kept} of {len(parts)} parts are kept; the same command goes on from there",
                       file=sys.stderr)
             raise
-    return parts
+    return list(parts)
 
 
-def _by_groups(recommender: Recommender, work: Callable, *args: object,
-               first_group: int = 0) -> Iterator[tuple[range, Any]]:
-    """Yield (range of user_idx, what `work` makes of their ratings) for each row group of the ratings, in order.
+def _by_groups(recommender: Recommender, groups: Iterable[int], work: Callable,
+               *args: object) -> Iterator[tuple[range, Any]]:
+    """Yield (range of user_idx, what `work` makes of their ratings) for some row groups of the ratings, in order.
 
     As many threads work as PyTorch may use, each on a row group: within every single operation, as PyTorch divides
     them, they would wait for each other most of the time.
@@ -205,7 +235,7 @@ def _by_groups(recommender: Recommender, work: Callable, *args: object,
     waiting: deque[tuple[range, Future]] = deque()
     pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for group in range(first_group, len(recommender.ratings.group_starts) - 1):
+        for group in groups:
             ratings = recommender.ratings.read_group(group, recommender.as_of_training)
             users = range(int(ratings.user_idx[0]), int(ratings.user_idx[-1]) + 1)
             waiting.append((users, pool.submit(work, recommender, ratings, *args)))

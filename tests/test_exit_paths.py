@@ -14,10 +14,10 @@ import torch
 import main
 import rec
 from models.checkpoint import lock_run, save_checkpoint
+from models.ops.ranks import Ranks
 from preprocessing import netflix_preprocess, parsing
 from preprocessing.dataset import DataError
 from training import build
-from training.distributed import Ranks
 
 TRAIN = ("--data_dir {data} --run_dir {new} --embedding_dim 16 --ensemble_size 2 --hidden_dim 16 --epochs 1"
          " --num_threads 1"

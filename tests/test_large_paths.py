@@ -25,6 +25,7 @@ from models.config import ModelConfig
 from models.ops import backend
 from models.ops import numba_kernels as kernels
 from models.ops.ragged import RatingPattern, ridge_solve
+from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import shared_out
 from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
@@ -32,7 +33,6 @@ from recommending import batch, top_k
 from recommending.top_k import BestProducts
 from training import batches, build, halves, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
-from training.distributed import ALONE, Ranks
 from training.engine import Settings
 from training.metrics import evaluate_ranking
 from training.optimizer import planned_epochs

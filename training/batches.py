@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from models.ops import backend
+from models.ops.ranks import ALONE, Ranks
 from models.ops.rating_pattern import counts
 from models.two_tower import Target
 from models.user_tower import Context
 from preprocessing import dataset
 from preprocessing.dataset import SPLITS, TEST, TRAIN, VALIDATION, DataError, Movies, Ratings, Users
-from training.distributed import ALONE, Ranks
 
 CONTEXT_FRACTION = 0.5  # of a user's ratings in a step
 SIZE_SALT = 1 << 45  # makes the draw of a context's size another than that of what is in it

@@ -9,9 +9,9 @@ import torch
 
 from models.blend import Blend, item_based_helps
 from models.config import ModelConfig
+from models.ops.ranks import ALONE, Ranks
 from preprocessing.dataset import DataError
 from training.batches import DataSet
-from training.distributed import ALONE, Ranks
 from training.engine import Settings
 from training.raters import coordinates, num_coordinates
 from training.trainer import Trainer

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from models.config import flag
 from models.movie_tower import MovieTable
+from models.ops.ranks import Ranks
 from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
-from training.distributed import Ranks
 from training.halves import Part, halves, pieces
 from training.optimizer import USER_LR, RowAdam, build_optimizers, layers_lr, lr_factor
 from training.relevance import RelevanceTrainer

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from models.blend import Blend, Predictions
+from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import in_threads
 from models.two_tower import TwoTower
 from training.batches import DataSet, RatingTensors, batch_of, blocks_of, by_movie
-from training.distributed import ALONE, Ranks
 from training.metrics import RatingErrors
 
 

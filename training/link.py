@@ -6,9 +6,9 @@ Letters: T ratings, K stars of the scale above the lowest, Z bins of scores.
 import torch
 
 from models.blend import Blend, Predictions
+from models.ops.ranks import ALONE, Ranks
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
 from training.batches import RatingTensors, batch_of, blocks_of, in_context_of
-from training.distributed import ALONE, Ranks
 
 BINS, LARGEST = 512, 8.0  # of scores, from -LARGEST to LARGEST
 PSEUDO_RATINGS = 100.0  # that are rated as the link says before it is fitted

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch.nn.functional import embedding_bag
 
+from models.ops.ranks import Ranks
 from models.ops.threads import in_threads, num_threads, shared_out
 from training.batches import RatingTensors, batch_of, blocks_of, uniform
-from training.distributed import Ranks
 
 MOST_COORDINATES, FEWEST_COORDINATES = 128, 24  # fewer where movies or users are few
 RATINGS_PER_COORDINATE, ROWS_PER_COORDINATE = 6000, 32

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 
 from models.blend import Blend
+from models.ops.ranks import ALONE, Ranks
 from models.ops.rating_pattern import counts, positions
 from models.relevance import Candidates, Relevance, sampling_probabilities
 from training.batches import Batch, RatingTensors, batch_of, uniform
-from training.distributed import ALONE, Ranks
 from training.halves import Part
 from training.metrics import relevant_stars
 from training.optimizer import relevance_optimizers

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from models.blend import Blend
 from models.checkpoint import model_entries
+from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import in_threads, shared_out
 from preprocessing.dataset import DataError
 from preprocessing.dataset.machine import peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
-from training.distributed import ALONE, Ranks
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_scores, sum_errors
 from training.link import count_scores, fit_link, fit_spread, scores_and_features

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 import main
+from models.ops.ranks import Ranks
 from preprocessing.dataset import RatingsFile
 from training import batches, build
 from training.batches import batch_of, blocks_of, load_dataset, uniform
-from training.distributed import Ranks
 
 
 def test_shuffling_test_stars_changes_no_feature(data_dir):

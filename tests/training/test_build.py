@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from main import parse_args
+from models.ops.ranks import ALONE
 from training.batches import load_dataset
 from training.build import build_trainer, step_between
-from training.distributed import ALONE
 
 
 def test_the_first_weights_are_those_of_the_seed(data_dir):

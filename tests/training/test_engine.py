@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from models.config import ModelConfig
 from models.ops import backend
+from models.ops.ranks import ALONE
 from models.two_tower import TwoTower
 from preprocessing.dataset import DataError
 from training import batches
 from training import engine as engine_module
 from training.batches import Batch, RatingTensors, batch_of
-from training.distributed import ALONE
 from training.engine import Engine, Settings
 from training.halves import halves, pieces
 from training.optimizer import SHARED_LR, TABLE_LR, RowAdam, lr_factor

@@ -22,6 +22,7 @@ import rec
 from models.checkpoint import load_model, save_checkpoint
 from models.config import ModelConfig
 from models.ops import backend
+from models.ops.ranks import ALONE
 from models.ops.threads import num_threads
 from models.two_tower import TwoTower
 from preprocessing import dataset
@@ -30,7 +31,6 @@ from training import build
 from training import engine as engine_module
 from training.baselines import fit_biases
 from training.batches import RatingTensors, batch_of, in_context_of, load_dataset
-from training.distributed import ALONE
 from training.engine import Engine, Settings
 from training.metrics import evaluate_ranking
 from training.optimizer import RowAdam

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.ops.ranks import ALONE
 from training import raters
 from training.batches import RatingTensors
-from training.distributed import ALONE
 from training.raters import coordinates, num_coordinates
 
 CPU = torch.device("cpu")

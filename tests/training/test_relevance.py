@@ -6,12 +6,12 @@ import torch
 from main import parse_args
 from models.checkpoint import load_model
 from models.config import ModelConfig
+from models.ops.ranks import ALONE
 from models.relevance import Relevance
 from training import engine as training_engine
 from training import relevance as training_relevance
 from training.batches import Batch, batch_of, load_dataset
 from training.build import build_trainer
-from training.distributed import ALONE
 from training.evaluation import scorer
 from training.metrics import evaluate_ranking
 from training.relevance import RelevanceTrainer, before_a_moment, fit_weights, relevance_scorer

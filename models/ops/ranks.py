@@ -1,12 +1,13 @@
-"""Many processes as one: `torchrun --nproc_per_node=N main.py ...`, gloo on CPUs and NCCL on GPUs.
+"""Share work out among processes: `torchrun --nproc_per_node=N main.py ...`, gloo on CPUs and NCCL on GPUs.
 
-Users are dealt to ranks in ranges of about equally many ratings. A rank loads its users' ratings only and is alone in
-updating their rows of the user table; what travels in a step is the sum of the shared parameters' gradients. Because
-everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
+Users are dealt to ranks in ranges of about equally many ratings. In training a rank loads its users' ratings only and
+is alone in updating their rows of the user table; what travels in a step is the sum of the shared parameters'
+gradients. Because everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +42,26 @@ class Ranks:
         Raises:
             DataError: another process of the run has ended.
         """
-        if self.size == 1:
-            return
+        if self.size > 1:
+            self._together(lambda: [dist.all_reduce(tensor, async_op=True) for tensor in tensors],
+                           "the last checkpoint is kept, go on from it with --resume")
+
+    def wait(self) -> None:
+        """Wait until all ranks are here.
+
+        Raises:
+            DataError: another process has ended.
+        """
+        if self.size > 1:
+            self._together(lambda: [dist.barrier(async_op=True)], "the same command goes on from what is done")
+
+    def _together(self, begin: Callable[[], list[dist.Work]], advice: str) -> None:
+        """Begin what all ranks take part in, and wait for its end."""
         try:
-            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            for work in begin():
                 work.wait()
         except RuntimeError:
-            raise DataError(f"rank {self.rank} stops because another process of the run has ended; the last checkpoint "
-                            "is kept, go on from it with --resume") from None
+            raise DataError(f"rank {self.rank} stops because another process of the run has ended; {advice}") from None
 
 
 ALONE = Ranks()

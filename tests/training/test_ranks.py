@@ -21,11 +21,11 @@ from torch import distributed as dist
 
 import main
 from models.checkpoint import load_model
+from models.ops.ranks import Ranks, leave
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import read_meta
 from training import relevance
 from training.batches import load_dataset
-from training.distributed import Ranks, leave
 from training.evaluation import predict_errors
 from training.relevance import fit_weights
 
@@ -42,7 +42,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 import main
-from training import distributed
+from models.ops import ranks as processes
 from training.engine import Engine
 left, shared = {step}, Engine.shared_gradients
 
@@ -54,7 +54,7 @@ def shared_gradients(engine, with_relevance):
     return shared(engine, with_relevance)
 
 Engine.shared_gradients = shared_gradients
-distributed.leave(main.main())
+processes.leave(main.main())
 """
 
 
