@@ -163,7 +163,7 @@ def recall(args: argparse.Namespace, argv: list[str], ranks: Ranks) -> argparse.
 
 
 def run(args: argparse.Namespace, ranks: Ranks) -> None:
-    """Load, train, measure, report; of many processes only the main one measures and reports."""
+    """Load, train, measure, report; of many processes only the main one reports."""
     if not gc.get_freeze_count():  # what has been imported stays: to look through it for garbage takes .12 s each time
         gc.freeze()
     if args.num_threads:
@@ -185,17 +185,19 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
     if wants_refit and sizes["num_validation"] and not args.eval_only:
         refit(args, device, ranks, is_new)
-    if not ranks.is_main:
-        return
+    ranks.sum_(torch.zeros(1, device=device))  # by then the main process has written best.pt
     model, checkpoint = load_model(best, fingerprint)
     model = model.to(device)
-    known = load_dataset(args.data_dir, with_validation=True)
+    known = load_dataset(args.data_dir, ranks, with_validation=True)
     if model.item_based is not None and not checkpoint["refit"]:  # which has folded its movies in from all that
-        fold_in_movies(model, known)
-        if not args.eval_only:
+        fold_in_movies(model, known, ranks)
+        if not args.eval_only and ranks.is_main:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     with shared_out():
-        results, calibration = report.test_results(model, known), report.calibration(model, known)
+        results, calibration = report.test_results(model, known, ranks), report.calibration(model, known, ranks)
+    baselines = {} if args.eval_only else report.validation_baselines(data, ranks)
+    if not ranks.is_main:
+        return
     chosen = " as chosen by validation" if sizes["num_validation"] else ", the last: there are no validation ratings"
     print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']}{chosen}"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
@@ -208,10 +210,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         **results, "calibration": calibration, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"],
         "train_s": checkpoint["train_s"]})
     if not args.eval_only:
-        if ranks.size > 1:
-            data = load_dataset(args.data_dir)
-        report.plot_training(args.run_dir / "training.png", metrics, checkpoint["epoch"],
-                             report.validation_baselines(data))
+        report.plot_training(args.run_dir / "training.png", metrics, checkpoint["epoch"], baselines)
         print(f"\nsee {args.run_dir / 'training.png'}; next: python rec.py --run_dir {args.run_dir}")
 
 

@@ -16,12 +16,13 @@ from training.batches import DataSet, RatingTensors, batch_of, blocks_of, by_mov
 from training.metrics import RatingErrors
 
 
-def fold_in_movies(model: Blend, known: DataSet) -> None:
-    """Fold in the movies of the item-based towers anew, from a data set's training ratings, which may be all that is
-    known before the test."""
+def fold_in_movies(model: Blend, known: DataSet, ranks: Ranks = ALONE) -> None:
+    """Fold in the movies of the item-based towers anew, from the training ratings of all ranks, which may be all that
+    is known before the test."""
     assert model.item_based is not None
-    ratings, owned = by_movie(known)
+    ratings, owned = by_movie(known, ranks)
     model.folded_in = fold_in(model.item_based, ratings.to(model.device), known.meta["stars_step"], owned)
+    ranks.sum_(model.folded_in)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import in_threads
 from training.batches import RatingTensors, batch_of
 
@@ -99,7 +100,7 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
                      test: RatingTensors, recommendable: torch.Tensor, k: int = 10, long_k: int = 50,
                      num_ratings: torch.Tensor | None = None, stars_step: float = 1,
                      stars_range: Sequence[float] = (1, 5), max_users: int = 20_000,
-                     batch_size: int = 256) -> dict[str, float]:
+                     batch_size: int = 256, ranks: Ranks = ALONE) -> dict[str, float]:
     """Rank all movies that a user has not seen and measure the list against their test ratings.
 
     Measured are the users who like a test movie; what is averaged counts each of them once.
@@ -112,6 +113,7 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
         long_k: length of the list that the second recall is of, at least k.
         num_ratings: (M,), training ratings of the movies; where given, the lists' popularity is measured.
         max_users: with more users than this, a fixed sample of them is measured.
+        ranks: the other processes, each of which has the ratings of its own users, and measures these.
 
     Returns:
         "ndcg@k", "recall@k", "recall@long_k"; "mrr", the mean of 1 / rank of the first hit among all candidates;
@@ -124,10 +126,14 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     popularity = ("median_popularity", "rare") if num_ratings is not None else ()
     relevant_from = relevant_stars(*stars_range)
     liked = test.stars.float() * stars_step >= relevant_from
-    users = torch.unique(test.user_idx()[liked]).cpu()
+    own = torch.bincount(test.user_idx()[liked].cpu(), minlength=len(test.offset) - 1) > 0
+    of_all = own.long()
+    ranks.sum_(of_all)
+    users = of_all.nonzero().squeeze(1)
     if len(users) > max_users:
         users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:max_users]].sort().values
-    if not len(users):
+    num_users, users = len(users), users[own[users]]
+    if not num_users:
         return dict.fromkeys((*measures, f"coverage@{k}", *(f"{name}@{k}" for name in popularity)), float("nan"))
     device, counts = recommendable.device, torch.zeros(len(recommendable), dtype=torch.int64)
     excluded = (~recommendable).nonzero().squeeze(1)
@@ -155,7 +161,10 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
         for name, value in zip(measures, values, strict=True):
             measures[name].append(value)
         counts += torch.bincount(listed, minlength=len(counts))
-    results = {name: float(torch.cat(values).mean()) for name, values in measures.items()}
+    sums = torch.stack([torch.cat([counts.new_zeros(0).double(), *(value.cpu() for value in values)]).sum()
+                        for values in measures.values()])
+    ranks.sum_(sums, counts)
+    results = dict(zip(measures, (sums / num_users).tolist(), strict=True))
     results[f"coverage@{k}"] = float((counts > 0).sum() / recommendable.sum())
     if num_ratings is not None:
         popularity_of_lines = num_ratings.cpu().repeat_interleave(counts)

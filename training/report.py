@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.blend import Blend
+from models.ops.ranks import ALONE, Ranks
 from models.stars_link import coverage
 from preprocessing.dataset import DataError, replaced
 from training.baselines import Biases, fit_biases
 from training.batches import DataSet, RatingTensors, uniform
-from training.evaluation import predict_errors, scorer
+from training.evaluation import predict_errors, scorer, sum_errors
 from training.link import scores_and_features
 from training.metrics import RatingErrors, evaluate_ranking
 from training.relevance import relevance_scorer
@@ -98,23 +99,24 @@ def plot_training(path: Path, metrics: list[EpochMetrics], best_epoch: int, base
     pyplot.close(figure)
 
 
-def validation_baselines(data: DataSet) -> dict[str, float]:
-    """Return the validation RMSE of the global mean and of the biases."""
-    if not len(data.validation):
+def validation_baselines(data: DataSet, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Return the validation RMSE of the global mean and of the biases, over all ranks."""
+    if not data.meta["split"]["num_validation"]:
         return {}
-    biases = fit_biases(data.train, data.num_movies, data.meta["stars_step"])
+    biases = fit_biases(data.train, data.num_movies, data.meta["stars_step"], ranks)
     constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
-    return {"global mean": bias_errors(constant, data.validation, data).rmse,
-            "user + movie bias": bias_errors(biases, data.validation, data).rmse}
+    return {"global mean": bias_errors(constant, data.validation, data, ranks).rmse,
+            "user + movie bias": bias_errors(biases, data.validation, data, ranks).rmse}
 
 
-def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | None]]:
-    """Measure the towers and the baselines on the test split: {"two_tower": {"rmse": .., ..}, "bias": .., ..}.
+def test_results(model: Blend, data: DataSet, ranks: Ranks = ALONE) -> dict[str, dict[str, float | None]]:
+    """Measure the towers and the baselines on the test split: {"two_tower": {"rmse": .., ..}, "bias": .., ..}. Each
+    rank measures its own users, and has the sums of all.
 
     A value is None where it has no meaning: the global mean ranks nothing, popularity predicts no stars.
     """
     device, step = model.device, data.meta["stars_step"]
-    biases = fit_biases(data.train, data.num_movies, step)
+    biases = fit_biases(data.train, data.num_movies, step, ranks)
     constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
     train = data.train.to(device)
     popularity = torch.tensor(data.movies.num_train_ratings).float()
@@ -125,22 +127,22 @@ def test_results(model: Blend, data: DataSet) -> dict[str, dict[str, float | Non
     def ranking(score_users: Callable[[torch.Tensor], torch.Tensor],
                 where: torch.device | str = "cpu") -> dict[str, float]:
         return evaluate_ranking(score_users, seen, data.test, recommendable.to(where), stars_step=step,
-                                stars_range=data.meta["stars_range"])
+                                stars_range=data.meta["stars_range"], ranks=ranks)
 
     return {name: {column: values.get(column) for column in COLUMNS} for name, values in {
-        "global_mean": _ratings(bias_errors(constant, data.test, data)),
+        "global_mean": _ratings(bias_errors(constant, data.test, data, ranks)),
         "popularity": ranking(lambda users: popularity.expand(len(users), -1).clone()),
-        "bias": {**_ratings(bias_errors(biases, data.test, data)),
+        "bias": {**_ratings(bias_errors(biases, data.test, data, ranks)),
                  **ranking(lambda users: biases.movie.expand(len(users), -1).clone())},
-        "two_tower": {**_ratings(predict_errors(model, train, data.test.to(device), step)),
+        "two_tower": {**_ratings(predict_errors(model, train, data.test.to(device), step, ranks)),
                       **ranking(scorer(model, train, step, data.last_day), device)},
         **({} if by_relevance is None else {"relevance": ranking(by_relevance, device)}),
     }.items()}
 
 
 @torch.no_grad()
-def calibration(model: Blend, data: DataSet) -> dict[str, float]:
-    """Measure what the model says of how sure it is, on the test ratings of CALIBRATION_USERS drawn users.
+def calibration(model: Blend, data: DataSet, ranks: Ranks = ALONE) -> dict[str, float]:
+    """Measure what the model says of how sure it is, on the test ratings of CALIBRATION_USERS drawn users of all ranks.
 
     Returns:
         "log_likelihood", the mean of a rating, by the natural logarithm; "coverage_50" and so on for COVERAGES, the
@@ -148,13 +150,18 @@ def calibration(model: Blend, data: DataSet) -> dict[str, float]:
     """
     train, test = data.train.to(model.device), data.test.to(model.device)
     users = test.offset.diff().nonzero().squeeze(1)
-    users = users[uniform(3, users) < CALIBRATION_USERS / max(len(users), 1)]
+    num_users = torch.tensor(float(len(users)), device=model.device)
+    ranks.sum_(num_users)
+    users = users[uniform(3, users) < CALIBRATION_USERS / max(float(num_users), 1)]
     score, stars, features = scores_and_features(model, train, test, users, data.meta["stars_step"])
     probabilities, position = model.link.probabilities(score, features).double(), model.link.position_of(stars)
     own = probabilities.gather(1, position.unsqueeze(1)).clamp(min=1e-12).log()
-    return {"log_likelihood": float(own.mean()),
-            **{f"coverage_{percent}": float(coverage(probabilities, position, percent / 100).mean())
-               for percent in COVERAGES}}
+    of_ratings = [torch.ones_like(own), own,
+                  *(coverage(probabilities, position, percent / 100) for percent in COVERAGES)]
+    sums = torch.stack([values.double().sum() for values in of_ratings])
+    ranks.sum_(sums)
+    names = ("log_likelihood", *(f"coverage_{percent}" for percent in COVERAGES))
+    return dict(zip(names, (sums[1:] / sums[0]).tolist(), strict=True))
 
 
 def format_calibration(measured: dict[str, float]) -> str:
@@ -196,13 +203,11 @@ def write_test_metrics(path: Path, results: dict) -> None:
         partial.write_text(json.dumps(plain(results), indent=2) + "\n", encoding="utf-8")
 
 
-def bias_errors(biases: Biases, asked: RatingTensors, data: DataSet) -> RatingErrors:
-    """Sum the errors of a bias model over ratings, its predictions cut to the scale, as anybody would."""
-    errors = RatingErrors()
+def bias_errors(biases: Biases, asked: RatingTensors, data: DataSet, ranks: Ranks = ALONE) -> RatingErrors:
+    """Sum the errors of a bias model over ratings of all ranks, its predictions cut to the scale, as anybody would."""
     low, high = data.meta["stars_range"]
     predicted = biases.predict(asked.user_idx(), asked.movie_idx).clamp(low, high)
-    errors.add(predicted, asked.stars.float() * data.meta["stars_step"])
-    return errors
+    return sum_errors(predicted, asked.stars.float() * data.meta["stars_step"], ranks)
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import rec
+from models.ops.ranks import Ranks
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile, lock_beside, locked, writer
 from recommending import batch, top_k
@@ -76,6 +77,24 @@ def test_every_user_gets_the_list_he_gets_alone(recommender, run_dir, small_part
         assert [(rank, movie_id) for rank, movie_id, _ in listed] == [(row.rank, row.movie_id) for row in alone]
         assert [stars for *_, stars in listed] == pytest.approx([row.stars for row in alone], abs=1e-5)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_ranks_write_each_part_once_and_leave_what_is_there(recommender, run_dir, small_parts, tmp_path):
+    whole, folder = tmp_path / "whole.parquet", tmp_path / "parts"
+    batch.recommend_all(recommender, whole, 5, run_dir / "best.pt")
+    folder.mkdir()
+    written = []
+    for rank in (1, 0, 2):
+        before = {path.name for path in folder.iterdir()}
+        parts = batch._write_parts(recommender, folder, 5, Ranks(rank, 3))
+        written.append({path.name for path in folder.iterdir()} - before)
+    assert sorted(map(len, written), reverse=True) == [3, 2, 2] and sum(map(len, written)) == len(parts)
+    kept = {path: path.stat().st_mtime_ns for path in parts[1:]}
+    parts[0].unlink()
+    batch._write_parts(recommender, folder, 5, Ranks(0, 3))
+    assert kept == {path: path.stat().st_mtime_ns for path in parts[1:]}
+    batch._join(parts, tmp_path / "joined.parquet")
+    assert (tmp_path / "joined.parquet").read_bytes() == whole.read_bytes()
 
 
 def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender):

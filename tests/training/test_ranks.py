@@ -1,14 +1,16 @@
 import io
 import itertools
+import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,12 +67,13 @@ def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -
                            capture_output=True, text=True, timeout=LIMIT_S)]
 
 
-def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> list[subprocess.CompletedProcess]:
+def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py",
+              common: Sequence[str] = FLAGS) -> list[subprocess.CompletedProcess]:
     """Run a script as torchrun does, but without its own process, and none imports torch anew, which takes 2 s each."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    command = [str(script), *FLAGS, *flags]
+    command = [str(script), *common, *flags]
     with TemporaryDirectory() as folder:
         outputs = [[Path(folder, f"{name}{rank}") for name in ("stdout", "stderr")] for rank in range(num_processes)]
         started = [CONTEXT.Process(target=be_a_rank, args=(world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -118,7 +121,7 @@ def whole(data_dir, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(("sides", "more"), [
-    ("user", []), ("both", ["--refit", "--lr", "0.0003"])])
+    ("user", []), ("both", ["--lr", "0.0003"]), ("both", ["--refit", "--lr", "0.0003"])])
 def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
     flags = ["--data_dir", str(data_dir), "--blend", sides, *more]
     assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
@@ -128,11 +131,50 @@ def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
     assert speaker.stdout.count("epoch   1") == 1 and not other.stdout  # one process speaks for all
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         "best.pt", "last.pt", "metrics.csv", "training.png", "test_metrics.json"}
+    one, two = (flat(json.loads((tmp_path / name / "test_metrics.json").read_text())) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=2e-3) and one["bias rmse"] == pytest.approx(two["bias rmse"], rel=1e-9)
     assert speaker.stdout.count("\nrefit ") == 2 * ("--refit" in more)  # both for as many epochs as were best
     one, two = (torch.load(tmp_path / name / "best.pt", weights_only=True) for name in ("one", "two"))
     assert one["refit"] is two["refit"] is ("--refit" in more) and one["epoch"] == two["epoch"]
     for name, tensor in one["model"].items():
         torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def flat(metrics: dict) -> dict[str, float]:
+    """Return the measures of test_metrics.json by row and column, but the seconds."""
+    return {f"{name} {column}": value for name, row in metrics.items() if isinstance(row, dict)
+            for column, value in row.items() if value is not None}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_measures_a_model_alike(ranks, data_dir, run_dir, tmp_path):
+    """Each measures its users; some have none here, for users are dealt by their ratings."""
+    for name in ("one", "many"):
+        shutil.copytree(run_dir, tmp_path / name)
+    assert main.main(["--eval_only", "--run_dir", str(tmp_path / "one")]) == 0
+    ends = processes(ranks, "--eval_only", "--run_dir", str(tmp_path / "many"), common=())
+    assert [end.returncode for end in ends] == [0] * ranks, ends[0].stderr
+    one, many = (flat(json.loads((tmp_path / name / "test_metrics.json").read_text())) for name in ("one", "many"))
+    assert many == pytest.approx(one, rel=1e-6)
+
+
+def test_ranks_write_the_lists_and_vectors_of_everybody_as_one_does(run_dir, data_dir, tmp_path):
+    for flags in (["--all_users", "--out", "lists.parquet"], ["--export_vectors", "vectors"]):
+        for folder, ranks in ((tmp_path / "one", 1), (tmp_path / "many", 3)):
+            folder.mkdir(exist_ok=True)
+            own = [*flags[:-1], str(folder / flags[-1]), "--run_dir", str(run_dir)]
+            ends = processes(ranks, *own, script=ROOT / "rec.py", common=())
+            assert [end.returncode for end in ends] == [0] * ranks, ends[0].stderr
+            assert ends[0].stdout.startswith("wrote the") and not any(end.stdout for end in ends[1:])
+    written = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert len(written) == 7
+    for path in written:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "many" / path).read_bytes(), path
+
+
+def test_what_ranks_do_not_share_out_ends_with_a_sentence(run_dir):
+    end, other = processes(2, "--run_dir", str(run_dir), script=ROOT / "rec.py", common=())
+    assert end.returncode == other.returncode == 2 and "torchrun shares out --all_users" in end.stderr
 
 
 def test_more_ranks_than_users_equal_one(tmp_path):
