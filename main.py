@@ -199,7 +199,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     chosen = " as chosen by validation" if sizes["num_validation"] else ", the last: there are no validation ratings"
-    print(f"\ntest, {len(known.test):,} ratings, epoch {checkpoint['epoch']}{chosen}"
+    print(f"\ntest, {sizes['num_test']:,} ratings, epoch {checkpoint['epoch']}{chosen}"
           + (", fitted again with the validation ratings:" if checkpoint["refit"] else ":"))
     print(report.format_table(results))
     if how_sure := report.format_calibration(calibration):

@@ -187,8 +187,11 @@ class Trainer:
         total = sum(len(engine.ratings) for engine in self.engines)
         with tqdm(total=total, desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True, leave=False,
                   mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
-            sums = torch.stack(in_threads([partial(engine.run_epoch, epoch, self.num_epochs, bar)
-                                           for engine in self.engines])).sum(0)
+            runs = [partial(engine.run_epoch, epoch, self.num_epochs, bar) for engine in self.engines]
+            if self.ranks.size > 1:  # which must meet in the same order, so no two of them at once
+                sums = torch.stack([run() for run in runs]).sum(0)
+            else:
+                sums = torch.stack(in_threads(runs)).sum(0)
         if self.folds_in:
             self.fold_in_movies()
         loss, squared, count = sums.tolist()  # a GPU is done then

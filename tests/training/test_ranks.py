@@ -140,6 +140,15 @@ def test_two_ranks_equal_one(sides, more, data_dir, tmp_path):
         torch.testing.assert_close(tensor, two["model"][name], rtol=1e-3, atol=1e-3, msg=name)
 
 
+def test_ranks_with_threads_meet_in_one_order(data_dir, tmp_path):
+    """Both kinds of towers are trained side by side by the threads of one process, and one after the other by many."""
+    flags = ["--data_dir", str(data_dir), "--blend", "both", "--lr", "0.0003"]
+    assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
+    (end,) = torchrun(2, *flags, "--num_threads", "2", "--run_dir", str(tmp_path / "two"))
+    assert end.returncode == 0, end.stderr
+    assert_same_run(load(tmp_path / "one"), load(tmp_path / "two"))
+
+
 def flat(metrics: dict) -> dict[str, float]:
     """Return the measures of test_metrics.json by row and column, but the seconds."""
     return {f"{name} {column}": value for name, row in metrics.items() if isinstance(row, dict)
