@@ -182,6 +182,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
               f"ratings of {data.num_users:,} users and {data.num_movies:,} movies; device {device}"
               + (f", {ranks.size} processes" if ranks.size > 1 else ""), flush=True)
     metrics, is_new = ([], False) if args.eval_only else train(args, data, device, ranks)
+    baselines = {} if args.eval_only else report.validation_baselines(data, ranks)
+    del data  # which later stages load anew, with the validation ratings
     wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
     if wants_refit and sizes["num_validation"] and not args.eval_only:
         refit(args, device, ranks, is_new)
@@ -195,7 +197,6 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
             save_checkpoint(best, checkpoint | {"model": model.state_dict()})
     with shared_out():
         results, calibration = report.test_results(model, known, ranks), report.calibration(model, known, ranks)
-    baselines = {} if args.eval_only else report.validation_baselines(data, ranks)
     if not ranks.is_main:
         return
     chosen = " as chosen by validation" if sizes["num_validation"] else ", the last: there are no validation ratings"
@@ -204,7 +205,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     print(report.format_table(results))
     if how_sure := report.format_calibration(calibration):
         print(how_sure)
-    if by_others := report.published(data.meta):
+    if by_others := report.published(known.meta):
         print(f"\n{by_others}")
     report.write_test_metrics(args.run_dir / "test_metrics.json", {
         **results, "calibration": calibration, "best_epoch": checkpoint["epoch"], "refit": checkpoint["refit"],

@@ -206,7 +206,7 @@ def write_test_metrics(path: Path, results: dict) -> None:
 def bias_errors(biases: Biases, asked: RatingTensors, data: DataSet, ranks: Ranks = ALONE) -> RatingErrors:
     """Sum the errors of a bias model over ratings of all ranks, its predictions cut to the scale, as anybody would."""
     low, high = data.meta["stars_range"]
-    predicted = biases.predict(asked.user_idx(), asked.movie_idx).clamp(low, high)
+    predicted = biases.predict(asked.user_idx(), asked.movie_idx).clamp_(low, high)
     return sum_errors(predicted, asked.stars.float() * data.meta["stars_step"], ranks)
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from training import baselines
 from training.baselines import fit_biases
 from training.batches import RatingTensors
 
@@ -15,11 +16,11 @@ def test_biases_equal_ridge_regression_on_dummies():
     offset = torch.from_numpy(np.searchsorted(pairs[:, 0], np.arange(num_users + 1)))
     train = RatingTensors(offset, torch.from_numpy(pairs[:, 1].astype(np.int16)),
                           torch.from_numpy(stars.astype(np.uint8)), torch.zeros(len(pairs)))
-    biases = fit_biases(train, num_movies, user_shrink=shrink, movie_shrink=shrink, num_rounds=500)
+    found = fit_biases(train, num_movies, user_shrink=shrink, movie_shrink=shrink, num_rounds=500)
     dummies = np.concatenate([np.eye(num_users)[pairs[:, 0]], np.eye(num_movies)[pairs[:, 1]]], 1)
     reference = Ridge(alpha=shrink, fit_intercept=False, tol=1e-12).fit(dummies, stars - stars.mean())
-    assert biases.mean == pytest.approx(stars.mean())
-    np.testing.assert_allclose(np.concatenate([biases.user, biases.movie]), reference.coef_, atol=1e-5)
+    assert found.mean == pytest.approx(stars.mean())
+    np.testing.assert_allclose(np.concatenate([found.user, found.movie]), reference.coef_, atol=1e-5)
 
 
 def test_biases_are_fitted_in_ten_rounds_of_which_the_movies_come_first():
@@ -38,6 +39,21 @@ def test_biases_are_fitted_in_ten_rounds_of_which_the_movies_come_first():
             users[user] = (stars - stars.mean() - movies[pairs[:, 1]])[own].sum() / (own.sum() + 0.01)
     biases = fit_biases(train, 13, user_shrink=0.01, movie_shrink=0.01)
     np.testing.assert_allclose(np.concatenate([biases.user, biases.movie]), np.concatenate([users, movies]), atol=1e-5)
+
+
+def test_blocks_of_any_size_and_ranks_give_the_same_biases(monkeypatch):
+    generator = np.random.default_rng(1)
+    counts = torch.tensor([0, 3, 0, 7, 1, 12, 0, 5, 2, 0])
+    movies = np.concatenate([generator.permutation(15)[:count] for count in counts])
+    train = RatingTensors(torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+                          torch.from_numpy(movies.astype(np.int16)),
+                          torch.from_numpy(generator.integers(1, 6, len(movies)).astype(np.uint8)), torch.zeros(30))
+    whole = fit_biases(train, 15, 0.5)
+    for size in (1, 4, 29, 30, 31):
+        monkeypatch.setattr(baselines, "BLOCK_RATINGS", size)
+        cut = fit_biases(train, 15, 0.5)
+        assert cut.mean == pytest.approx(whole.mean, rel=1e-12)
+        torch.testing.assert_close(torch.cat([cut.user, cut.movie]), torch.cat([whole.user, whole.movie]))
 
 
 def test_without_a_training_rating_nothing_is_known_of_anybody():
