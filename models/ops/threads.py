@@ -50,22 +50,25 @@ def in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     if _pool is None or len(tasks) < 2:
         return [task() for task in tasks]
     with_grad = torch.is_grad_enabled()
+    # What is cancelled stays in the pool's queue, behind all that was there before: it must not hold on to a task.
+    waiting = dict(enumerate(tasks))
 
-    def elsewhere(task: Callable[[], Result]) -> Result:
+    def elsewhere(number: int) -> Result:
         with torch.set_grad_enabled(with_grad):
-            return task()
+            return waiting.pop(number)()
 
-    futures = [_pool.submit(elsewhere, task) for task in tasks[1:]]
+    futures = [_pool.submit(elsewhere, number) for number in range(1, len(tasks))]
     results: dict[int, Result] = {}
     try:
-        results[0] = tasks[0]()
+        results[0] = waiting.pop(0)()
         for number in range(len(tasks) - 1, 0, -1):  # the others begin at the other end
             if futures[number - 1].cancel():
-                results[number] = tasks[number]()
+                results[number] = waiting.pop(number)()
     finally:
         for future in futures:
             future.cancel()
         for future in futures:
             if not future.cancelled():
                 future.exception()
+        waiting.clear()
     return [results[number] if number in results else futures[number - 1].result() for number in range(len(tasks))]

@@ -2,7 +2,9 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -67,3 +69,22 @@ def test_the_first_error_is_raised_when_all_is_still(threads):
 def test_gradients_are_recorded_as_in_the_thread_that_asks(threads, with_grad):
     with torch.set_grad_enabled(with_grad):
         assert in_threads([torch.is_grad_enabled] * 6) == [with_grad] * 6
+
+
+def test_what_a_task_held_is_let_go_while_others_still_wait(threads):
+    """Tasks of tasks that no thread was free for stay in a queue; the tensors that they would have worked on do not."""
+    alive: list[weakref.ref] = []
+    largest = []
+
+    def inner(tensor: torch.Tensor) -> int:
+        return len(tensor)
+
+    def outer() -> None:
+        tensors = [torch.zeros(3) for _ in range(4)]
+        alive.extend(map(weakref.ref, tensors))
+        assert in_threads([partial(inner, tensor) for tensor in tensors]) == [3] * 4
+        del tensors
+        largest.append(sum(one() is not None for one in alive))
+
+    in_threads([outer] * 50)
+    assert max(largest) <= 8 * threads
