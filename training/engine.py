@@ -90,6 +90,7 @@ class Engine:
         self.user_dropout = settings.user_dropout if has_history else 0.0
         self.groups = 2 if model.config.ensemble_size % 2 == 0 else 1  # two see the halves both ways round
         self.layers_lr, self.factor = layers_lr(enlarged), 0.0  # of the learning rate in the last step
+        self.distinct = torch.zeros(0, dtype=torch.int64)  # the movies of the step, of all ranks
         self.relevance_every = max(model.config.num_users // RELEVANCE_USERS, 1)
 
     def run_epoch(self, epoch: int, num_epochs: int, bar: tqdm) -> torch.Tensor:
@@ -148,9 +149,7 @@ class Engine:
     def _train_rating(self, batch: Batch, parts: list[Part], factor: float) -> torch.Tensor:
         """Differentiate a step's loss, move the users' rows by it and, where no other rank has a share in it, the
         shared parameters; return the step's sums."""
-        distinct = self.model.distinct_movies(batch.movie_idx)
-        if self.ranks.size > 1:  # the other ranks meet others
-            distinct = torch.arange(self.model.config.num_movies, device=distinct.device)
+        distinct = self.distinct = self._of_all_ranks(self.model.distinct_movies(batch.movie_idx))
         self.tables.catch_up(distinct)
         movies = self.model.step_movies(distinct, self.groups)
         results = in_threads([partial(self._gradients, part, movies.detached()) for part in parts])
@@ -180,17 +179,20 @@ class Engine:
         self.factor = factor
 
     def shared_gradients(self, relevance: RelevanceTrainer | None) -> list[torch.Tensor]:
-        """Return the last step's gradients of the parameters that all ranks share, whole: what travels, once a step.
+        """Return the last step's gradients of the parameters that all ranks share: what travels, once a step.
 
-        Their bytes are what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
+        Of the movie tables these are the rows of the movies that any rank met, of other parameters all. Their bytes are
+        what a rank contributes; a ring of n ranks passes on 2 (n - 1) / n times as many.
         """
-        parameters = self._parameters(relevance)
-        for parameter in parameters:
+        shared = []
+        for parameter in self._parameters(relevance):
+            of_movies = any(parameter is table for table in self.tables.tables)
             if parameter.grad is None:  # this rank's users did not touch it
-                parameter.grad = torch.zeros_like(parameter)
-            elif parameter.grad.is_sparse:
+                parameter.grad = _no_gradient(parameter, self.distinct if of_movies else None)
+            elif parameter.grad.is_sparse and not of_movies:
                 parameter.grad = parameter.grad.to_dense()
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+            shared.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+        return shared
 
     def state_dict(self) -> dict:
         """Return the state of the optimizers between epochs."""
@@ -209,6 +211,15 @@ class Engine:
                                     [state["user_rows"], *state["relevance"]], strict=True):
             for name, value in optimizer.state.items():
                 value.copy_(saved[name])
+
+    def _of_all_ranks(self, movies: torch.Tensor) -> torch.Tensor:
+        """Return the movies, ascending int64 (N,), that any rank has among its own."""
+        if self.ranks.size == 1 or movies.is_cuda:  # where they are all, see `distinct_movies`
+            return movies
+        met = torch.zeros(self.model.config.num_movies, dtype=torch.int32, device=movies.device)
+        met[movies] = 1
+        self.ranks.sum_(met)
+        return met.nonzero().squeeze(1)
 
     def _parameters(self, relevance: RelevanceTrainer | None) -> list[nn.Parameter]:
         """Return what a step moves, with relevance or without."""
@@ -288,6 +299,14 @@ class Engine:
         lr = self.settings.lr
         return DataError(f"the loss is no longer finite in epoch {epoch}, step {step}, at rate {lr * factor:.3g}; "
                          f"the last checkpoint is kept; try again with a smaller --lr than {lr:g}")
+
+
+def _no_gradient(parameter: nn.Parameter, rows: torch.Tensor | None) -> torch.Tensor:
+    """Return zero in the form of a parameter's gradient: dense, or that of `gather_distinct` of rows, int64 (N,)."""
+    if rows is None or len(rows) == len(parameter) or rows.is_cuda:
+        return torch.zeros_like(parameter)
+    return torch.sparse_coo_tensor(rows.unsqueeze(0), parameter.new_zeros(len(rows), *parameter.shape[1:]),
+                                   parameter.shape, is_coalesced=True, check_invariants=False)
 
 
 class _Known(torch.autograd.Function):

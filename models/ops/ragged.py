@@ -113,7 +113,7 @@ class _GatherDistinct(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         if grad.device.type != "cpu":
             return grad.new_zeros(ctx.shape).index_copy_(0, index, grad), None
-        return torch.sparse_coo_tensor(index.unsqueeze(0), grad, ctx.shape, is_coalesced=True,
+        return torch.sparse_coo_tensor(index.unsqueeze(0), grad.contiguous(), ctx.shape, is_coalesced=True,
                                        check_invariants=False), None
 
 

@@ -275,10 +275,15 @@ def test_where_nobody_can_be_folded_in_the_sentence_is_the_same(monkeypatch):
 
 
 def test_ranks_send_one_gradient_for_every_shared_parameter_and_no_user_rows():
-    engine = engine_of(planted_ratings())
-    engine.run_epoch(1, 2, Steps())
+    """Of the tables of movies the rows that the step met: here those of one user, of whose movies none is the last."""
+    engine, ratings = engine_of(planted_ratings(), batch_size=1), planted_ratings()
+    engine.step(batch_of(ratings, torch.tensor([1])), 1, 1.0)
+    met = len(ratings.movie_idx[ratings.offset[1]:ratings.offset[2]].unique())
+    assert len(engine.distinct) == met < NUM_MOVIES
     sizes = sorted(gradient.numel() for gradient in engine.shared_gradients(None))
-    assert sizes == sorted(parameter.numel() for parameter in engine.model.parameters())
+    tables = {id(table) for table in engine.tables.tables}
+    assert sizes == sorted(parameter.numel() * (met / NUM_MOVIES if id(parameter) in tables else 1)
+                           for parameter in engine.model.parameters())
     assert engine.model.user_embedding.shape not in [gradient.shape for gradient in engine.shared_gradients(None)]
 
 
