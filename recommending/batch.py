@@ -182,7 +182,7 @@ def _description(recommender: Recommender) -> dict:
             "blocks": recommender.model.coordinates()}
 
 
-def _fill(vectors: np.ndarray, recommender: Recommender, ranks: Ranks) -> None:
+def _fill(vectors: np.memmap, recommender: Recommender, ranks: Ranks) -> None:
     """Write the users' vectors of this rank's row groups into a mapped file, float32 (U, P)."""
     groups = range(ranks.rank, len(recommender.ratings.group_starts) - 1, ranks.size)
     with tqdm(total=len(vectors) // ranks.size, desc="vectors", unit=" users", unit_scale=True,

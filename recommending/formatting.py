@@ -3,6 +3,7 @@
 import datetime
 import json
 import unicodedata
+from typing import Any
 
 from preprocessing.dataset import Id
 from recommending.recommender import Recommendation
@@ -23,7 +24,7 @@ def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None
 
 def as_json_object(value: dict) -> str:
     """Return an object on one line, in ASCII, its numbers to four places; a dataclass is the object of its fields."""
-    def rounded(part: object) -> object:
+    def rounded(part: Any) -> Any:
         kind = type(part)
         if kind in PLAIN:
             return part

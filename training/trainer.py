@@ -179,7 +179,8 @@ class Trainer:
             fit_link(model.link, counts)
             known, new = (scores_and_features(model, *ratings, users, self.stars_step, are_new) for users, are_new in (
                 (self.spread_users[::2], False), (self.spread_users[1::2], True)))
-            fit_spread(model.link, *map(torch.cat, zip(known, new, strict=True)), self.ranks)
+            score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
+            fit_spread(model.link, score, stars_of_some, features, self.ranks)
         return sum_errors(model.stars(model.mix(predictions)), stars, self.ranks)
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
