@@ -51,19 +51,19 @@ def in_threads(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         return [task() for task in tasks]
     with_grad = torch.is_grad_enabled()
     # What is cancelled stays in the pool's queue, behind all that was there before: it must not hold on to a task.
-    waiting = dict(enumerate(tasks))
+    waiting = list(tasks)
 
     def elsewhere(number: int) -> Result:
         with torch.set_grad_enabled(with_grad):
-            return waiting.pop(number)()
+            return waiting[number]()
 
     futures = [_pool.submit(elsewhere, number) for number in range(1, len(tasks))]
     results: dict[int, Result] = {}
     try:
-        results[0] = waiting.pop(0)()
+        results[0] = tasks[0]()
         for number in range(len(tasks) - 1, 0, -1):  # the others begin at the other end
             if futures[number - 1].cancel():
-                results[number] = waiting.pop(number)()
+                results[number] = tasks[number]()
     finally:
         for future in futures:
             future.cancel()
