@@ -35,17 +35,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.compare_accuracy import exit_code, train_towers
-from benchmarks.left_out import Person, leave_out, people_of, preprocess_rest
+from benchmarks.compare_accuracy import check_counts, check_folder_of, check_is_png, exit_code, train_towers
+from benchmarks.left_out import Person, history_of, people_of, set_apart
 from benchmarks.peers import columns_of, importable
 from models.checkpoint import load_model
 from models.stars_link import StarsLink, coverage
-from preprocessing.dataset import DataError, ratings_frame, read_meta
+from preprocessing.dataset import ratings_frame
 from recommending.recommender import Recommender
 from training.batches import DataSet, load_dataset
 from training.link import scores_and_features
+from training.report import COVERAGES, how_sure
 
-PERCENTAGES = (50, 80, 95)
 MOST_GIVEN = 50  # of a new person; they are asked for what comes after
 BINS = 10  # of probabilities, with equally many ratings each
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito (2008)
@@ -80,11 +80,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
     add("--picture", type=Path, metavar="FILE.png", help="draw what the table says")
     args = parser.parse_args(argv)
-    for name in ("users", "rank", "num_threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.picture is not None and args.picture.suffix != ".png":
-        parser.error(f"--picture {args.picture} must end with .png")
+    check_counts(parser, args, ("users", "rank", "num_threads"))
+    check_is_png(parser, "--picture", args.picture)
     return args
 
 
@@ -99,8 +96,7 @@ def typed_sizes(text: str) -> tuple[int, ...]:
 def compare(args: argparse.Namespace) -> None:
     """Run everything; print the table and the line of JSON."""
     torch.set_num_threads(args.num_threads)
-    if args.picture is not None and not args.picture.resolve().parent.is_dir():
-        raise DataError(f"the folder of --picture {args.picture} does not exist; make it first")
+    check_folder_of("--picture", args.picture)
     rows: dict[str, Said] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = load_dataset(args.data_dir, with_validation=True)
@@ -116,10 +112,10 @@ def compare(args: argparse.Namespace) -> None:
         rows["shares of stars"] = of_shares(data)
     table = {name: measure(said) for name, said in rows.items()}
     print(f"{args.data_dir.resolve().name}\n{'':<22}{'ratings':>9}"
-          + "".join(f"{f'{percent} %':>8}" for percent in PERCENTAGES) + f"{'log-likelihood':>16}")
+          + "".join(f"{f'{percent} %':>8}" for percent in COVERAGES) + f"{'log-likelihood':>16}")
     for name, row in table.items():
         print(f"{name:<22}{row['ratings']:>9,}" + "".join(f"{100 * row[f'within_{percent}']:>8.1f}"
-                                                          for percent in PERCENTAGES)
+                                                          for percent in COVERAGES)
               + f"{row['log_likelihood']:>16.4f}")
     if args.picture is not None:
         plot(args.picture, rows, data)
@@ -139,9 +135,7 @@ def of_towers(run_dir: Path, data: DataSet) -> Said:
 def of_new_people(args: argparse.Namespace, folder: Path) -> dict[str, Said]:
     """Train without some people, and return what is said of their ratings after they gave some, by how many."""
     ratings = ratings_frame(args.data_dir, columns=["user_id", "movie_id", "stars", "date"])
-    people_ids, others = leave_out(ratings, args.users, MOST_GIVEN, args.seed)
-    is_left_out = ratings["user_id"].isin([*people_ids, *others])  # both sets, as in compare_new_users.py
-    preprocess_rest(args.data_dir, ratings[~is_left_out], read_meta(args.data_dir), folder / "rest", args.seed)
+    people_ids, _ = set_apart(args.data_dir, ratings, args.users, MOST_GIVEN, args.seed, folder / "rest")
     train_towers(folder / "rest", folder / "run of the rest", args.seed, args.num_threads, [])
     recommender = Recommender.load(folder / "run of the rest", folder / "rest")
     data = load_dataset(folder / "rest")
@@ -153,12 +147,11 @@ def of_new_people(args: argparse.Namespace, folder: Path) -> dict[str, Said]:
 
 def _answers(recommender: Recommender, person: Person, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the fields of `Said` of a person's questions."""
-    movie_id, link = recommender.movies.movie_id, recommender.model.link
-    history = recommender.history_from(dict(zip(movie_id[person.given_idx[:size]].tolist(),
-                                                person.given[:size].tolist(), strict=True)))
-    asked = movie_id[person.asked_idx].tolist()
-    said = {row.movie_id: list((row.probabilities or {}).values()) for row in recommender.predictions(history, asked)}
-    return torch.tensor([said[movie] for movie in asked]).double(), link.position_of(torch.tensor(person.asked))
+    asked = recommender.movies.movie_id[person.asked_idx].tolist()
+    rows = recommender.predictions(history_of(recommender, person, size), asked)
+    said = {row.movie_id: list((row.probabilities or {}).values()) for row in rows}
+    position = recommender.model.link.position_of(torch.tensor(person.asked))
+    return torch.tensor([said[movie] for movie in asked]).double(), position
 
 
 def of_myfm(data: DataSet, args: argparse.Namespace) -> Said:
@@ -194,10 +187,9 @@ def _link_of(data: DataSet) -> StarsLink:
 
 def measure(said: Said) -> dict[str, float]:
     """Return a row of the table."""
-    own = said.probabilities.gather(1, said.star.unsqueeze(1)).clamp(min=1e-12)
-    return {"ratings": len(said.star), "log_likelihood": round(float(own.log().mean()), 5), **{
-        f"within_{percent}": round(float(coverage(said.probabilities, said.star, percent / 100).mean()), 5)
-        for percent in PERCENTAGES}}
+    means = {name: round(float(values.mean()), 5) for name, values in how_sure(said.probabilities, said.star).items()}
+    return {"ratings": len(said.star), "log_likelihood": means["log_likelihood"],
+            **{f"within_{percent}": means[f"coverage_{percent}"] for percent in COVERAGES}}
 
 
 def reliability(said: Said, star: int) -> tuple[torch.Tensor, torch.Tensor]:

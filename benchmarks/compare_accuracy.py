@@ -100,11 +100,28 @@ def add_flags(parser: argparse.ArgumentParser, models: tuple[str, ...], default:
 def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, models: tuple[str, ...],
             counts: tuple[str, ...] = ("seeds", "num_threads")) -> argparse.Namespace:
     """Return the flags with --models as a list; exit with code 2 where one is out of range."""
+    check_counts(parser, args, counts)
+    args.models = names_of(parser, "--models", args.models, models, "model")
+    return args
+
+
+def check_counts(parser: argparse.ArgumentParser, args: argparse.Namespace, counts: tuple[str, ...]) -> None:
+    """Exit with code 2 where a number is below 1."""
     for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    args.models = names_of(parser, "--models", args.models, models, "model")
-    return args
+
+
+def check_is_png(parser: argparse.ArgumentParser, flag: str, picture: Path | None) -> None:
+    """Exit with code 2 where a flag names another kind of file."""
+    if picture is not None and picture.suffix != ".png":
+        parser.error(f"{flag} {picture} must end with .png")
+
+
+def check_folder_of(flag: str, picture: Path | None) -> None:
+    """Raise DataError where the folder of a flag's picture is not there."""
+    if picture is not None and not picture.resolve().parent.is_dir():
+        raise DataError(f"the folder of {flag} {picture} does not exist; make it first")
 
 
 def names_of(parser: argparse.ArgumentParser, flag: str, text: str | None, known: Collection[str],

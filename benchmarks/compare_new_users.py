@@ -46,20 +46,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.compare_accuracy import checked, choose_models, exit_code, format_cell, train_towers
+from benchmarks.compare_accuracy import (
+    check_folder_of,
+    check_is_png,
+    checked,
+    choose_models,
+    exit_code,
+    format_cell,
+    train_towers,
+)
 from benchmarks.left_out import (
     ASKERS,
     ORDERS,
     Person,
     all_when_asked,
-    leave_out,
+    history_of,
     people_of,
-    preprocess_rest,
     read_truth,
+    set_apart,
 )
 from benchmarks.new_user_peers import PACKAGES, PEERS, Given, Scorer
 from benchmarks.peers import choose_settings
-from preprocessing.dataset import DataError, ratings_frame, read_meta
+from preprocessing.dataset import ratings_frame
 from recommending.recommender import Recommender
 from training.batches import DataSet, load_dataset
 from training.metrics import RatingErrors, ndcg_and_recall, relevant_stars, top_movies
@@ -113,8 +121,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--main_flags", type=shlex.split, default=[], metavar="TEXT", help="further flags of main.py, as one text")
     add("--num_threads", type=int, default=1, metavar="N", help="CPU threads (default: %(default)s)")
     args = checked(parser, parser.parse_args(argv), MODELS, ("users", "seeds", "trials", "num_threads"))
-    if args.picture is not None and args.picture.suffix != ".png":
-        parser.error(f"--picture {args.picture} must end with .png")
+    check_is_png(parser, "--picture", args.picture)
     return args
 
 
@@ -130,25 +137,21 @@ def compare(args: argparse.Namespace) -> None:
     """Run everything; print the tables and the line of JSON."""
     torch.set_num_threads(args.num_threads)
     models = choose_models(args.models, MODELS, PEERS, PACKAGES)
-    if args.picture is not None and not args.picture.resolve().parent.is_dir():
-        raise DataError(f"the folder of --picture {args.picture} does not exist; make it first")
-    ratings, meta = ratings_frame(args.data_dir, columns=["user_id", "movie_id", "stars", "date"]), read_meta(
-        args.data_dir)
+    check_folder_of("--picture", args.picture)
+    ratings = ratings_frame(args.data_dir, columns=["user_id", "movie_id", "stars", "date"])
     truth = None if args.truth is None else read_truth(args.truth)
     measured: dict[str, list[dict[str, list[float | None]]]] = {}
     chosen: dict[str, list[dict]] = {}
     counts = []
     with tqdm(total=args.seeds * len(models), unit=" models", disable=None) as bar:
         for seed in range(args.seeds):
-            test_ids, validation_ids = leave_out(ratings, args.users, max(args.sizes), seed)
             with tempfile.TemporaryDirectory() as folder:
                 rest = Path(folder) / "rest"
-                is_left_out = ratings["user_id"].isin([*test_ids, *validation_ids])
-                preprocess_rest(args.data_dir, ratings[~is_left_out], meta, rest, seed)
+                left_out = set_apart(args.data_dir, ratings, args.users, max(args.sizes), seed, rest)
                 data = load_dataset(rest, with_validation=True)
                 test, validation = (people_of(ratings, ids, data, max(args.sizes),
                                               args.order if args.order in ORDERS else "random", seed, truth)
-                                    for ids in (test_ids, validation_ids))
+                                    for ids in left_out)
                 recommender, listed = None, {}
                 if "two_tower" in models or args.order == "chosen":
                     bar.set_description(f"training, seed {seed}")
@@ -205,8 +208,7 @@ def ask_towers(recommender: Recommender, data: DataSet, people: list[Person],
     for size in sizes:
         stars, listed = [], {order: [] for order in orders}
         for person in people:
-            history = recommender.history_from({movie_ids[movie]: given for movie, given in zip(
-                person.given_idx[:size].tolist(), person.given[:size].tolist(), strict=True)})
+            history = history_of(recommender, person, size)
             stars.append(recommender.predict(history, [movie_ids[movie] for movie in person.asked_idx.tolist()]))
             may_be_given = {movie_ids[movie] for movie in person.given_idx.tolist()}
             for order, lists in listed.items():

@@ -33,6 +33,8 @@ from benchmarks.compare_accuracy import (
     add_cpu_time,
     check,
     check_cpu_time,
+    check_folder_of,
+    check_is_png,
     choose_models,
     clock,
     exit_code,
@@ -41,7 +43,6 @@ from benchmarks.compare_accuracy import (
 )
 from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from models.ops.ranks import ALONE
-from preprocessing.dataset import DataError
 from training.batches import DataSet, load_dataset
 from training.evaluation import fold_in_movies, predict_errors
 
@@ -85,8 +86,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     check_cpu_time(parser, args)
     if not 0 <= args.seed < 2**32:  # NumPy's range, which peers share
         parser.error(f"--seed must be a whole number from 0 to 2^32 - 1, not {args.seed}")
-    if args.out.suffix != ".png":
-        parser.error(f"--out {args.out} must end with .png")
+    check_is_png(parser, "--out", args.out)
     args.models = names_of(parser, "--models", args.models, ROUNDS, "peer")
     return args
 
@@ -106,8 +106,7 @@ def draw_curves(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.num_threads)
     peers = choose_models(args.models, tuple(ROUNDS), PEERS, PACKAGES)
     data = check(args.data_dir)
-    if not args.out.resolve().parent.is_dir():
-        raise DataError(f"the folder of --out {args.out} does not exist; make it first")
+    check_folder_of("--out", args.out)
     rounds = {name: numbers for name, (_, numbers) in ROUNDS.items()} | dict(args.rounds)
     points, chosen = measure_towers(args.data_dir, data, args.seed, args.num_threads)
     curves = {"two_tower": points}

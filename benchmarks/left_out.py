@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from preprocessing import table_preprocess
-from preprocessing.dataset import DataError, movies_frame
+from preprocessing.dataset import DataError, movies_frame, read_meta
 from preprocessing.synthetic_netflix import latent_mean, star_moments
-from recommending.recommender import Recommender
+from recommending.recommender import History, Recommender
 from training.batches import DataSet
 
 MOST_LEFT_OUT = 0.1  # of all users, in each of the two sets
@@ -123,6 +123,21 @@ def leave_out(ratings: pd.DataFrame, num_users: int, most_given: int, seed: int)
     order = np.random.default_rng(seed).permutation(len(enough))[:2 * size].tolist()
     left_out = [enough[position] for position in order]
     return left_out[:size], left_out[size:]
+
+
+def set_apart(data_dir: Path, ratings: pd.DataFrame, num_users: int, most_given: int, seed: int,
+              out_dir: Path) -> tuple[list, list]:
+    """Return `leave_out`, and write the data set of the people who stay."""
+    left_out = leave_out(ratings, num_users, most_given, seed)
+    stays = ~ratings["user_id"].isin([*left_out[0], *left_out[1]])
+    preprocess_rest(data_dir, ratings[stays], read_meta(data_dir), out_dir, seed)
+    return left_out
+
+
+def history_of(recommender: Recommender, person: Person, size: int) -> History:
+    """Return the history of somebody who has given `size` ratings."""
+    movie_id = recommender.movies.movie_id[person.given_idx[:size]].tolist()
+    return recommender.history_from(dict(zip(movie_id, person.given[:size].tolist(), strict=True)))
 
 
 def preprocess_rest(data_dir: Path, ratings: pd.DataFrame, meta: dict, out_dir: Path, seed: int) -> None:

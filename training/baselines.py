@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import torch
 
 from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import in_threads
-from training.batches import RatingTensors
+from training.batches import RatingTensors, blocks_of
 
-BLOCK_RATINGS = 2**22  # about so many ratings, of whole users, are in memory at once as wide numbers, in each thread
+BLOCKS_AT_ONCE = 128  # of `blocks_of`, whose ratings are in memory as wide numbers, in each thread
 
 
 @dataclass
@@ -33,7 +32,9 @@ def fit_biases(train: RatingTensors, num_movies: int, stars_step: float = 1, ran
     A bias is the sum of its residuals over their number plus the shrinkage, which stands for so many ratings of
     residual zero. Sums in float64, over all ranks, each of which has the biases of its own users.
     """
-    counts, blocks = train.offset.diff(), _blocks(train)
+    counts = train.offset.diff()
+    blocks = [slice(int(users[0]), int(users[-1]) + 1)
+              for users in blocks_of(torch.arange(len(counts)), train, BLOCKS_AT_ONCE)]
 
     def sums_by_movie(of_users: torch.Tensor) -> torch.Tensor:
         """Return for each movie the sum of its raters' values, (M,), over all ranks; of_users (U,)."""
@@ -76,14 +77,6 @@ def fit_biases(train: RatingTensors, num_movies: int, stars_step: float = 1, ran
         movie = (of_movie - sums_by_movie(user)) / (movie_count + movie_shrink)
         user = (of_user - sums_by_user(movie)) / (counts + user_shrink)
     return Biases(mean, user.float(), movie.float())
-
-
-def _blocks(ratings: RatingTensors) -> list[slice]:
-    """Cut all users into ranges with about BLOCK_RATINGS ratings, or those of a single user."""
-    marks = torch.arange(0, len(ratings) + BLOCK_RATINGS, BLOCK_RATINGS)
-    bounds = torch.searchsorted(ratings.offset, marks.clamp(max=len(ratings)))
-    bounds[0], bounds[-1] = 0, len(ratings.offset) - 1
-    return [slice(first, last) for first, last in pairwise(bounds.unique_consecutive().tolist())]
 
 
 def _ratings(ratings: RatingTensors, users: slice) -> slice:

@@ -182,10 +182,11 @@ def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
             yield ratings
 
 
-def blocks_of(users: torch.Tensor, ratings: RatingTensors) -> list[torch.Tensor]:
-    """Divide users, int64 (B,), into blocks of about BLOCK_RATINGS ratings, or of BLOCK_USERS where these have few."""
+def blocks_of(users: torch.Tensor, ratings: RatingTensors, larger: int = 1) -> list[torch.Tensor]:
+    """Divide users, int64 (B,), into blocks of about BLOCK_RATINGS ratings, or of BLOCK_USERS where these have few; or
+    so many times larger ones."""
     cost = ratings.offset.diff().cpu()[users.cpu()] + BLOCK_RATINGS // BLOCK_USERS
-    block = (cost.cumsum(0) - cost) // BLOCK_RATINGS
+    block = (cost.cumsum(0) - cost) // (larger * BLOCK_RATINGS)
     return list(users.split(block.unique_consecutive(return_counts=True)[1].tolist())) if len(users) else []
 
 

@@ -303,7 +303,7 @@ class Engine:
 
 def _no_gradient(parameter: nn.Parameter, rows: torch.Tensor | None) -> torch.Tensor:
     """Return zero in the form of a parameter's gradient: dense, or that of `gather_distinct` of rows, int64 (N,)."""
-    if rows is None or len(rows) == len(parameter) or rows.is_cuda:
+    if rows is None or len(rows) == len(parameter):
         return torch.zeros_like(parameter)
     return torch.sparse_coo_tensor(rows.unsqueeze(0), parameter.new_zeros(len(rows), *parameter.shape[1:]),
                                    parameter.shape, is_coalesced=True, check_invariants=False)

@@ -154,14 +154,23 @@ def calibration(model: Blend, data: DataSet, ranks: Ranks = ALONE) -> dict[str, 
     ranks.sum_(num_users)
     users = users[uniform(3, users) < CALIBRATION_USERS / max(float(num_users), 1)]
     score, stars, features = scores_and_features(model, train, test, users, data.meta["stars_step"])
-    probabilities, position = model.link.probabilities(score, features).double(), model.link.position_of(stars)
-    own = probabilities.gather(1, position.unsqueeze(1)).clamp(min=1e-12).log()
-    of_ratings = [torch.ones_like(own), own,
-                  *(coverage(probabilities, position, percent / 100) for percent in COVERAGES)]
-    sums = torch.stack([values.double().sum() for values in of_ratings])
+    of_ratings = how_sure(model.link.probabilities(score, features).double(), model.link.position_of(stars))
+    num_ratings = torch.tensor(float(len(stars)), dtype=torch.float64, device=model.device)
+    sums = torch.stack([num_ratings, *(values.sum() for values in of_ratings.values())])
     ranks.sum_(sums)
-    names = ("log_likelihood", *(f"coverage_{percent}" for percent in COVERAGES))
-    return dict(zip(names, (sums[1:] / sums[0]).tolist(), strict=True))
+    return dict(zip(of_ratings, (sums[1:] / sums[0]).tolist(), strict=True))
+
+
+def how_sure(probabilities: torch.Tensor, position: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what `calibration` takes the means of, float64 (T,) each.
+
+    Args:
+        probabilities: of all stars, float64 (T, K + 1).
+        position: int64 (T,), of the stars that were given.
+    """
+    own = probabilities.gather(1, position.unsqueeze(1)).squeeze(1).clamp(min=1e-12).log()
+    return {"log_likelihood": own,
+            **{f"coverage_{percent}": coverage(probabilities, position, percent / 100) for percent in COVERAGES}}
 
 
 def format_calibration(measured: dict[str, float]) -> str:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from training import baselines
+from training import baselines, batches
 from training.baselines import fit_biases
 from training.batches import RatingTensors
 
@@ -49,8 +49,9 @@ def test_blocks_of_any_size_and_ranks_give_the_same_biases(monkeypatch):
                           torch.from_numpy(movies.astype(np.int16)),
                           torch.from_numpy(generator.integers(1, 6, len(movies)).astype(np.uint8)), torch.zeros(30))
     whole = fit_biases(train, 15, 0.5)
+    monkeypatch.setattr(batches, "BLOCK_RATINGS", 1)
     for size in (1, 4, 29, 30, 31):
-        monkeypatch.setattr(baselines, "BLOCK_RATINGS", size)
+        monkeypatch.setattr(baselines, "BLOCKS_AT_ONCE", size)
         cut = fit_biases(train, 15, 0.5)
         assert cut.mean == pytest.approx(whole.mean, rel=1e-12)
         torch.testing.assert_close(torch.cat([cut.user, cut.movie]), torch.cat([whole.user, whole.movie]))
