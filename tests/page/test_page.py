@@ -108,7 +108,7 @@ def test_keyboard_alone_finds_rates_and_opens(visit, server):
     assert page.get_attribute("#search", "aria-activedescendant") == chosen.get_attribute("id")
     page.keyboard.press("Enter")
     assert title in page.evaluate("document.activeElement.closest('[role=group]').ariaLabel")
-    with page.expect_response("**/api/recommend"):
+    with page.expect_response("**/api/recommend"), page.expect_response("**/api/ask"):  # which shows others to rate
         page.keyboard.press("4")
     assert list(ratings_of(page).values()) == [4] and page.evaluate("document.activeElement.id") == "search"
     page.keyboard.press("Tab")  # Show others
