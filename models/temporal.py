@@ -9,7 +9,7 @@ Days are int64, counted from the data set's first. R context ratings and T quest
 import torch
 from torch import nn
 
-from models.ops.rating_pattern import row_starts
+from models.ops import backend
 
 PERIODS = 32  # of the data set's days, in each of which a movie has a bias of its own
 WINDOWS = (8, 64)  # days over which a user's recent bias is measured, powers of two
@@ -63,37 +63,7 @@ class RecentUserBias(nn.Module):
             target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        last = torch.maximum(_last_days(row, day, num_users), _last_days(target_row, target_day, num_users))
-        age, target_age = (last.index_select(0, rows) - days for rows, days in ((row, day), (target_row, target_day)))
-        one = torch.stack([residual, torch.ones_like(residual)])
-        score = torch.zeros_like(target_day, dtype=residual.dtype)
-        for window, weight, shrinkage in zip(WINDOWS, self.weight, self.log_shrinkage.exp(), strict=True):
-            bits, num_windows = window.bit_length() - 1, -(-self.num_days // window)
-            cell, target_cell = ((rows + 1) * num_windows - 1 - (ages >> bits)
-                                 for rows, ages in ((row, age), (target_row, target_age)))  # by user and in time
-            total, count = _sums_of_cells(cell, one, target_cell)
-            score = score + total / (count + shrinkage) * weight
-        return score
-
-
-def _sums_of_cells(cell: torch.Tensor, values: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Return the sums of values (K, R) over the ratings of the cells that are asked for, (K, T); in the time of the
-    ratings, however many cells there could be.
-
-    Args:
-        cell: int64 (R,), of each rating, ascending.
-        asked: int64 (T,).
-    """
-    num_ratings = len(cell)
-    run = torch.cat([cell.new_zeros(min(num_ratings, 1)), (cell[1:] != cell[:-1]).cumsum(0)])
-    cells = cell.new_full((num_ratings + 1,), torch.iinfo(cell.dtype).max).scatter_(0, run, cell)  # that have ratings
-    sums = values.new_zeros(len(values), num_ratings + 1).index_add_(1, run, values)
-    position = torch.searchsorted(cells, asked)
-    return sums.index_select(1, position) * (cells.index_select(0, position) == asked)
-
-
-def _last_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
-    """Return the last day of each user, int64 (B,), 0 without any; row and day int64 (R,) in order."""
-    starts = row_starts(row, num_users)
-    before = torch.cat([day.new_zeros(1), day])  # of each rating the day before it
-    return before.index_select(0, starts[1:]) * (starts.diff() > 0)
+        total, count = backend.of_device(row.device, len(row)).window_sums(row, day, residual, target_row, target_day,
+                                                                           num_users, WINDOWS, self.num_days)
+        shrinkage = self.log_shrinkage.exp().unsqueeze(1)
+        return self.weight @ (total / (count + shrinkage))

@@ -33,8 +33,12 @@ def of_pattern(pattern: RatingPattern, row_width: int = 0) -> ModuleType:
     return of_device(pattern.row.device) if row_width <= WIDEST_ON_GPU else _forced or array_ops
 
 
-def of_device(device: torch.device) -> ModuleType:
-    """Return the backend for `uniform`: triton_kernels.py on a GPU that runs it, else array_ops.py."""
+def of_device(device: torch.device, num_ratings: int = 0) -> ModuleType:
+    """Return the backend for `uniform`, and for `window_sums` of so many ratings: triton_kernels.py on a GPU that runs
+    it, else array_ops.py, or for many ratings numba_kernels.py."""
+    if _forced is None and device.type == "cpu" and num_ratings > FEW_RATINGS:
+        from models.ops import numba_kernels
+        return numba_kernels
     return _forced or (_gpu_backend(device) if device.type == "cuda" else array_ops)
 
 

@@ -27,7 +27,8 @@ from models.ops.array_ops import sum_by_movie, sum_by_user, uniform
 from models.ops.rating_pattern import RatingPattern
 from models.ops.threads import in_threads, num_threads
 
-__all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform"]
+__all__ = ["dots", "keep_best", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform",
+           "window_sums"]
 
 FEW = 4096  # ratings that are not worth a second thread
 PACKS = 16  # factorised at a time
@@ -76,6 +77,16 @@ def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     _run_in_ranges([numba_loops.substitute], len(factor), solution.numel(), solve)
     return solution
+
+
+def window_sums(row: torch.Tensor, day: torch.Tensor, values: torch.Tensor, asked_row: torch.Tensor,
+                asked_day: torch.Tensor, num_users: int, windows: tuple[int, ...],
+                num_days: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what `array_ops.window_sums` does."""
+    total, count = values.new_empty(2, len(windows), len(asked_row))
+    bits = torch.tensor([window.bit_length() - 1 for window in windows])
+    _run(numba_loops.window_sums, row, day, values, asked_row, asked_day, bits, total, count)
+    return total, count
 
 
 def row_adam(table: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, steps: torch.Tensor, rows: torch.Tensor,

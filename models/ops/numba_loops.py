@@ -174,6 +174,36 @@ def substitute(factor, right, solution, first, last):
 
 
 @compiled
+def window_sums(row, day, values, asked_row, asked_day, bits, total, count):
+    """Sum what is in the window of each question, see `array_ops.window_sums`; windows have 2^bits days."""
+    begin = first = 0
+    while first < len(asked_row):
+        user, stop = asked_row[first], first
+        while stop < len(asked_row) and asked_row[stop] == user:
+            stop += 1
+        while begin < len(row) and row[begin] < user:
+            begin += 1
+        end = begin
+        while end < len(row) and row[end] == user:
+            end += 1
+        last = max(asked_day[stop - 1], day[end - 1]) if end > begin else asked_day[stop - 1]
+        for w in range(len(bits)):
+            rating, question = begin, first
+            while question < stop:
+                window = last - asked_day[question] >> bits[w]
+                while rating < end and last - day[rating] >> bits[w] > window:
+                    rating += 1
+                of_window, number = values.dtype.type(0), 0
+                while rating < end and last - day[rating] >> bits[w] == window:
+                    of_window += values[rating]
+                    rating, number = rating + 1, number + 1
+                while question < stop and last - asked_day[question] >> bits[w] == window:
+                    total[w, question], count[w, question] = of_window, number
+                    question += 1
+        first, begin = stop, end
+
+
+@compiled
 def row_adam(table, mean, square, steps, rows, grad, lr, beta_mean, beta_square, epsilon):
     """Run a step of Adam on rows of a table, see `array_ops.row_adam`."""
     dim = table.shape[1]
@@ -255,6 +285,7 @@ def compile_for_training() -> None:
     factorize(movies, f32(1), i64(0), i64(0, 1), vectors, vectors, factor, vectors, 0, 1)
     substitute(factor, vectors, vectors, 0, 1)
     dots(movies, movies, i64(0), i64(0, 1), f32(1, 1), 0, 1)
+    window_sums(i64(0), i64(0), f32(1), i64(0), i64(0), i64(0), f32(1, 1), f32(1, 1))
     row_adam(f32(1, 2), f32(1, 2), f32(1, 2), f32(1), i64(0), f32(1, 2), 0.1, 0.9, 0.99, 1e-8)
 
 

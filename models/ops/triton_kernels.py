@@ -11,7 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
+from models.ops.array_ops import window_sums
 from models.ops.rating_pattern import RatingPattern
+
+__all__ = ["dots", "ridge", "ridge_again", "row_adam", "sum_by_movie", "sum_by_user", "uniform", "window_sums"]
 
 CHUNK = 256  # ratings of a program
 TILE, PRODUCT_TILE = 32, 16  # ratings of a user that are taken together, and those whose rows are multiplied

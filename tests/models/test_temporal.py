@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models.ops import array_ops, backend, numba_kernels
 from models.temporal import WINDOWS, MovieBiasOverTime, RecentUserBias
 
 
@@ -36,8 +37,9 @@ def test_the_recent_bias_is_nothing_where_nothing_was_rated_and_of_the_user_alon
     assert recent_bias([100, 100], [5.0, 7.0], asked=100, rows=[0, 1]) == pytest.approx(2 * 5 / (1 + 3))
 
 
+@pytest.mark.parametrize("ops", [array_ops, numba_kernels], ids=["array", "numba"])
 @torch.no_grad()
-def test_recent_biases_of_many_questions_equal_those_counted_one_by_one():
+def test_recent_biases_of_many_questions_equal_those_counted_one_by_one(ops):
     torch.manual_seed(0)
     recent = RecentUserBias(num_days=900).double()
     recent.weight.copy_(torch.randn(len(WINDOWS)))
@@ -47,7 +49,8 @@ def test_recent_biases_of_many_questions_equal_those_counted_one_by_one():
     key, target_key = (row * 1000 + day).sort().values, (target_row * 1000 + target_day).sort().values
     row, day, target_row, target_day = key // 1000, key % 1000, target_key // 1000, target_key % 1000
     residual = torch.randn(60, dtype=torch.float64)
-    biases = recent(row, day, residual, target_row, target_day, 7)
+    with backend.forced(ops):
+        biases = recent(row, day, residual, target_row, target_day, 7)
     for user, asked, found in zip(target_row.tolist(), target_day.tolist(), biases, strict=True):
         of_user = row == user
         last = max(day[of_user].tolist() + target_day[target_row == user].tolist())
