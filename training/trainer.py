@@ -18,7 +18,7 @@ from models.checkpoint import model_entries
 from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import in_threads, shared_out
 from preprocessing.dataset import DataError
-from preprocessing.dataset.machine import peak_rss_mib
+from preprocessing.dataset.machine import keep_freed_memory, peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_scores, sum_errors
@@ -52,6 +52,7 @@ class Trainer:
     """The state of a run: model, engines, epochs done. `epochs` does the work, one epoch per iteration."""
 
     def __init__(self, model: Blend, data: DataSet, settings: Settings, ranks: Ranks = ALONE) -> None:
+        keep_freed_memory()
         device = model.device
         self.model, self.settings, self.ranks = model, settings, ranks
         self.num_ratings = data.meta["split"]["num_train"]

@@ -4,9 +4,13 @@ The modules of one system, and psutil, are imported where they are used: Windows
 needs neither.
 """
 
+import ctypes
 import importlib
 import os
 import sys
+
+LARGEST_KEPT = 2**28  # bytes of a piece of memory that is not given back
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def num_cores() -> int:
@@ -39,6 +43,18 @@ def peak_rss_mib(with_children: bool = False) -> float:
     if with_children:
         peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return float(peak) / (1024 if sys.platform == "linux" else 2**20)
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for what is allocated next, where the C library is glibc and the environment names no sizes.
+
+    A step frees and allocates hundreds of tensors, whose pages glibc would give back to the system each time, and
+    Linux clear again: a tenth of a step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def start_method() -> str:
