@@ -104,10 +104,10 @@ class Engine:
         batches = self._batches(epoch)
         batch, parts = next(batches)
         for step in range(self.num_steps):
-            factor = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
-            take = partial(self.step, batch, self._epoch_seed(epoch), factor, step, parts)
+            factor, ahead = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps), []
             try:
-                step_sums, ahead = in_threads([take, partial(next, batches, (batch, parts))])
+                step_sums = self.step(batch, self._epoch_seed(epoch), factor, step, parts,
+                                      lambda: ahead.append(next(batches, (batch, parts))))
             except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
                 raise self._not_finite(epoch, step + 1, factor) from None
             sums += step_sums
@@ -115,7 +115,7 @@ class Engine:
             if to_check and not torch.isfinite(sums).all():
                 raise self._not_finite(epoch, step + 1, factor)
             bar.update(len(batch.row))
-            batch, parts = ahead
+            batch, parts = ahead[0]
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
@@ -124,12 +124,17 @@ class Engine:
         self.ranks.sum_(sums)
         return sums
 
-    def step(self, batch: Batch, seed: int, factor: float, number: int = 0,
-             parts: list[Part] | None = None) -> torch.Tensor:
+    def step(self, batch: Batch, seed: int, factor: float, number: int = 0, parts: list[Part] | None = None,
+             meanwhile: Callable[[], None] = lambda: None) -> torch.Tensor:
         """Run one optimizer step, the `number`-th of its epoch, with learning rates scaled by `factor`; return this
-        rank's sums of loss, squared error and count. `parts` are the batch's, where they are at hand."""
+        rank's sums of loss, squared error and count.
+
+        Args:
+            parts: of the batch, where they are at hand.
+            meanwhile: is called beside what keeps one thread alone busy.
+        """
         parts = self._parts(batch, seed) if parts is None else parts
-        tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, factor)]
+        tasks: list[Callable[[], torch.Tensor]] = [partial(self._train_rating, batch, parts, factor, meanwhile)]
         relevance = self.relevance if number % self.relevance_every == 0 else None
         if relevance is not None:
             tasks.append(partial(relevance.differentiate, parts, seed, number, self.settings.relevance_weight,
@@ -146,7 +151,8 @@ class Engine:
             step_sums[0] += 0 * loss  # is not finite where that is not
         return step_sums
 
-    def _train_rating(self, batch: Batch, parts: list[Part], factor: float) -> torch.Tensor:
+    def _train_rating(self, batch: Batch, parts: list[Part], factor: float,
+                      meanwhile: Callable[[], None]) -> torch.Tensor:
         """Differentiate a step's loss, move the users' rows by it and, where no other rank has a share in it, the
         shared parameters; return the step's sums."""
         distinct = self.distinct = self._of_all_ranks(self.model.distinct_movies(batch.movie_idx))
@@ -154,22 +160,27 @@ class Engine:
         movies = self.model.step_movies(distinct, self.groups)
         results = in_threads([partial(self._gradients, part, movies.detached()) for part in parts])
         sums, num_targets, row_grads, grads = zip(*results, strict=True)
-        norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2,
-                                     self.settings.embedding_l2)
-        movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
-            [of_layers for _, of_layers in grads])
-        for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
-            parameter.grad = grad
-        loss = 0.5 * norms
-        for tensor, grad in zip(movies.table.tensors(), movie_grads, strict=True):
-            if grad is not None:
-                loss = loss + _Known.apply(tensor, grad)
-        loss.backward()
-        self.user_rows.step(batch.users, torch.cat(row_grads), factor)
-        if self.ranks.size == 1:
-            self._move(factor)
+
+        def finish() -> torch.Tensor:
+            norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2,
+                                         self.settings.embedding_l2)
+            movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
+                [of_layers for _, of_layers in grads])
+            for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
+                parameter.grad = grad
+            loss = 0.5 * norms
+            for tensor, grad in zip(movies.table.tensors(), movie_grads, strict=True):
+                if grad is not None:
+                    loss = loss + _Known.apply(tensor, grad)
+            loss.backward()
+            self.user_rows.step(batch.users, torch.cat(row_grads), factor)
+            if self.ranks.size == 1:
+                self._move(factor)
+            return norms.detach()
+
+        norms, _ = in_threads([finish, meanwhile])
         step_sums = torch.stack(sums).sum(0)
-        step_sums[0] += norms.detach()
+        step_sums[0] += norms
         return step_sums
 
     def _move(self, factor: float) -> None:

@@ -79,7 +79,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
     """Run epochs; return of every step what it found and was given, what its towers saw, and what it left."""
     steps, take = [], engine.step
 
-    def step(batch, seed, factor, number, parts):
+    def step(batch, seed, factor, number, parts, meanwhile):
         batch.stars = batch.stars.to(torch.get_default_dtype())
         one = SimpleNamespace(batch=batch, factor=factor, before=copy.deepcopy(engine.model.state_dict()))
         steps.append(one)
@@ -87,7 +87,7 @@ def recorded(engine: Engine, *epochs: int, num_epochs: int = 3) -> list[SimpleNa
         assert all(torch.equal(own, other) for own, other in zip(part.context.context(), parts[0].context.context()))
         one.in_context = in_context_of(batch, seed)
         one.user_of_row, one.first_rows = part.user_of_row, part.first_rows
-        one.sums = take(batch, seed, factor, number)
+        one.sums = take(batch, seed, factor, number, meanwhile=meanwhile)
         one.gradients = {name: parameter.grad.to_dense() for name, parameter in engine.model.named_parameters()}
         engine.tables.catch_up()
         one.after = copy.deepcopy(engine.model.state_dict())
