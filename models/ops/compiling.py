@@ -1,4 +1,4 @@
-"""Compile the loops of a CPU in a process of its own, beside a first run's imports and the reading of its data.
+"""Compile the loops of a CPU in processes of their own, beside a first run's imports and the reading of its data.
 
 Nothing is done where an earlier run has left the compiled code.
 """
@@ -10,26 +10,26 @@ import sys
 from pathlib import Path
 
 LOOPS = Path(__file__).with_name("numba_loops.py")
-_compiler: subprocess.Popen | None = None
+LAST_OF = {"systems": "factorize", "sums": "row_adam"}  # the function that each process compiles last
+_compilers: list[subprocess.Popen] = []
 
 
 def start() -> None:
-    """Begin to compile, unless the code is there, or another rank of this machine does it."""
-    global _compiler
-    kept = (path.stat().st_mtime for folder in _folders() for path in folder.glob("numba_loops.row_adam-*.nbi"))
-    if max(kept, default=0.0) < LOOPS.stat().st_mtime and os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError):  # it is compiled where it is first called
-            _compiler = subprocess.Popen([sys.executable, "-m", "models.ops.numba_loops"], cwd=LOOPS.parents[2],
-                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                         stderr=subprocess.DEVNULL, start_new_session=True)
+    """Begin to compile, in a process each, what is not there, unless another rank of this machine does it."""
+    for some, last in LAST_OF.items():
+        kept = (path.stat().st_mtime for folder in _folders() for path in folder.glob(f"numba_loops.{last}-*.nbi"))
+        if max(kept, default=0.0) < LOOPS.stat().st_mtime and os.environ.get("LOCAL_RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # it is compiled where it is first called
+                _compilers.append(subprocess.Popen(
+                    [sys.executable, "-m", "models.ops.numba_loops", some], cwd=LOOPS.parents[2],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    start_new_session=True))
 
 
 def finish() -> None:
     """Wait until what `start` has begun is done."""
-    global _compiler
-    if _compiler is not None:
-        _compiler.wait()
-        _compiler = None
+    for compiler in _compilers:
+        compiler.wait()
 
 
 def _folders() -> list[Path]:

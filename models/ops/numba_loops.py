@@ -1,10 +1,12 @@
 """The loops over ratings that Numba compiles for a CPU, without PyTorch; numba_kernels.py calls them, and says more.
 
-    python -m models.ops.numba_loops        compile what training needs, and keep the code for other processes
+    python -m models.ops.numba_loops systems    compile what training needs, and keep the code for other processes
+    python -m models.ops.numba_loops sums       the rest of it
 
-A first run does this beside its own imports and the reading of its data, see compiling.py.
+A first run does both beside its own imports and the reading of its data, see compiling.py.
 """
 
+import sys
 from collections.abc import Callable
 
 import numba
@@ -276,13 +278,16 @@ def insert(user, movie, movie_idx, seen, best, best_idx):
             best[rank], best_idx[rank] = score, movie_idx
 
 
-def compile_for_training() -> None:
-    """Compile what training calls, for its types; nothing where Numba keeps no code for other processes."""
+def compile_for_training(some: str) -> None:
+    """Compile some of what training calls, "systems" or "sums", for its types; nothing where Numba keeps no code for
+    other processes."""
     if type(getattr(dots, "_cache")).__name__ == "NullCache":  # noqa: B009 - of Numba's
         return
     f32, i64 = (lambda *shape: np.ones(shape, np.float32)), (lambda *values: np.array(values))
     movies, vectors, factor = f32(2, 1, 3), f32(1, 1, 2), f32(1, 3, LANES)
-    factorize(movies, f32(1), i64(0), i64(0, 1), vectors, vectors, factor, vectors, 0, 1)
+    if some == "systems":
+        factorize(movies, f32(1), i64(0), i64(0, 1), vectors, vectors, factor, vectors, 0, 1)
+        return
     substitute(factor, vectors, vectors, 0, 1)
     dots(movies, movies, i64(0), i64(0, 1), f32(1, 1), 0, 1)
     window_sums(i64(0), i64(0), f32(1), i64(0), i64(0), i64(0), f32(1, 1), f32(1, 1))
@@ -290,4 +295,4 @@ def compile_for_training() -> None:
 
 
 if __name__ == "__main__":
-    compile_for_training()
+    compile_for_training(sys.argv[1])
