@@ -185,7 +185,8 @@ def functions_of(engine: Engine) -> list[tuple[str, object, str]]:
             ("batch assembly", engine_module, "halves"), ("movie tower", engine.model.movie_tower, "forward"),
             ("user tower", engine.model.user_tower, "forward"), ("ridge solve", user_tower, "ridge_solve"),
             ("gather-dot", two_tower, "paired_dot"), ("backward", torch.autograd, "backward"),
-            ("backward", torch.autograd, "grad"), *(("optimizers", optimizer, "step") for optimizer in (engine.tables, engine.layers, engine.user_rows)),
+            ("backward", torch.autograd, "grad"),
+            *(("optimizers", optimizer, "step") for optimizer in (engine.tables, engine.layers, engine.user_rows)),
             *([] if engine.relevance is None else [("optimizers", engine.relevance, "move")])]
 
 

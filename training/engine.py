@@ -9,6 +9,7 @@ stopped, and many processes do what one would.
 An engine trains one pair of towers. For the item-based ones, "users" are the movies and "movies" the users.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -102,12 +103,16 @@ class Engine:
         """
         sums, shown = torch.zeros(3, dtype=torch.float64, device=self.model.offset.device), -math.inf
         batches = self._batches(epoch)
-        batch, parts = next(batches)
+        ahead = [next(batches)]
+
+        def put_together() -> None:
+            ahead.extend(itertools.islice(batches, 1))
+
         for step in range(self.num_steps):
-            factor, ahead = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps), []
+            batch, parts = ahead.pop()
+            factor = lr_factor((epoch - 1) * self.num_steps + step, num_epochs * self.num_steps)
             try:
-                step_sums = self.step(batch, self._epoch_seed(epoch), factor, step, parts,
-                                      lambda: ahead.append(next(batches, (batch, parts))))
+                step_sums = self.step(batch, self._epoch_seed(epoch), factor, step, parts, put_together)
             except torch.linalg.LinAlgError:  # nobody can be folded in where movie vectors are not finite
                 raise self._not_finite(epoch, step + 1, factor) from None
             sums += step_sums
@@ -115,7 +120,6 @@ class Engine:
             if to_check and not torch.isfinite(sums).all():
                 raise self._not_finite(epoch, step + 1, factor)
             bar.update(len(batch.row))
-            batch, parts = ahead[0]
             if not bar.disable and time.monotonic() - shown >= SHOW_S:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
@@ -160,12 +164,13 @@ class Engine:
         movies = self.model.step_movies(distinct, self.groups)
         results = in_threads([partial(self._gradients, part, movies.detached()) for part in parts])
         sums, num_targets, row_grads, grads = zip(*results, strict=True)
+        step_sums = torch.stack(sums).sum(0)
 
-        def finish() -> torch.Tensor:
+        def finish() -> None:
             norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2,
                                          self.settings.embedding_l2)
-            movie_grads, layer_grads = _sums([of_movies for of_movies, _ in grads]), _sums(
-                [of_layers for _, of_layers in grads])
+            movie_grads = _sums([of_movies for of_movies, _ in grads])
+            layer_grads = _sums([of_layers for _, of_layers in grads])
             for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
                 parameter.grad = grad
             loss = 0.5 * norms
@@ -176,11 +181,9 @@ class Engine:
             self.user_rows.step(batch.users, torch.cat(row_grads), factor)
             if self.ranks.size == 1:
                 self._move(factor)
-            return norms.detach()
+            step_sums[0] += norms.detach()
 
-        norms, _ = in_threads([finish, meanwhile])
-        step_sums = torch.stack(sums).sum(0)
-        step_sums[0] += norms
+        in_threads([finish, meanwhile])
         return step_sums
 
     def _move(self, factor: float) -> None:
