@@ -219,3 +219,22 @@ def test_a_process_knows_whether_its_parent_still_runs(monkeypatch):
     assert machine.has_parent(os.getppid()) and not machine.has_parent(os.getpid())
     monkeypatch.setattr(psutil.Process, "parent", lambda _: None)  # Windows keeps the number of one that has ended
     assert not machine.has_parent(os.getppid())
+
+
+@pytest.mark.parametrize(("platform", "variable", "expected"), [
+    ("linux", None, [(-3, 2**28), (-1, 2**31 - 1)]), ("linux", "MALLOC_ARENA_MAX", []), ("darwin", None, [])])
+def test_freed_memory_is_kept_by_glibc_unless_the_environment_says_otherwise(platform, variable, expected, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    calls = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *of: calls.append(of)))
+    machine.keep_freed_memory()
+    assert calls == expected
+
+
+def test_another_c_library_than_glibc_has_no_say(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace())
+    machine.keep_freed_memory()
