@@ -63,7 +63,7 @@ class RecentUserBias(nn.Module):
             target_row, target_day: int64 (T,), user and day of the questions, in the same order.
             num_users: B.
         """
-        total, count = backend.of_device(row.device, len(row)).window_sums(row, day, residual, target_row, target_day,
-                                                                           num_users, WINDOWS, self.num_days)
+        total, count = backend.of_ratings(row, num_users).window_sums(row, day, residual, target_row, target_day,
+                                                                      num_users, WINDOWS, self.num_days)
         shrinkage = self.log_shrinkage.exp().unsqueeze(1)
         return self.weight @ (total / (count + shrinkage))

@@ -4,6 +4,7 @@ Windows and macOS are not here, so what they lack is taken away from this one: s
 """
 
 import ast
+import ctypes
 import json
 import os
 import subprocess
@@ -230,11 +231,11 @@ def test_freed_memory_is_kept_by_glibc_unless_the_environment_says_otherwise(pla
         monkeypatch.setenv(variable, "1")
     calls = []
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *of: calls.append(of)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *of: calls.append(of)))
     machine.keep_freed_memory()
     assert calls == expected
 
 
 def test_another_c_library_than_glibc_has_no_say(monkeypatch):
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: SimpleNamespace())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     machine.keep_freed_memory()

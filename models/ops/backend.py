@@ -21,24 +21,26 @@ _forced: ModuleType | None = None
 
 
 def of_pattern(pattern: RatingPattern, row_width: int = 0) -> ModuleType:
-    """Return the backend for the ratings of a pattern; `row_width` is the width of the rows that `ridge` multiplies.
+    """Return the backend for the ratings of a pattern; `row_width` is the width of the rows that `ridge` multiplies."""
+    if pattern.row.device.type != "cpu" and row_width > WIDEST_ON_GPU:
+        return _forced or array_ops
+    return of_ratings(pattern.row, pattern.num_users)
+
+
+def of_ratings(row: torch.Tensor, num_users: int) -> ModuleType:
+    """Return the backend for ratings of so many users, `row` int64 (R,).
 
     On a CPU that is numba_kernels.py. For few ratings or a single user it is array_ops.py: whoever waits for one list
     would wait longer until the loops are loaded.
     """
-    if _forced is None and pattern.row.device.type == "cpu" and pattern.num_users > 1 and len(
-            pattern.row) > FEW_RATINGS:
+    if _forced is None and row.device.type == "cpu" and num_users > 1 and len(row) > FEW_RATINGS:
         from models.ops import numba_kernels
         return numba_kernels
-    return of_device(pattern.row.device) if row_width <= WIDEST_ON_GPU else _forced or array_ops
+    return of_device(row.device)
 
 
-def of_device(device: torch.device, num_ratings: int = 0) -> ModuleType:
-    """Return the backend for `uniform`, and for `window_sums` of so many ratings: triton_kernels.py on a GPU that runs
-    it, else array_ops.py, or for many ratings numba_kernels.py."""
-    if _forced is None and device.type == "cpu" and num_ratings > FEW_RATINGS:
-        from models.ops import numba_kernels
-        return numba_kernels
+def of_device(device: torch.device) -> ModuleType:
+    """Return the backend for `uniform`: triton_kernels.py on a GPU that runs it, else array_ops.py."""
     return _forced or (_gpu_backend(device) if device.type == "cuda" else array_ops)
 
 

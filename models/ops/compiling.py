@@ -16,9 +16,11 @@ _compilers: list[subprocess.Popen] = []
 
 def start() -> None:
     """Begin to compile, in a process each, what is not there, unless another rank of this machine does it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     for some, last in LAST_OF.items():
         kept = (path.stat().st_mtime for folder in _folders() for path in folder.glob(f"numba_loops.{last}-*.nbi"))
-        if max(kept, default=0.0) < LOOPS.stat().st_mtime and os.environ.get("LOCAL_RANK", "0") == "0":
+        if max(kept, default=0.0) < LOOPS.stat().st_mtime:
             with contextlib.suppress(OSError):  # it is compiled where it is first called
                 _compilers.append(subprocess.Popen(
                     [sys.executable, "-m", "models.ops.numba_loops", some], cwd=LOOPS.parents[2],

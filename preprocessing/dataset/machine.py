@@ -4,7 +4,6 @@ The modules of one system, and psutil, are imported where they are used: Windows
 needs neither.
 """
 
-import ctypes
 import importlib
 import os
 import sys
@@ -51,6 +50,8 @@ def keep_freed_memory() -> None:
     A step frees and allocates hundreds of tensors, whose pages glibc would give back to the system each time, and
     Linux clear again: a tenth of a step's time.
     """
+    import ctypes
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)

@@ -73,7 +73,7 @@ def test_products_without_ratings_are_empty_or_zero(num_users, ops):
 def test_loops_are_chosen_for_many_ratings_of_many_users(num_ratings, num_users, expected):
     row = torch.arange(num_ratings) * num_users // num_ratings
     pattern = RatingPattern(row, row % 3, num_users, 3)
-    assert backend.of_pattern(pattern) is expected
+    assert backend.of_pattern(pattern) is backend.of_ratings(row, num_users) is expected
     with backend.forced(numba_kernels):
         assert backend.of_pattern(pattern) is backend.of_device(row.device) is numba_kernels
     assert backend.of_device(row.device) is array_ops
