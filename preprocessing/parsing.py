@@ -42,7 +42,6 @@ BLOCK_BYTES = 1 << 19  # parsed at once: a block's arrays stay in the processor'
 MOST_PROCESSES = 61  # Windows waits for no more
 SLACK_BYTES = 64  # how far past a range its last line may reach; no legal line is as long
 WAITING_TASKS = 2  # for each process; what was read of archives for them is in memory
-ENDING_S = 0.2  # within which the processes of a group are ended
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,6 @@ def _parse_pieces(tasks: Iterator[list[Piece]], num_bytes: int, with_stars: bool
             while waiting:
                 yield from first()
         except BrokenProcessPool:
-            time.sleep(ENDING_S)  # who ended it may end this process next, by a signal that says more
             raise DataError("a parsing process was killed, probably for want of memory; "
                             "free some and run again") from None
         finally:

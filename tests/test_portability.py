@@ -219,7 +219,15 @@ def test_processes_are_forked_on_linux_alone(monkeypatch, platform, forks, expec
 def test_a_process_knows_whether_its_parent_still_runs(monkeypatch):
     assert machine.has_parent(os.getppid()) and not machine.has_parent(os.getpid())
     monkeypatch.setattr(psutil.Process, "parent", lambda _: None)  # Windows keeps the number of one that has ended
+    monkeypatch.setattr(sys, "platform", "win32")
     assert not machine.has_parent(os.getppid())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows' processes keep the time at which they began")
+def test_a_clock_that_is_set_leaves_a_process_its_parent(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: 1.0 + (process.pid == os.getppid()))
+    assert psutil.Process().parent() is None  # so it looks by the clock
+    assert machine.has_parent(os.getppid())
 
 
 @pytest.mark.parametrize(("platform", "variable", "expected"), [

@@ -66,7 +66,12 @@ def start_method() -> str:
 
 def has_parent(parent_pid: int) -> bool:
     """Tell whether the process that started this one still runs: POSIX gives an orphan another parent, Windows leaves
-    it the number of the one that was."""
+    it the number of the one that was.
+
+    On POSIX psutil would compare when the two began, by clocks that may be set between its looks.
+    """
+    if sys.platform != "win32":
+        return os.getppid() == parent_pid
     import psutil
 
     return os.getppid() == parent_pid and psutil.Process().parent() is not None
