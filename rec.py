@@ -26,7 +26,7 @@ import recommending  # noqa: F401 - it says what to do where packages are missin
 from preprocessing.dataset import Id, exit_code, printable
 from recommending.formatting import WIDTH, as_json, as_json_object, as_table, as_user_table, count, fit, shown_id
 from recommending.ratings_input import OwnRatings, find_rated, parse_ratings, read_ratings
-from recommending.recommender import Filters, History, Recommendation, Recommender
+from recommending.recommender import NUM_REASONS, Filters, History, Recommendation, Recommender
 
 NUM_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # that torchrun has started
 EVERYBODY = ("--all_users", "--export_vectors")  # modes that take no other flag, and that processes share out
@@ -284,9 +284,7 @@ def list_for_person(args: argparse.Namespace, recommender: Recommender, filters:
         return
     say(recommender.date_remarks(filters, history))
     rank_by = args.rank_by or "rating"
-    rows = recommender.recommend(history, args.top_n, filters, rank_by)
-    if args.explain:
-        recommender.explain(history, rows, rank_by=rank_by)
+    rows = recommender.recommend(history, args.top_n, filters, rank_by, NUM_REASONS * args.explain)
     order = "; most relevant first" if rank_by == "relevance" else ""
     show(args, recommender, rows, "new" if history.user_id is None else "user",
          heading_of(args, history, order), history.user_id, rank_by)

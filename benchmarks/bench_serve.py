@@ -40,7 +40,7 @@ from benchmarks.bench_rec import NETFLIX_USERS, make_dataset, make_run
 from models.user_tower import Context
 from preprocessing.dataset import read_movies, read_users
 from recommending.page.server import serve
-from recommending.recommender import Filters, History, Recommendation, Recommender
+from recommending.recommender import NUM_REASONS, Filters, History, Recommendation, Recommender
 
 CLIENTS = (1, 8, 64)
 NUM_RATINGS = 10
@@ -102,7 +102,7 @@ class PlainRecommender(Recommender):
 
     @torch.inference_mode()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
-                  rank_by: str = "rating") -> list[Recommendation]:
+                  rank_by: str = "rating", num_reasons: int = 0) -> list[Recommendation]:
         context = Context(torch.zeros_like(history.movie_idx), history.movie_idx, history.stars, history.day)
         user_idx = None if history.user_idx is None else torch.tensor([history.user_idx])
         vector = self.model.user_vectors(self._movie_table, user_idx, context, self.day)[0]
@@ -192,9 +192,7 @@ def _time_answers(recommender: Recommender, new: list[dict], users: list[dict]) 
     def answer(body: dict) -> None:
         ratings = {int(movie_id): stars for movie_id, stars in body.get("ratings", {}).items()}
         history = recommender.history_of(body["user_id"]) if "user_id" in body else recommender.history_from(ratings)
-        rows = recommender.recommend(history)
-        if body["explain"]:
-            recommender.explain(history, rows)
+        recommender.recommend(history, num_reasons=NUM_REASONS * body["explain"])
 
     result = {}
     for name, bodies in (("new", new), ("user", users), ("new, no reasons", without_reasons(new))):

@@ -90,7 +90,7 @@ class StarsLink(nn.Module):
             derivative = self.step * slope * (at_least * (1 - at_least)).sum(1)
             nearer = found - above / derivative.clamp(min=1e-12)
             nearer = torch.where((nearer >= low) & (nearer <= high), nearer, (low + high) / 2)
-            is_found = torch.allclose(nearer, found, rtol=0, atol=CLOSE)
+            is_found = bool(((nearer - found).abs() <= CLOSE).all())
             found = nearer
             if is_found:
                 break

@@ -25,7 +25,7 @@ class FoldIn(NamedTuple):
     prior: np.ndarray  # (E, D + 1)
     target: np.ndarray  # (E, R)
     solution: np.ndarray  # w, (E, D + 1)
-    system: np.ndarray | None  # A, (E, D + 1, D + 1); None without a fold-in
+    inverse: np.ndarray | None  # A^-1, (E, D + 1, D + 1); None without a fold-in
 
     def residual(self, w: np.ndarray) -> np.ndarray:
         """Return what a vector of the person leaves of the targets, (E, R)."""
@@ -58,9 +58,9 @@ class OneUserTower:
         vectors, target = self._of_movies(movie_idx, target)
         if not self.config.has("fold_in"):
             return FoldIn(vectors, prior, target, prior, None)
-        system, l2 = self._system(vectors)
+        inverse, l2 = self._inverse(vectors)
         right = (target[:, None] @ vectors)[:, 0] + l2 * prior
-        return FoldIn(vectors, prior, target, np.linalg.solve(system, right[..., None])[..., 0], system)
+        return FoldIn(vectors, prior, target, (inverse @ right[..., None])[..., 0], inverse)
 
     def vector(self, fold_in: FoldIn, day: np.ndarray, asked: int) -> np.ndarray:
         """Return p_u as of a day, float32 (E (D + 2),).
@@ -82,19 +82,19 @@ class OneUserTower:
         The fold-in is linear in the residuals that the prior leaves, w - prior = sum over j of A^-1 v_j residual_j, so
         these are its exact terms: their sum over R, and the score without a fold-in, is the score.
         """
-        if fold_in.system is None:
+        if fold_in.inverse is None:
             return np.zeros((len(target_idx), fold_in.target.shape[1]), np.float32)
-        weight = fold_in.vectors @ np.linalg.solve(fold_in.system, self._asked(target_idx))  # (E, R, T)
+        weight = fold_in.vectors @ (fold_in.inverse @ self._asked(target_idx))  # (E, R, T)
         return (weight * fold_in.residual(fold_in.prior)[..., None]).mean(0).T
 
     def uncertainty(self, fold_in: FoldIn, target_idx: np.ndarray) -> tuple[float, np.ndarray]:
         """Return how unsure the predictions for some movies, int64 (T,), are, as `TwoTower.uncertainty` does: the sum
         of the squared residuals that the fold-in leaves of the ratings, and the variances of the scores, float (T,)."""
         residual = fold_in.residual(fold_in.solution).mean(0)
-        if fold_in.system is None:
+        if fold_in.inverse is None:
             return float(residual @ residual), np.zeros(len(target_idx), np.float32)
         asked = self._asked(target_idx)
-        return float(residual @ residual), (asked * np.linalg.solve(fold_in.system, asked)).sum(1).mean(0)
+        return float(residual @ residual), (asked * (fold_in.inverse @ asked)).sum(1).mean(0)
 
     def _asked(self, target_idx: np.ndarray) -> np.ndarray:
         """Return movies' vectors as columns, (E, D + 1, T)."""
@@ -104,7 +104,7 @@ class OneUserTower:
         """Return A^-1, the covariance that the posterior of the fold-in has where the ratings of some movies, int64
         (R,), vary by 1 around their scores, float32 (E, D + 1, D + 1)."""
         vectors = self.rows.take(movie_idx, 0)[..., :-1].transpose(1, 0, 2)
-        return np.linalg.inv(self._system(vectors)[0])
+        return self._inverse(vectors)[0]
 
     def _regression(self, user_idx: int | None, movie_idx: np.ndarray, stars: np.ndarray,
                     day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,13 +144,13 @@ class OneUserTower:
         rows = self.rows.take(movie_idx, 0).transpose(1, 0, 2)  # (E, R, D + 2)
         return rows[..., :-1], target - rows[..., -1]
 
-    def _system(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return A = V'V + diag(l2) of the ridge regression, (E, D + 1, D + 1), and l2, (E, D + 1); see
+    def _inverse(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return A^-1, A = V'V + diag(l2) of the ridge regression, (E, D + 1, D + 1), and l2, (E, D + 1); see
         `ridge_solve`."""
         l2 = self.l2_base + self.l2_per_rating * np.float32(vectors.shape[1])
         system = vectors.transpose(0, 2, 1) @ vectors
         system.reshape(len(system), -1)[:, ::system.shape[1] + 1] += l2  # the diagonals
-        return system, l2
+        return np.linalg.inv(system), l2
 
     def _recent_bias(self, day: np.ndarray, residual: np.ndarray, asked: int) -> np.float32:
         """Return what the day adds to all scores; see `RecentUserBias`."""

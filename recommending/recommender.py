@@ -49,6 +49,7 @@ from recommending.top_k import BestMovies, best_of, only, products
 
 LEAST_EFFECT = 0.005  # of a reason; less would be shown as +0.00
 INTERVAL = 0.8  # of ratings lie in the interval around a prediction
+NUM_REASONS = 3  # of a movie in a list, at most, unless another number is asked for
 
 
 @dataclass(eq=False)
@@ -290,7 +291,7 @@ class Recommender:
 
     @torch.inference_mode()
     def recommend(self, history: History, top_n: int = 10, filters: Filters | None = None,
-                  rank_by: str = "rating") -> list[Recommendation]:
+                  rank_by: str = "rating", num_reasons: int = 0) -> list[Recommendation]:
         """Return the best movies, best first; fewer than top_n if there are no more.
 
         Equal scores keep the order of movie_id. The prediction for a movie that the person has seen
@@ -299,6 +300,7 @@ class Recommender:
         Args:
             rank_by: "rating", the highest stars, movies with few ratings a little lower, or "relevance", what they will
                 like to watch next.
+            num_reasons: of each movie at most, see `explain`.
 
         Raises:
             DataError: relevance is asked for, and the run was trained without.
@@ -311,7 +313,10 @@ class Recommender:
             order = best_of(only(self._relevance(history, vector).numpy(), allowed), top_n)
             scores = self._best_movies.products(vector.numpy(), order)
         rated = _given(history, order) if filters is not None and filters.include_seen else None
-        return self._predicted(history, fold_in, order, scores + self._margins[order], rated)
+        lines = self._predicted(history, fold_in, order, scores + self._margins[order], rated)
+        if num_reasons:
+            self._explain(history, fold_in, lines, num_reasons, rank_by)
+        return lines
 
     @torch.inference_mode()
     def predict(self, history: History, movie_ids: Iterable[Id]) -> np.ndarray:
@@ -414,14 +419,18 @@ class Recommender:
         return movie_idx, self._movie_table.vectors[movie_idx].flatten(1)
 
     @torch.inference_mode()
-    def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = 3,
+    def explain(self, history: History, recommendations: list[Recommendation], num_reasons: int = NUM_REASONS,
                 rank_by: str = "rating") -> None:
         """Fill `because` of each recommendation with the rated movies that raised its score most."""
+        self._explain(history, self._fold_in(history), recommendations, num_reasons, rank_by)
+
+    def _explain(self, history: History, fold_in: FoldIn, recommendations: list[Recommendation], num_reasons: int,
+                 rank_by: str) -> None:
         if not len(history.movie_idx) or not recommendations:
             return
         listed = np.searchsorted(self.movies.movie_id, [line.movie_id for line in recommendations])
         movie_idx, stars = history.movie_idx.numpy(), history.stars.numpy()
-        effects = self._user_tower.contributions(self._fold_in(history), listed)
+        effects = self._user_tower.contributions(fold_in, listed)
         if history.user_idx is not None and self.model.item_based is not None:
             effects = effects / 2  # of the mean of both towers' scores
         trust = float(self.model.trust(torch.tensor(len(movie_idx))))

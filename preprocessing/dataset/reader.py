@@ -3,6 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from preprocessing.dataset.integrity import (
 )
 from preprocessing.dataset.records import SPLITS, DataError, Id, Movies, Ratings, Titles, User, Users, position_of
 from preprocessing.dataset.schema import COLUMNS, FORMAT_VERSION, MOST_ID_LETTERS, PREPROCESS
+
+GROUPS_KEPT = 64  # row groups of users.parquet in memory, 128 KiB each where ids are numbers; Netflix's has 59
 
 
 def read_meta(data_dir: Path) -> dict:
@@ -81,6 +84,7 @@ class UsersFile:
             self.has_text_ids = pa.types.is_string(self._file.schema_arrow.field("user_id").type)
             self._group_starts = _group_starts(self._file)
             metadata = self._file.metadata
+            self._read_group = lru_cache(GROUPS_KEPT)(self._read_group_anew)
             self._lowest_ids = [metadata.row_group(group).column(0).statistics.min
                                 for group, num_rows in enumerate(np.diff(self._group_starts)) if num_rows]
 
@@ -109,7 +113,7 @@ class UsersFile:
         group = bisect_right(self._group_starts, user_idx) - 1
         return self._read_group(group).user_id[user_idx - self._group_starts[group]].item()
 
-    def _read_group(self, group: int) -> Users:
+    def _read_group_anew(self, group: int) -> Users:
         with damage_named(self.path):
             return _users_of(_read_row_group(self._file, group, use_threads=False))
 

@@ -98,9 +98,11 @@ def position_of(ids: np.ndarray, target_id: Id) -> int | None:
 
     Numbers and text are never the same: 7 is not among the ids of a data set whose ids are text, but "7" may be.
     """
-    if isinstance(target_id, str) != are_text(ids) or (not isinstance(target_id, str) and abs(target_id) >= 2**63):
+    if isinstance(target_id, str) != are_text(ids):
         return None
-    position = int(np.searchsorted(ids, target_id))
+    if not isinstance(target_id, str) and not (limits := np.iinfo(ids.dtype)).min <= target_id <= limits.max:
+        return None
+    position = int(ids.searchsorted(ids.dtype.type(target_id)))  # of their type: else all of them are converted
     return position if position < len(ids) and ids[position].item() == target_id else None
 
 

@@ -17,7 +17,7 @@ from recommending.formatting import as_json, as_json_object
 from recommending.movie_map import map_movies, map_object
 from recommending.page.messages import MOST_RATINGS, OfAllMovies, OfUser, Person, Question, Search
 from recommending.ratings_input import read_ratings
-from recommending.recommender import Filters, History, Recommender
+from recommending.recommender import NUM_REASONS, Filters, History, Recommender
 
 DATES_KEPT = 4  # recommenders of other dates; at Netflix's size each takes 25 MiB
 ALIKE_LETTERS = 60  # of a query that is compared with all titles
@@ -64,8 +64,6 @@ class Answers:
         """Return the ratings of who asks."""
         text_ids = are_text(recommender.movies.movie_id)
         given = {typed_id(movie_id, text_ids): stars for movie_id, stars in (person.ratings or {}).items()}
-        for movie_id in given:
-            self.must_have(movie_id)
         try:
             if person.user_id is None:
                 if person.ratings is None:
@@ -73,6 +71,8 @@ class Answers:
                 return recommender.history_from(given)
             return recommender.add_ratings(self.user(recommender, recommender.user_id_of(str(person.user_id))), given)
         except DataError as error:
+            for movie_id in given:
+                self.must_have(movie_id)
             raise HTTPException(422, str(error)) from None
 
     def user(self, recommender: Recommender, user_id: Id) -> History:
@@ -93,9 +93,8 @@ class Answers:
         if question.rank_by == "relevance" and recommender.model.relevance is None:
             raise HTTPException(409, "this run has no order by relevance")
         history = self.history(recommender, question)
-        rows = recommender.recommend(history, question.top_n, question.filters.filters(), question.rank_by)
-        if question.explain:
-            recommender.explain(history, rows, rank_by=question.rank_by)
+        rows = recommender.recommend(history, question.top_n, question.filters.filters(), question.rank_by,
+                                     NUM_REASONS * question.explain)
         kind = "new" if history.user_id is None else "user"
         return as_json(kind, rows, history.user_id, None, question.rank_by, recommender.as_of)
 

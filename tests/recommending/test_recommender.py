@@ -54,7 +54,16 @@ def test_one_rating_gives_the_ridge_regression_worked_out_by_hand(planted):
         reasons = [(reason.movie_id, reason.title, reason.stars) for reason in row.because]
         assert reasons == ([(10, "Heat", 5)] if effects[row.movie_id] > 0 else [])
         assert all(reason.effect == pytest.approx(effects[row.movie_id], abs=1e-6) for reason in row.because)
+    assert planted.recommend(history, num_reasons=3) == rows
     assert [effect > 0 for effect in effects.values()] == [True, True, False, True]  # what lowered a score is no reason
+
+
+def test_a_list_has_as_many_reasons_as_are_asked_for(planted):
+    history = planted.history_from({10: 5, 20: 5, 40: 1})
+    listed = {number: planted.recommend(history, num_reasons=number) for number in (0, 1, 3)}
+    assert [row.because for row in listed[0]] == [None] * len(listed[0])
+    assert max(len(row.because) for row in listed[1]) == 1 < max(len(row.because) for row in listed[3])
+    assert [row.because for row in listed[1]] == [row.because[:1] for row in listed[3]]
 
 
 def test_predictions_are_plain_and_of_any_movie(planted):
