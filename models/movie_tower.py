@@ -82,17 +82,28 @@ class StepMovies(NamedTuple):
         return self.table._replace(rows=_leaf(rows), pooled=_leaf(pooled),
                                    over_time=None if over_time is None else _leaf(over_time))
 
-    def squared_norms(self, num_targets: torch.Tensor, l2: float, movie_l2: float, embedding_l2: float) -> torch.Tensor:
-        """Return the sum over targets and members of l2 |v_m|^2 + (movie_l2 |v_m|^2 + embedding_l2 |e_m|^2) / n_m, a
-        scalar; n_m is the movie's number of training ratings. So over an epoch the second term counts once per movie:
-        a Gaussian prior around what its features say.
+    @torch.no_grad()
+    def add_squared_norms(self, grad: torch.Tensor, num_targets: torch.Tensor, l2: float, movie_l2: float,
+                          embedding_l2: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add half of the sum over targets and members of l2 |v_m|^2 + (movie_l2 |v_m|^2 + embedding_l2 |e_m|^2) / n_m
+        to a loss whose gradient by the rows is known; n_m is the movie's number of training ratings. So over an epoch
+        the second term counts once per movie: a Gaussian prior around what its features say.
 
         Args:
+            grad: by `table.rows`; that of the term is added to it.
             num_targets: float (N G,), of each row.
+
+        Returns:
+            The sum, a scalar, and the gradient of its half by the embeddings.
         """
         num_ratings = self.num_ratings.clamp(min=1).repeat_interleave(self.table.groups)
-        vectors, embedding = (rows.square().sum((1, 2)) for rows in (self.table.vectors, self.embedding))
-        return num_targets @ ((l2 + movie_l2 / num_ratings) * vectors + embedding_l2 / num_ratings * embedding)
+        of_vectors = num_targets * (l2 + movie_l2 / num_ratings)
+        of_embeddings = num_targets * (embedding_l2 / num_ratings)
+        total = grad.new_zeros(())
+        for tensor, weight in ((self.table.vectors, of_vectors), (self.embedding, of_embeddings)):
+            total += weight @ torch.linalg.vector_norm(tensor, dim=(1, 2)).square()
+        grad[..., :-2].addcmul_(self.table.vectors, of_vectors.view(-1, 1, 1))
+        return total, self.embedding * of_embeddings.view(-1, 1, 1)
 
 
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:
@@ -151,12 +162,19 @@ class MovieTower(nn.Module):
         features = torch.stack([decades, decades.square() - 1, (year > 0).float(), log_count, (count + 1).rsqrt()], 1)
         embedding = gather_distinct(self.embedding, movie_idx)  # (N, E, D)
         raters = self.raters.index_select(0, movie_idx) * config.has("raters")
-        x = torch.cat([embedding.mean(1), features * config.has("movie_features"), raters], 1)
-        hidden = self.dropout(torch.relu(self.hidden(x)))
-        out = self.out(torch.cat([hidden, raters], 1))
+        known = torch.cat([features * config.has("movie_features"), raters], 1)
+        hidden = self.dropout(torch.relu(_linear(self.hidden, embedding.mean(1), known)))
+        out = _linear(self.out, hidden, raters)
         vectors, bias = out.view(-1, config.ensemble_size, config.member_dim + 1).split([config.member_dim, 1], -1)
         bias = (gather_distinct(self.bias, movie_idx) + bias.squeeze(-1)) * config.has("biases")
         return embedding + vectors, bias, embedding
+
+
+def _linear(layer: nn.Linear, learned: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return what a layer makes of inputs side by side, (N, K) and (N, L); without the product that would be the
+    gradient of those that are known."""
+    of_learned, of_known = layer.weight.split([learned.shape[1], known.shape[1]], 1)
+    return torch.addmm(nn.functional.linear(known, of_known, layer.bias), learned, of_learned.T)
 
 
 def rows_of(vectors: torch.Tensor, bias: torch.Tensor, constant: float) -> torch.Tensor:

@@ -167,21 +167,19 @@ class Engine:
         step_sums = torch.stack(sums).sum(0)
 
         def finish() -> None:
-            norms = movies.squared_norms(torch.stack(num_targets).sum(0), self.l2, self.settings.movie_l2,
-                                         self.settings.embedding_l2)
             movie_grads = _sums([of_movies for of_movies, _ in grads])
+            assert movie_grads[0] is not None  # all scores are made of the rows
+            norms, by_embedding = movies.add_squared_norms(movie_grads[0], torch.stack(num_targets).sum(0), self.l2,
+                                                           self.settings.movie_l2, self.settings.embedding_l2)
             layer_grads = _sums([of_layers for _, of_layers in grads])
             for parameter, grad in zip(self.layers.parameters, layer_grads, strict=True):
                 parameter.grad = grad
-            loss = 0.5 * norms
-            for tensor, grad in zip(movies.table.tensors(), movie_grads, strict=True):
-                if grad is not None:
-                    loss = loss + _Known.apply(tensor, grad)
-            loss.backward()
+            known = zip([*movies.table.tensors(), movies.embedding], [*movie_grads, by_embedding], strict=True)
+            torch.stack([_Known.apply(tensor, grad) for tensor, grad in known if grad is not None]).sum().backward()
             self.user_rows.step(batch.users, torch.cat(row_grads), factor)
             if self.ranks.size == 1:
                 self._move(factor)
-            step_sums[0] += norms.detach()
+            step_sums[0] += norms
 
         in_threads([finish, meanwhile])
         return step_sums

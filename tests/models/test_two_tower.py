@@ -66,13 +66,20 @@ def test_squared_norms_equal_the_sum_over_targets_written_out(model):
     _, user_norms, counted = model(torch.zeros(3, 4), CONTEXT, TARGET, movies.table)
     num_targets = torch.bincount(movies.table.position[TARGET.movie_idx], minlength=len(movies.num_ratings)).float()
     assert torch.equal(counted, num_targets)
-    norms = 0.1 * user_norms + movies.squared_norms(num_targets, l2=0.1, movie_l2=3.0, embedding_l2=5.0)
+    by_rows = torch.ones_like(movies.table.rows)
+    norms, by_embedding = movies.add_squared_norms(by_rows, num_targets, l2=0.1, movie_l2=3.0, embedding_l2=5.0)
+    norms = norms + 0.1 * user_norms
     users = model.user_vectors(model.movie_table(), torch.zeros(3, 4), CONTEXT, LAST).view(3, 3, -1)[..., :-1] * 3
     vectors, embedding = model.movie_table().vectors, model.movie_tower.embedding
     expected = sum(0.1 * users[row].square().sum() + (0.1 + 3.0 / max(movie, 1)) * vectors[movie].square().sum()
                    + 5.0 / max(movie, 1) * embedding[movie].square().sum()
                    for row, movie in zip(TARGET.row.tolist(), TARGET.movie_idx.tolist(), strict=True))
     torch.testing.assert_close(norms, expected)
+    for movie in TARGET.movie_idx.unique().tolist():
+        k, number, of_one = movies.table.position[movie], (TARGET.movie_idx == movie).sum(), 1 / max(movie, 1)
+        assert (by_rows[k, :, -2:] == 1).all()
+        torch.testing.assert_close(by_rows[k, :, :-2], 1 + number * (0.1 + 3.0 * of_one) * vectors[movie])
+        torch.testing.assert_close(by_embedding[k], number * 5.0 * of_one * embedding[movie])
 
 
 @torch.no_grad()
