@@ -222,6 +222,11 @@ def _gradient_of(table: torch.Tensor, movies: torch.Tensor) -> torch.Tensor:
     """Return a table's gradient of movies, int64 (N,): all, or those of its sparse gradient; zero if it has none."""
     if table.grad is None:
         return table.new_zeros(len(movies), *table.shape[1:])
-    if len(movies) == len(table):
-        return table.grad.to_dense() if table.grad.is_sparse else table.grad
-    return table.grad._values()  # of `gather_distinct`, once in a step
+    if not table.grad.is_sparse:
+        return table.grad
+    met, values = table.grad._indices()[0], table.grad._values()  # of `gather_distinct`, once in a step
+    if len(movies) < len(table):
+        return values
+    absent = torch.ones(len(table), dtype=torch.bool)
+    absent[met] = False
+    return torch.empty_like(table).index_copy_(0, met, values).index_fill_(0, absent.nonzero().squeeze(1), 0.0)
