@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import signal
 import sys
 import typing
 from pathlib import Path
@@ -51,25 +50,26 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
 
+    last = args.run_dir / "last.pt"
+    replaced = last.stat().st_mtime_ns if args.overwrite and last.exists() else None
+
     def outcome() -> str:
-        if (args.run_dir / "last.pt").exists():
-            return f"go on with: python main.py --run_dir {args.run_dir} --resume"
-        return "no epoch was finished, nothing was written"
+        if args.eval_only:
+            return "the same command measures again"
+        if last.exists() and last.stat().st_mtime_ns != replaced:
+            return f"go on with: {processes.launcher()} main.py --run_dir {args.run_dir} --resume"
+        state = "nothing was written" if replaced is None else "the run before is kept"
+        return f"no epoch was finished, {state}; the same command begins anew"
 
     return exit_code(lambda: work(args, argv), args.run_dir, outcome)
 
 
 def work(args: argparse.Namespace, argv: list[str]) -> None:
     """Join the other processes, if there are any, and do what the flags ask for."""
-    ranks = processes.start()
-    try:
-        with lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
-            if args.resume or args.eval_only:
-                args = recall(args, argv, ranks)
-            run(args, ranks)
-    except DataError:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks the others to end when one has
-        raise
+    with processes.joined() as ranks, lock_run(args.run_dir) if ranks.is_main else contextlib.nullcontext():
+        if args.resume or args.eval_only:
+            args = recall(args, argv, ranks)
+        run(args, ranks)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -235,6 +235,8 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
         is_best = trainer.best_epoch == metrics.epoch
         if is_best:
             save_checkpoint(args.run_dir / "best.pt", checkpoint)
+        if metrics.epoch == 1:  # of a run that is replaced: nobody goes on with it beside this best.pt
+            (args.run_dir / "last.pt").unlink(missing_ok=True)
         save_checkpoint(args.run_dir / "last.pt", checkpoint | trainer.state_dict())
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
         validation = (f"validation {metrics.val_rmse:.4f} {'*' if is_best else ' '}" if trainer.has_validation

@@ -40,7 +40,9 @@ A_MAP_FORMAT = f"{', '.join(MAP_FORMATS[:-1])} or {MAP_FORMATS[-1]}"
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 a sentence says why not, 130 Ctrl-C, 143 SIGTERM."""
     args = parse_args(argv)
-    return exit_code(lambda: work(args), "standard output")
+    in_parts = args.all_users or args.export_vectors is not None
+    return exit_code(lambda: work(args), "standard output",
+                     (lambda: "the same command goes on from what is done") if in_parts else None)
 
 
 def work(args: argparse.Namespace) -> None:
@@ -367,10 +369,10 @@ def show(args: argparse.Namespace, recommender: Recommender, rows: list[Recommen
 
 def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's list."""
-    from recommending.batch import recommend_all, start
+    from recommending.batch import joined, recommend_all
 
-    ranks = start()
-    num_lists, num_without = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt", ranks)
+    with joined() as ranks:
+        num_lists, num_without = recommend_all(recommender, args.out, args.top_n, args.run_dir / "best.pt", ranks)
     if not ranks.is_main:
         return
     print(f"wrote the lists of {count(num_lists, 'user')} to {args.out}"
@@ -379,10 +381,10 @@ def write_all(args: argparse.Namespace, recommender: Recommender) -> None:
 
 def export(args: argparse.Namespace, recommender: Recommender) -> None:
     """Write everybody's vectors."""
-    from recommending.batch import export_vectors, start
+    from recommending.batch import export_vectors, joined
 
-    ranks = start()
-    num_users, num_movies = export_vectors(recommender, args.export_vectors, ranks)
+    with joined() as ranks:
+        num_users, num_movies = export_vectors(recommender, args.export_vectors, args.run_dir / "best.pt", ranks)
     if not ranks.is_main:
         return
     print(f"wrote the vectors of {num_users:,} users and {num_movies:,} movies to {args.export_vectors}")

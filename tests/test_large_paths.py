@@ -29,7 +29,7 @@ from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import shared_out
 from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
 from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
-from recommending import batch, top_k
+from recommending import batch, parts, top_k
 from recommending.top_k import BestProducts
 from training import batches, build, halves, relevance, trainer
 from training.batches import DataSet, RatingTensors, batch_of, by_movie, load_dataset
@@ -422,7 +422,7 @@ def given_to_everybody(data_dir: Path, run_dir: Path, folder: Path) -> tuple[pd.
 
 @pytest.mark.parametrize("patches", [
     [],
-    [(batch, "GROUPS_PER_PART", 2), (batch, "USERS_PER_BLOCK", 13)],
+    [(parts, "GROUPS_PER_PART", 2), (batch, "USERS_PER_BLOCK", 13)],
     [(top_k, "MOVIES_PER_TILE", 16), (top_k, "HEADS", (4,)), (top_k, "PRODUCT_COST", 0)],
     [(top_k, "MOST_KEPT", 9)],
     [(top_k, "MOST_KEPT", 10)],

@@ -16,7 +16,7 @@ import main
 import rec
 from models.checkpoint import load_model, model_entries, save_checkpoint
 from preprocessing import building, movielens_preprocess
-from recommending import batch
+from recommending import batch, parts
 from recommending.recommender import Recommender
 from training.batches import load_dataset
 from training.evaluation import fold_in_movies
@@ -286,7 +286,7 @@ def test_everybodys_lists_are_those_that_each_gets_alone(ask, truth, tmp_path, t
 
 def test_everybodys_lists_go_on_after_an_interruption_to_the_same_bytes(ask, place, side, tmp_path, monkeypatch,
                                                                         capsys):
-    monkeypatch.setattr(batch, "GROUPS_PER_PART", 2)
+    monkeypatch.setattr(parts, "GROUPS_PER_PART", 2)
     ask("--all_users", "--out", tmp_path / "whole.parquet", "--top_n", 4)
     flags = ["--data_dir", f"{place}/data", "--run_dir", f"{place / side}", "--all_users", "--out",
              str(tmp_path / "recs.parquet"), "--top_n"]

@@ -10,6 +10,7 @@ from preprocessing.dataset.records import (
     TEST,
     TRAIN,
     VALIDATION,
+    CutShort,
     DataError,
     Id,
     Movies,
@@ -24,7 +25,7 @@ from preprocessing.dataset.records import (
 )
 from preprocessing.dataset.schema import FILES, PREPROCESS
 
-__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "DataError", "Id", "Movies", "Ratings",
-           "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "are_text", "exit_code", "hash_ids",
-           "lock_beside", "locked", "movies_frame", "position_of", "printable", "ratings_frame", "read_meta",
-           "read_movies", "read_users", "replaced", "sync", "typed_id", "uniform", "users_frame"]
+__all__ = ["FILES", "PREPROCESS", "SPLITS", "TEST", "TRAIN", "VALIDATION", "CutShort", "DataError", "Id", "Movies",
+           "Ratings", "RatingsFile", "Terminated", "Titles", "User", "Users", "UsersFile", "are_text", "exit_code",
+           "hash_ids", "lock_beside", "locked", "movies_frame", "position_of", "printable", "ratings_frame",
+           "read_meta", "read_movies", "read_users", "replaced", "sync", "typed_id", "uniform", "users_frame"]

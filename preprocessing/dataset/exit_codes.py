@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-from preprocessing.dataset.records import DataError
+from preprocessing.dataset.records import CutShort, DataError
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +30,7 @@ def exit_code(work: Callable[[], object], where: object, outcome: Callable[[], s
         with _sigterm_interrupts():
             work()
     except DataError as error:
-        sentence = str(error)
+        sentence = with_outcome(str(error)) if isinstance(error, CutShort) else str(error)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
         sentence = with_outcome(f"{error.filename or where}: {reason}")

@@ -27,6 +27,10 @@ class DataError(Exception):
         return printable(super().__str__())
 
 
+class CutShort(DataError):
+    """The work ended before its end, by no fault of the input: a command says behind the sentence how to go on."""
+
+
 class Movies(NamedTuple):
     """The catalogue, one entry per movie_idx (M)."""
 

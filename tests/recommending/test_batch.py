@@ -16,7 +16,7 @@ import rec
 from models.ops.ranks import Ranks
 from preprocessing import dataset
 from preprocessing.dataset import DataError, RatingsFile, lock_beside, locked, writer
-from recommending import batch, top_k
+from recommending import batch, parts, top_k
 from recommending.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def recommender(many_groups, run_dir) -> Recommender:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(batch, "GROUPS_PER_PART", 2)
+    monkeypatch.setattr(parts, "GROUPS_PER_PART", 2)
     monkeypatch.setattr(batch, "USERS_PER_BLOCK", 13)
     monkeypatch.setattr(top_k, "MOVIES_PER_TILE", 32)
 
@@ -79,22 +79,33 @@ def test_every_user_gets_the_list_he_gets_alone(recommender, run_dir, small_part
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_ranks_write_each_part_once_and_leave_what_is_there(recommender, run_dir, small_parts, tmp_path):
-    whole, folder = tmp_path / "whole.parquet", tmp_path / "parts"
-    batch.recommend_all(recommender, whole, 5, run_dir / "best.pt")
-    folder.mkdir()
-    written = []
-    for rank in (1, 0, 2):
-        before = {path.name for path in folder.iterdir()}
-        parts = batch._write_parts(recommender, folder, 5, Ranks(rank, 3))
-        written.append({path.name for path in folder.iterdir()} - before)
-    assert sorted(map(len, written), reverse=True) == [3, 2, 2] and sum(map(len, written)) == len(parts)
-    kept = {path: path.stat().st_mtime_ns for path in parts[1:]}
-    parts[0].unlink()
-    batch._write_parts(recommender, folder, 5, Ranks(0, 3))
-    assert kept == {path: path.stat().st_mtime_ns for path in parts[1:]}
-    batch._join(parts, tmp_path / "joined.parquet")
-    assert (tmp_path / "joined.parquet").read_bytes() == whole.read_bytes()
+def test_each_rank_writes_its_share_of_what_is_missing_and_leaves_what_is_there(recommender, run_dir, small_parts,
+                                                                               tmp_path, monkeypatch):
+    folder, written = tmp_path / ".vectors.parts", []
+    write(recommender, "vectors", tmp_path / "whole", run_dir)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch, "_join_vectors", Mock(side_effect=KeyboardInterrupt))
+        write(recommender, "vectors", tmp_path / "vectors", run_dir)
+    made = sorted(folder.glob("*.parquet"))
+    for path in (made[0], *made[2:]):
+        path.unlink()
+    missing = parts.missing_parts(made, Ranks())
+    assert missing == [made[0], *made[2:]] and len(made) == 7
+    monkeypatch.setattr(parts, "missing_parts", lambda *_: missing)
+    monkeypatch.setattr(Ranks, "wait", lambda _: None)
+    seen = set(folder.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_join_vectors", lambda *_: written.append("joined"))
+        patch.setattr(parts.shutil, "rmtree", lambda *_: None)
+        for rank in (2, 1, 0):
+            batch.export_vectors(recommender, tmp_path / "vectors", run_dir / "best.pt", Ranks(rank, 3))
+            written.append(set(folder.iterdir()) - seen)
+            seen = set(folder.iterdir())
+    assert written == [{made[3], made[6]}, {made[2], made[5]}, "joined", {made[0], made[4]}]
+    monkeypatch.undo()
+    monkeypatch.setattr(parts, "GROUPS_PER_PART", 2)
+    write(recommender, "vectors", tmp_path / "vectors", run_dir)
+    assert bytes_of(tmp_path / "vectors") == bytes_of(tmp_path / "whole")
 
 
 def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender):
@@ -112,84 +123,123 @@ def test_somebody_who_has_rated_nearly_everything_gets_a_short_list(recommender)
 KILLED = """
 import os, signal, sys
 import rec
-from recommending import batch
-batch.GROUPS_PER_PART, batch.USERS_PER_BLOCK, calls, lists_of = 2, 13, [], batch.lists_of
+from recommending import batch, parts
+parts.GROUPS_PER_PART, batch.USERS_PER_BLOCK, calls, made = 2, 13, [], batch.{made}
 def killed_at_the_eighth(*args):
     calls.append(1)
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-    return lists_of(*args)
-batch.lists_of = killed_at_the_eighth
+    return made(*args)
+batch.{made} = killed_at_the_eighth
 rec.main(sys.argv[1:])
 """
+BOTH = pytest.mark.parametrize(("flags", "made"), [
+    (("--all_users", "--out"), "lists_of"), (("--export_vectors",), "table_of_vectors")])
 
 
+def bytes_of(output: Path) -> dict[str, bytes]:
+    """Return the bytes of a file, or of all files of a folder."""
+    files = sorted(output.iterdir()) if output.is_dir() else [output]
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
+
+
+@BOTH
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills by a signal that Windows lacks")
-def test_a_killed_run_goes_on_after_its_last_part(capsys, many_groups, run_dir, small_parts, tmp_path, monkeypatch):
-    flags = ["--data_dir", str(many_groups), "--run_dir", str(run_dir), "--all_users", "--out"]
-    assert rec.main([*flags, str(tmp_path / "whole.parquet")]) == 0
-    out = tmp_path / "recs.parquet"
+def test_a_killed_run_goes_on_after_its_last_part(flags, made, many_groups, run_dir, small_parts, tmp_path,
+                                                 monkeypatch):
+    flags = ["--data_dir", str(many_groups), "--run_dir", str(run_dir), *flags]
+    assert rec.main([*flags, str(tmp_path / "whole")]) == 0
+    out = tmp_path / "out"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *flags, str(out)], cwd=ROOT, env=environment,
-                            capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(made=made), *flags, str(out)], cwd=ROOT,
+                            env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and not out.exists()
-    kept = sorted((tmp_path / ".recs.parquet.parts").glob("*.parquet"))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / ".out.parts").glob("*.parquet")}
     assert 1 <= len(kept) <= 3
-    made, lists_of = [], batch.lists_of
-    monkeypatch.setattr(batch, "lists_of", lambda *args: made.append(1) or lists_of(*args))
+    calls, make, there, join = [], getattr(batch, made), {}, parts.shutil.rmtree
+    monkeypatch.setattr(batch, made, lambda *args: calls.append(1) or make(*args))
+    monkeypatch.setattr(parts.shutil, "rmtree", lambda folder, **flags: (
+        there.update({path: path.stat().st_mtime_ns for path in kept}), join(folder, **flags)))
     assert rec.main([*flags, str(out)]) == 0
-    assert len(made) == len(RatingsFile(many_groups).group_starts) - 1 - 2 * len(kept)
-    assert lists_in(out) == lists_in(tmp_path / "whole.parquet")
-    assert not (tmp_path / ".recs.parquet.parts").exists()
+    assert len(calls) == len(RatingsFile(many_groups).group_starts) - 1 - 2 * len(kept)
+    assert there == kept  # to the end
+    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys, many_groups, run_dir, small_parts, tmp_path, monkeypatch):
-    lists_of, made = batch.lists_of, []
+@BOTH
+def test_an_interrupted_run_says_how_to_go_on(flags, made, capsys, many_groups, run_dir, small_parts, tmp_path,
+                                             monkeypatch):
+    make, calls = getattr(batch, made), []
 
     def interrupted(*args):
-        made.append(1)
-        if len(made) == 8:
+        calls.append(1)
+        if len(calls) == 8:
             raise KeyboardInterrupt
-        return lists_of(*args)
+        return make(*args)
 
-    monkeypatch.setattr(batch, "lists_of", interrupted)
-    flags = ["--data_dir", str(many_groups), "--run_dir", str(run_dir), "--all_users", "--out",
-             str(tmp_path / "recs.parquet")]
+    monkeypatch.setattr(batch, made, interrupted)
+    flags = ["--data_dir", str(many_groups), "--run_dir", str(run_dir), *flags, str(tmp_path / "out")]
     assert rec.main(flags) == 130
-    assert "3 of 7 parts are kept; the same command goes on" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\ninterrupted; the same command goes on from what is done\n")
+    assert len(list((tmp_path / ".out.parts").glob("*.parquet"))) == 3
     assert rec.main(flags) == 0
-    assert (tmp_path / "recs.parquet").exists()
+    assert (tmp_path / "out").exists() and len(calls) == 14 - 2 * 3 + 8
 
 
-def test_parts_of_something_else_are_not_mixed_in(recommender, run_dir, tmp_path):
-    out, partial = tmp_path / "recs.parquet", tmp_path / ".recs.parquet.parts"
-    partial.mkdir()
-    plan = {"data_set": recommender.meta["fingerprint"], "run": "0" * 64, "top_n": 6, "groups_per_part": 16}
-    (partial / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(DataError, match="begun with another run; go on with the same, or remove"):
+def write(recommender: Recommender, kind: str, out: Path, run_dir: Path) -> None:
+    if kind == "lists":
         batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
-    (partial / "plan.json").write_text("{")
-    with pytest.raises(DataError, match="begun with another data_set"):
-        batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
+    else:
+        batch.export_vectors(recommender, out, run_dir / "best.pt")
 
 
-def test_a_damaged_part_is_named_and_made_again_once_it_is_removed(recommender, run_dir, small_parts, tmp_path,
-                                                                  monkeypatch):
-    """One bit of one number of stars: the file could be read as it is."""
-    batch.recommend_all(recommender, tmp_path / "whole", 6, run_dir / "best.pt")
+@pytest.mark.parametrize("kind", ["lists", "vectors"])
+@pytest.mark.parametrize(("changed", "to"), [
+    ("data_set", "0" * 64), ("run", "0" * 64), ("kind", "others"), ("top_n", 7), ("groups_per_part", 3),
+    ("standard_errors", 9.0), ("as_of_training", True)])
+def test_parts_of_something_else_are_not_mixed_in(recommender, run_dir, tmp_path, monkeypatch, kind, changed, to):
+    out, plan = tmp_path / "out", tmp_path / ".out.parts" / "plan.json"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(batch, "_join", Mock(side_effect=KeyboardInterrupt))  # when all parts are there
-        batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
-    part = sorted((tmp_path / ".recs.parts").glob("*.parquet"))[1]
-    stars, data = pq.ParquetFile(part).metadata.row_group(0).column(3), bytearray(part.read_bytes())
-    data[stars.data_page_offset + stars.total_compressed_size // 2] ^= 1
+        patch.setattr(batch, f"_join_{kind}", Mock(side_effect=KeyboardInterrupt))  # when all parts are there
+        write(recommender, kind, out, run_dir)
+    begun = json.loads(plan.read_text())
+    if changed not in begun:
+        assert (kind, changed) == ("vectors", "top_n")
+        return
+    before = bytes_of(plan.parent)
+    plan.write_text(json.dumps(begun | {changed: to}))
+    with pytest.raises(DataError, match=f"begun with another {changed}; go on with the same, or remove"):
+        write(recommender, kind, out, run_dir)
+    plan.write_text("{")
+    with pytest.raises(DataError, match="begun with another data_set"):
+        write(recommender, kind, out, run_dir)
+    plan.write_text(json.dumps(begun))
+    assert not out.exists() and bytes_of(plan.parent) == before
+    write(recommender, kind, out, run_dir)
+    assert out.exists() and not plan.parent.exists()
+
+
+@pytest.mark.parametrize("kind", ["lists", "vectors"])
+def test_a_damaged_part_is_named_and_made_again_once_it_is_removed(recommender, run_dir, small_parts, tmp_path,
+                                                                  monkeypatch, kind):
+    """One bit of one number: the file could be read as it is."""
+    write(recommender, kind, tmp_path / "whole", run_dir)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batch, f"_join_{kind}", Mock(side_effect=KeyboardInterrupt))  # when all parts are there
+        write(recommender, kind, tmp_path / "out", run_dir)
+    part = sorted((tmp_path / ".out.parts").glob("*.parquet"))[1]
+    row_group, data = pq.ParquetFile(part).metadata.row_group(0), bytearray(part.read_bytes())
+    column = row_group.column(row_group.num_columns - 1)
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
     part.write_bytes(data)
-    with pytest.raises(DataError, match=rf"{part} is damaged \(.*\); remove it and give the same command again"):
-        batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
-    assert not (tmp_path / "recs").exists()
+    for _ in range(2):  # of vectors, the first call has begun their files
+        with pytest.raises(DataError, match=rf"{part} is damaged \(.*\); remove it and give the same command again"):
+            write(recommender, kind, tmp_path / "out", run_dir)
+    assert not (tmp_path / "out").exists()
     part.unlink()
-    batch.recommend_all(recommender, tmp_path / "recs", 6, run_dir / "best.pt")
-    assert lists_in(tmp_path / "recs") == lists_in(tmp_path / "whole")
+    write(recommender, kind, tmp_path / "out", run_dir)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
 def test_two_at_once_and_an_output_that_exists_are_refused(recommender, run_dir, tmp_path):
@@ -202,7 +252,7 @@ def test_two_at_once_and_an_output_that_exists_are_refused(recommender, run_dir,
     with pytest.raises(DataError, match=r"recs\.parquet exists already"):
         batch.recommend_all(recommender, out, 6, run_dir / "best.pt")
     with pytest.raises(DataError, match=r"recs\.parquet exists already"):
-        batch.export_vectors(recommender, out)
+        batch.export_vectors(recommender, out, run_dir / "best.pt")
     assert out.read_text() == "mine"
 
 
@@ -223,10 +273,10 @@ def test_all_users_and_out_go_together(flags):
 
 
 @pytest.fixture
-def exported(recommender, small_parts, tmp_path) -> dict[str, np.ndarray]:
+def exported(recommender, run_dir, small_parts, tmp_path) -> dict[str, np.ndarray]:
     hide_every_seventh(recommender)
-    batch.export_vectors(recommender, tmp_path / "vectors")
-    assert not (tmp_path / ".vectors.partial").exists()
+    batch.export_vectors(recommender, tmp_path / "vectors", run_dir / "best.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors"]
     return {name: np.load(tmp_path / "vectors" / f"{name}.npy", allow_pickle=False)
             for name in ("user_ids", "user_vectors", "movie_ids", "movie_vectors")}
 

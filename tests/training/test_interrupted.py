@@ -110,7 +110,8 @@ def test_a_run_that_a_signal_ended_resumes_as_if_it_had_not(which, start, train,
 
 def test_sigterm_before_the_first_epoch_is_done_leaves_nothing(data_dir, tmp_path):
     code, said = train_until(2, signal.SIGTERM, in_a_fork, data_dir, tmp_path / "run")
-    assert (code, said) == (143, "\ninterrupted; no epoch was finished, nothing was written\n")
+    assert (code, said) == (143, "\ninterrupted; no epoch was finished, nothing was written; the same command "
+                            "begins anew\n")
     assert list(tmp_path.iterdir()) == []
 
 
