@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.blend import Blend
 from models.config import PARTS, ModelConfig
-from preprocessing.dataset import DataError, locked, replaced
+from preprocessing.dataset import CutShort, DataError, locked, replaced
 
 FORMAT = 17
 STARS = ("stars_low", "stars_high", "stars_mean")  # of the config, which may lie below 0
@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         with replaced(path) as partial, open(partial, "xb") as file:
             torch.save({"format": FORMAT, **checkpoint}, file)
     except RuntimeError as error:  # torch's word for a write that the system cut short
-        raise DataError(f"{path} cannot be written; is the disk full? The one before it is kept") from error
+        raise CutShort(f"{path} cannot be written (is the disk full?)") from error
 
 
 def load_checkpoint(path: Path, fingerprint: str | None, map_location: torch.device | str = "cpu") -> dict:

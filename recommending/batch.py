@@ -26,12 +26,13 @@ from pyarrow import csv
 
 from models.ops.ranks import ALONE, Ranks, joined, leave
 from preprocessing.dataset import Ratings, replaced, sync
-from recommending.parts import PARQUET, Make, digest_of, read_part, write_in_parts
+from recommending.parts import Make, digest_of, read_part, write_in_parts
 from recommending.recommender import Recommender
 from recommending.top_k import BestProducts
 
 __all__ = ["export_vectors", "joined", "leave", "recommend_all"]
 
+PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
 USERS_PER_BLOCK = 1024  # users of one product, in each thread: mostly all of a row group
 
 
@@ -175,17 +176,17 @@ def _join_vectors(recommender: Recommender, folder: Path, parts: list[Path]) -> 
     partly = parts[0].with_name("joined")
     shutil.rmtree(partly, ignore_errors=True)  # of a call that was killed here
     partly.mkdir()
-    np.save(partly / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
-    np.save(partly / "movie_vectors.npy", recommender.list_vectors[known].numpy())
-    np.save(partly / "margins.npy", recommender.model.margins()[known].numpy())
-    np.save(partly / "user_ids.npy", user_ids)
-    (partly / "vectors.json").write_text(json.dumps(_description(recommender), indent=1) + "\n", encoding="utf-8")
     with open(partly / "user_vectors.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, {
             "descr": "<f4", "fortran_order": False, "shape": (len(user_ids), recommender.list_vectors.shape[1])})
         for part in parts:
             for chunk in read_part(part)["vector"].chunks:
                 file.write(chunk.flatten().to_numpy())
+    np.save(partly / "movie_ids.npy", recommender.movies.movie_id[known.numpy()])
+    np.save(partly / "movie_vectors.npy", recommender.list_vectors[known].numpy())
+    np.save(partly / "margins.npy", recommender.model.margins()[known].numpy())
+    np.save(partly / "user_ids.npy", user_ids)
+    (partly / "vectors.json").write_text(json.dumps(_description(recommender), indent=1) + "\n", encoding="utf-8")
     for path in partly.iterdir():
         sync(path)
     partly.rename(folder)

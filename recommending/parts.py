@@ -6,6 +6,7 @@ joins them, and removes the folder. Which process makes a part makes no differen
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ from preprocessing.dataset import CutShort, DataError, Ratings, lock_beside, loc
 from recommending.recommender import Recommender
 
 GROUPS_PER_PART = 16  # row groups of the ratings: on Netflix 10,000 users, a few seconds
-PARQUET = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+PARQUET = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}  # vectors hardly shrink
 Make = Callable[[Ratings], pa.Table]  # what the ratings of a row group make; called by several threads
 
 
@@ -64,7 +65,8 @@ def write_in_parts(recommender: Recommender, out: Path, what: dict, prepare: Cal
                 join(list(parts))
                 shutil.rmtree(folder)
     except OSError as error:
-        raise CutShort(f"{error.filename or out} cannot be written ({error.strerror or error})") from None
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+        raise CutShort(f"{error.filename or out} cannot be written: {reason}") from None
 
 
 def digest_of(path: Path) -> str:

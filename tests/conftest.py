@@ -1,6 +1,8 @@
 """A small synthetic data set and a run trained on it, made once for all tests that need one."""
 
+import itertools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels of a GPU run in Triton's interpreter, for their own tests
 
 import main
-from preprocessing import netflix_preprocess, synthetic_netflix
+from preprocessing import dataset, netflix_preprocess, synthetic_netflix
+from preprocessing.dataset import writer
 
 torch.set_num_threads(1)
 
@@ -37,6 +40,20 @@ def raw_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_dir(raw_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "processed"
     assert netflix_preprocess.main(["--raw_dir", str(raw_dir), "--out_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many_groups(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set with a row group for every 30 users, so that there is something to interrupt."""
+    folder = tmp_path_factory.mktemp("groups") / "processed"
+    shutil.copytree(data_dir, folder)
+    users, file = dataset.read_users(data_dir), dataset.RatingsFile(data_dir)
+    borders = [*users.offset[:-1:30].tolist(), int(users.offset[-1])]
+    with writer.ratings_writer(folder, file.schema) as parquet:
+        for start, stop in itertools.pairwise(borders):
+            writer.write_ratings(parquet, next(file.read_rows(slice(start, stop))))
+    writer.write_meta(folder, dataset.read_meta(data_dir))
     return folder
 
 

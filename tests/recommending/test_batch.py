@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,25 +14,11 @@ import torch
 import rec
 from models.ops.ranks import Ranks
 from preprocessing import dataset
-from preprocessing.dataset import DataError, RatingsFile, lock_beside, locked, writer
+from preprocessing.dataset import DataError, RatingsFile, lock_beside, locked
 from recommending import batch, parts, top_k
 from recommending.recommender import Recommender
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def many_groups(data_dir, tmp_path_factory) -> Path:
-    """The data set with a row group for every 30 users, so that there is something to interrupt."""
-    folder = tmp_path_factory.mktemp("groups") / "processed"
-    shutil.copytree(data_dir, folder)
-    users, file = dataset.read_users(data_dir), RatingsFile(data_dir)
-    borders = [*users.offset[:-1:30].tolist(), int(users.offset[-1])]
-    with writer.ratings_writer(folder, file.schema) as parquet:
-        for start, stop in zip(borders[:-1], borders[1:], strict=True):  # noqa: RUF007
-            writer.write_ratings(parquet, next(file.read_rows(slice(start, stop))))
-    writer.write_meta(folder, dataset.read_meta(data_dir))
-    return folder
 
 
 @pytest.fixture

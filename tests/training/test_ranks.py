@@ -1,19 +1,15 @@
 import io
 import itertools
 import json
-import multiprocessing
 import os
-import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest.mock import Mock
 
 import numpy as np
@@ -26,15 +22,13 @@ from models.checkpoint import load_model
 from models.ops.ranks import Ranks, leave
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import read_meta
+from tests import many_processes
+from tests.many_processes import LIMIT_S, ROOT
 from training import relevance
 from training.batches import load_dataset
 from training.evaluation import predict_errors
 from training.relevance import fit_weights
 
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120  # of every wait
-# Ranks are forks of this process, which has imported what they need; threads of a GPU or of macOS would not survive it.
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
 FLAGS = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
          "--no-refit"]
 
@@ -69,31 +63,7 @@ def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -
 
 def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py",
               common: Sequence[str] = FLAGS) -> list[subprocess.CompletedProcess]:
-    """Run a script as torchrun does, but without its own process, and none imports torch anew, which takes 2 s each."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    command = [str(script), *common, *flags]
-    with TemporaryDirectory() as folder:
-        outputs = [[Path(folder, f"{name}{rank}") for name in ("stdout", "stderr")] for rank in range(num_processes)]
-        started = [CONTEXT.Process(target=be_a_rank, args=(world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                                           command, output)) for rank, output in enumerate(outputs)]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join()
-        return [subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in output))
-                for process, output in zip(started, outputs, strict=True)]
-
-
-def be_a_rank(world: dict[str, str], command: list[str], output: list[Path]) -> None:
-    signal.alarm(LIMIT_S)
-    for number, path in enumerate(output, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    os.environ |= world
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    return many_processes.processes(num_processes, *flags, script=script, common=common)
 
 
 def load(run_dir: Path) -> dict:
