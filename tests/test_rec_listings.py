@@ -176,7 +176,7 @@ def test_parts_begun_as_of_training_are_not_mixed_with_others(run_dir, tmp_path,
 
     flags = ["--run_dir", str(run_dir), "--all_users", "--out", str(tmp_path / "recs.parquet")]
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "_join", interrupt)
+        patch.setattr(batch, "_join_lists", interrupt)
         assert rec.main(flags) == 130
     assert rec.main([*flags, "--as_of_training"]) == 1
     assert "was begun with another as_of_training" in capsys.readouterr().err
