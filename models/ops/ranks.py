@@ -1,14 +1,15 @@
 """Share work out among processes: `torchrun --nproc_per_node=N main.py ...`, gloo on CPUs and NCCL on GPUs.
 
-Users are dealt to ranks in ranges of about equally many ratings. In training a rank loads its users' ratings only and
-is alone in updating their rows of the user table; what travels in a step is the sum of the shared parameters'
-gradients. Because everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
+Users are dealt to ranks in ranges of about equally many ratings. A rank has the ratings and the rows of its own users
+alone; what travels in a step is the sum of the shared parameters' gradients, and for a checkpoint the rows. Because
+everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import distributed as dist
 from preprocessing.dataset import DataError
 
 SMALL = 2**16  # numbers of a tensor that travels with others
+BLOCK_ROWS = 2**16  # of a table, that travel at once
+GO_ON = "the last checkpoint is kept, go on from it with --resume"
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,33 @@ class Ranks:
         packs = [torch.cat([tensor.reshape(-1) for tensor in some]) for some in small.values()]
         large = [tensor for tensor in tensors if tensor.numel() > SMALL]
         self._together(lambda: [dist.all_reduce(tensor, async_op=True) for tensor in [*packs, *large]],
-                       "the last checkpoint is kept, go on from it with --resume")
+                       GO_ON)
         for pack, some in zip(packs, small.values(), strict=True):
             for tensor, total in zip(some, pack.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+    def rows_of_all(self, table: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield, on the main rank, the rows of the tables (n, D) of all ranks in their order, in blocks on the CPU; the
+        others yield nothing, but send theirs, and must exhaust it too.
+
+        Raises:
+            DataError: another process of the run has ended.
+        """
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(table)
+        self.sum_(sizes)
+        for rank, size in enumerate(sizes.tolist()):
+            if not self.is_main and rank != self.rank:
+                continue
+            for start in range(0, size, BLOCK_ROWS):
+                if rank == self.rank:
+                    block = table[start:start + BLOCK_ROWS].cpu()
+                else:
+                    block = table.new_empty(min(size - start, BLOCK_ROWS), *table.shape[1:], device="cpu")
+                if rank != 0:
+                    self._together(partial(_travel, block, rank, self.is_main), GO_ON)
+                if self.is_main:
+                    yield block
 
     def wait(self) -> None:
         """Wait until all ranks are here.
@@ -74,6 +100,12 @@ class Ranks:
                 work.wait()
         except RuntimeError:
             raise DataError(f"rank {self.rank} stops because another process of the run has ended; {advice}") from None
+
+
+def _travel(block: torch.Tensor, sender: int, is_main: bool) -> list[dist.Work]:
+    """Begin to receive a block on the main rank, or to send it there."""
+    work = dist.irecv(block, sender) if is_main else dist.isend(block, 0)
+    return [] if work is None else [work]
 
 
 ALONE = Ranks()

@@ -248,8 +248,8 @@ def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, 
     def measure(ranks: Ranks) -> tuple[list[float], list[float]]:
         data = load_dataset(data_dir, ranks)
         model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
-        first, last = ranks.user_range(data.users.offset)
-        fit_weights(model, data.train, data.validation, torch.arange(first, last), 1, data.last_day, ranks)
+        model.user_based.keep_users(*data.train.owned)
+        fit_weights(model, data.train, data.validation, data.train.users(), 1, data.last_day, ranks)
         errors = predict_errors(model, data.train, data.validation, 1, ranks)
         return [errors.count, errors.rmse, errors.mae], model.relevance.weights.tolist()
 
