@@ -196,8 +196,9 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     if model.item_based is not None and not checkpoint["refit"]:  # which has folded its movies in from all that
         fold_in_movies(model, known, ranks)
         if not args.eval_only and ranks.is_main:
-            checkpoint["model"]["folded_in"] = model.folded_in  # beside the rows of all users, which the model may lack
-            save_checkpoint(best, checkpoint)
+            state = model.state_dict()
+            state["user_based.user_embedding"] = checkpoint["model"]["user_based.user_embedding"]  # of all ranks' users
+            save_checkpoint(best, checkpoint | {"model": state})
     with shared_out():
         results, calibration = report.test_results(model, known, ranks), report.calibration(model, known, ranks)
     if not ranks.is_main:

@@ -127,10 +127,8 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     relevant_from = relevant_stars(*stars_range)
     liked = test.stars.float() * stars_step >= relevant_from
     users = test.user_idx()[liked].cpu().unique_consecutive()
-    by_rank = torch.zeros(ranks.size, dtype=torch.int64)
-    by_rank[ranks.rank] = len(users)
-    ranks.sum_(by_rank)
-    num_users, before = int(by_rank.sum()), int(by_rank[:ranks.rank].sum())  # of all; of ranks before
+    by_rank = ranks.numbers(len(users))
+    num_users, before = sum(by_rank), sum(by_rank[:ranks.rank])
     if num_users > max_users:
         drawn = torch.randperm(num_users, generator=torch.Generator().manual_seed(0))[:max_users].sort().values - before
         users, num_users = users[drawn[(drawn >= 0) & (drawn < len(users))]], max_users

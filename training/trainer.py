@@ -66,7 +66,9 @@ class Trainer:
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         chance = uniform(0, with_validation)
         self.val_users = with_validation[chance < measured]
-        self.spread_users = with_validation[chance < SPREAD_USERS / max(float(num_with), 1.0)]
+        spread_users = with_validation[chance < SPREAD_USERS / max(float(num_with), 1.0)]
+        before = sum(ranks.numbers(len(spread_users))[:ranks.rank]) % 2  # of other ranks: every second of all is new
+        self.spread_users = spread_users[before::2], spread_users[1 - before::2]
         relevance = None
         if model.relevance is not None:
             of_users = (data.train.offset.diff() > 1).sum().to(device)
@@ -177,8 +179,8 @@ class Trainer:
             counts = count_scores(model.link, predictions.score, stars)
             self.ranks.sum_(counts)
             fit_link(model.link, counts)
-            known, new = (scores_and_features(model, *ratings, users, self.stars_step, are_new) for users, are_new in (
-                (self.spread_users[::2], False), (self.spread_users[1::2], True)))
+            known, new = (scores_and_features(model, *ratings, users, self.stars_step, are_new)
+                          for users, are_new in zip(self.spread_users, (False, True), strict=True))
             score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
             fit_spread(model.link, score, stars_of_some, features, self.ranks)
         return sum_errors(model.stars(model.mix(predictions)), stars, self.ranks)

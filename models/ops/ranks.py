@@ -61,6 +61,13 @@ class Ranks:
             for tensor, total in zip(some, pack.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
+    def numbers(self, own: int) -> list[int]:
+        """Return a number of each rank, given that of this one."""
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = own
+        self.sum_(numbers)
+        return numbers.tolist()
+
     def rows_of_all(self, table: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield, on the main rank, the rows of the tables (n, D) of all ranks in their order, in blocks on the CPU; the
         others yield nothing, but send theirs, and must exhaust it too.
@@ -68,10 +75,7 @@ class Ranks:
         Raises:
             DataError: another process of the run has ended.
         """
-        sizes = torch.zeros(self.size, dtype=torch.int64)
-        sizes[self.rank] = len(table)
-        self.sum_(sizes)
-        for rank, size in enumerate(sizes.tolist()):
+        for rank, size in enumerate(self.numbers(len(table))):
             if not self.is_main and rank != self.rank:
                 continue
             for start in range(0, size, BLOCK_ROWS):

@@ -1,19 +1,13 @@
 import io
 import itertools
 import json
-import multiprocessing
 import os
-import runpy
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest.mock import Mock
 
 import numpy as np
@@ -26,18 +20,12 @@ from models.checkpoint import load_model
 from models.ops.ranks import Ranks, leave
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import read_meta
+from tests.ranks import FLAGS, LIMIT_S, ROOT, assert_same_run, load, processes, torchrun
 from training import relevance
 from training.batches import load_dataset
-from training.evaluation import predict_errors
+from training.evaluation import predict_errors, scorer
+from training.metrics import evaluate_ranking
 from training.relevance import fit_weights
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120  # of every wait
-# Ranks are forks of this process, which has imported what they need; threads of a GPU or of macOS would not survive it.
-CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
-FLAGS = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
-         "--no-refit"]
-
 
 # main.py, but for one rank, which is killed before it shares the gradients of a step.
 KILLED = """
@@ -58,58 +46,6 @@ def shared_gradients(engine, with_relevance):
 Engine.shared_gradients = shared_gradients
 processes.leave(main.main())
 """
-
-
-def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> list[subprocess.CompletedProcess]:
-    """Run a script by the real torchrun, which speaks for all of its processes."""
-    return [subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                            f"--nproc_per_node={num_processes}", str(script), *FLAGS, *flags],
-                           capture_output=True, text=True, timeout=LIMIT_S)]
-
-
-def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py",
-              common: Sequence[str] = FLAGS) -> list[subprocess.CompletedProcess]:
-    """Run a script as torchrun does, but without its own process, and none imports torch anew, which takes 2 s each."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    command = [str(script), *common, *flags]
-    with TemporaryDirectory() as folder:
-        outputs = [[Path(folder, f"{name}{rank}") for name in ("stdout", "stderr")] for rank in range(num_processes)]
-        started = [CONTEXT.Process(target=be_a_rank, args=(world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                                                           command, output)) for rank, output in enumerate(outputs)]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join()
-        return [subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in output))
-                for process, output in zip(started, outputs, strict=True)]
-
-
-def be_a_rank(world: dict[str, str], command: list[str], output: list[Path]) -> None:
-    signal.alarm(LIMIT_S)
-    for number, path in enumerate(output, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    os.environ |= world
-    sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
-
-
-def load(run_dir: Path) -> dict:
-    return torch.load(run_dir / "last.pt", weights_only=True)
-
-
-def assert_same_run(one: dict, other: dict) -> None:
-    for name, tensor in one["model"].items():
-        # Adam turns the last bits of a small gradient into a part of a step.
-        torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=4e-4, msg=name)
-    for engine, same in zip(one["engines"], other["engines"], strict=True):
-        for name, tensor in engine["user_rows"].items():
-            torch.testing.assert_close(tensor, same["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
-    for row, same in zip(one["metrics"], other["metrics"], strict=True):
-        for name in ("train_loss", "train_rmse", "val_rmse", "val_mae"):
-            assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +193,21 @@ def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, 
     assert errors[0] == read_meta(data_dir)["split"]["num_validation"]
     for other_errors, other_weights in others:
         assert other_errors == pytest.approx(errors, rel=1e-6) and other_weights == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_measure_the_same_sample_of_the_users_as_one(size, data_dir, run_dir, monkeypatch):
+    def measure(ranks: Ranks) -> dict[str, float]:
+        data = load_dataset(data_dir, ranks)
+        model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
+        model.user_based.keep_users(*data.train.owned)
+        return evaluate_ranking(scorer(model, data.train, 1, data.last_day), [data.train, data.validation], data.test,
+                                torch.ones(data.num_movies, dtype=torch.bool), max_users=50, ranks=ranks)
+
+    one, *others = measure(Ranks()), *in_threads(size, measure, monkeypatch)
+    assert 0 < one["ndcg@10"] < 1
+    for other in others:
+        assert other == pytest.approx(one, rel=1e-9)
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])
