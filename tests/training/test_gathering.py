@@ -150,7 +150,7 @@ def test_a_run_of_some_ranks_goes_on_with_others(before, after, data_dir, whole,
 
 
 @pytest.mark.parametrize(("rank", "happens", "codes", "said"), [
-    (0, f"raise OSError({errno.ENOSPC}, 'no space')", [1, 1], "{run_dir}: the disk is full; go on with: python main.py"),
+    (0, f"raise OSError({errno.ENOSPC}, 'no space')", [1, 1], "{run_dir}: the disk is full; go on with: python main"),
     (1, "os.kill(os.getpid(), signal.SIGKILL)", [1, -9], "error: rank 0 stops because another process of the run"),
 ])
 def test_where_the_rows_do_not_come_together_the_checkpoint_before_is_kept(rank, happens, codes, said, data_dir,
