@@ -6,8 +6,9 @@ A checkpoint is a dict of tensors and plain values:
     data_dir, absolute, and data_dir_given, as it was typed), epoch, train_s (seconds of training), refit (whether
     validation ratings were trained on), model (state dict);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
-It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything of it is used, the
-CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
+It has the rows of all users; each of many ranks takes those of its own from it (how they get there:
+training/gathering.py). It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything
+of it is used, the CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
 """
 
 import contextlib

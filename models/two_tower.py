@@ -51,8 +51,7 @@ class Target(NamedTuple):
 class TwoTower(nn.Module):
     """Both towers, and the table of user embeddings, which is updated by rows and not by the optimizer.
 
-    Of many ranks each has the rows of its own users, in training and where it measures; others are read by
-    `embedding_of`, `positions` and `own_rows` alone.
+    Of many ranks each has the rows of its own users alone. Where a user's row is, `positions` knows, and nobody else.
     """
 
     user_embedding: torch.Tensor  # float (U, user_dim), of the users first_user and following
@@ -105,7 +104,9 @@ class TwoTower(nn.Module):
         return self.user_embedding[self.positions(user_idx)]
 
     def own_rows(self, table: torch.Tensor) -> torch.Tensor:
-        """Return the rows of this rank's users of a table that has those of all."""
+        """Return the rows of this rank's users of a table that has those of all; raise ValueError if it has not."""
+        if len(table) != self.config.num_users:
+            raise ValueError(f"{len(table)} rows of {self.config.num_users} users")
         return table[self.first_user:self.first_user + len(self.user_embedding)]
 
     def keep_users(self, first: int, last: int) -> None:

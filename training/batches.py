@@ -186,10 +186,9 @@ def by_movie(data: DataSet, ranks: Ranks = ALONE) -> RatingTensors:
     whole data set again for it, and keep what is theirs.
     """
     first, last = movie_range(data, ranks)
-    columns = [data.train.user_idx().int(), data.train.movie_idx, data.train.stars, data.train.day]
-    if ranks.size > 1:
-        columns = _of_movies(data, first, last)
-    user_idx, movie_idx, stars, day = columns
+    train = data.train
+    user_idx, movie_idx, stars, day = ([train.user_idx().int(), train.movie_idx, train.stars, train.day]
+                                       if ranks.size == 1 else _of_movies(data, first, last))
     movie_idx = movie_idx.long()
     order, count = movie_idx.argsort(stable=True), torch.bincount(movie_idx - first, minlength=last - first)
     offset = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
@@ -197,12 +196,13 @@ def by_movie(data: DataSet, ranks: Ranks = ALONE) -> RatingTensors:
 
 
 def _of_movies(data: DataSet, first: int, last: int) -> list[torch.Tensor]:
-    """Read the training ratings of a range of movies by all users: user_idx, movie_idx, stars and day."""
-    file, last_split = dataset.RatingsFile(data.data_dir), TRAIN if data.meta["split"]["num_validation"] else VALIDATION
-    parts = []
+    """Read the training ratings of a range of movies, with those of validation where the data set counts them among
+    these: user_idx, movie_idx, stars and day."""
+    file, parts = dataset.RatingsFile(data.data_dir), []
+    is_training = np.array([True, not data.meta["split"]["num_validation"], False])  # TRAIN, VALIDATION, TEST
     for ratings in _read_ahead(file.read_rows(slice(0, len(file)))):
         is_own = (ratings.movie_idx >= first) & (ratings.movie_idx < last)
-        chosen = np.flatnonzero(is_own & ((ratings.split == TRAIN) | (ratings.split == last_split)))
+        chosen = np.flatnonzero(is_own & is_training[ratings.split])
         parts.append([getattr(ratings, name)[chosen] for name in ("user_idx", "movie_idx", "stars", "day")])
     user_idx, *others = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
     return [user_idx.int(), *others]
