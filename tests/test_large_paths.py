@@ -28,7 +28,7 @@ from models.ops.ragged import RatingPattern, ridge_solve
 from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import shared_out
 from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
-from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
+from preprocessing.dataset import FILES, DataError, Movies, Users, UsersFile, reader, writer
 from recommending import batch, top_k
 from recommending.top_k import BestProducts
 from training import batches, build, halves, relevance, trainer
@@ -218,6 +218,18 @@ def test_every_rank_loads_its_users_and_movies_from_many_row_groups(data_dir, cu
     for place, end in ((0, 400), (2, 91)):
         assert [(one[place], one[place + 1]) for one in bounds[:1]] == [(0, end)]
         assert [0, *(one[place + 1] for one in bounds[1:])] == [*(one[place] for one in bounds[1:]), end]
+
+
+def test_users_are_read_by_row_groups_that_follow_each_other(cut, monkeypatch):
+    file = UsersFile(cut)
+    groups, whole = list(file.read_groups()), file.read()
+    assert len(groups) == 7
+    assert np.concatenate([users.user_id for users in groups]).tolist() == whole.user_id.tolist()
+    assert [*np.concatenate([users.offset[:-1] for users in groups]), groups[-1].offset[-1]] == whole.offset.tolist()
+    for order in ([1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 4, 5, 6, 0]):
+        monkeypatch.setattr(file, "_read_group", lambda group, order=order: groups[order[group]])
+        with pytest.raises(DataError, match="users.parquet"):
+            list(file.read_groups())
 
 
 def asked(capsys: pytest.CaptureFixture, data_dir: Path, run_dir: Path, *flags: str) -> str:

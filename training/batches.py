@@ -136,22 +136,19 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
         DataError: the data set is missing or damaged, or its files do not belong together.
     """
     meta = dataset.read_meta(data_dir)
-    users, movies = dataset.read_users(data_dir), dataset.read_movies(data_dir)
-    file = dataset.RatingsFile(data_dir)
-    if (len(users.user_id), len(movies.movie_id), len(file)) != tuple(
+    movies, file = dataset.read_movies(data_dir), dataset.RatingsFile(data_dir)
+    users, first_user, num_users = _read_users(data_dir, ranks, len(file))
+    if (num_users, len(movies.movie_id), len(file)) != tuple(
             meta[name] for name in ("num_users", "num_movies", "num_ratings")):
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     types = {name: file.schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
     if with_validation:
         sizes = meta["split"]
         meta["split"] = {**sizes, "num_train": sizes["num_train"] + sizes["num_validation"], "num_validation": 0}
-    first_user, last_user = ranks.user_range(users.offset)
-    rows = slice(*users.offset[[first_user, last_user]].tolist())
-    if ranks.size > 1:
-        users = Users(users.user_id[first_user:last_user].copy(), users.offset[first_user:last_user + 1].copy())
+    rows = slice(*users.offset[[0, -1]].tolist())
     totals = [meta["split"][f"num_{name}"] for name in SPLITS]  # of all ranks; what is not filled takes no memory
     columns = [{name: np.empty(total, dtype) for name, dtype in types.items()} for total in totals]
-    counts = np.zeros((len(SPLITS), last_user - first_user), np.int64)
+    counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
     counted_as = np.array([TRAIN, TRAIN if with_validation else VALIDATION, TEST], np.uint8)
     filled = [0, 0, 0]
     for ratings in _read_ahead(file.read_rows(rows)):
@@ -172,6 +169,22 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
                             first_user=first_user)
               for split in range(len(SPLITS))]
     return DataSet(data_dir, meta, users, movies, *splits)
+
+
+def _read_users(data_dir: Path, ranks: Ranks, num_ratings: int) -> tuple[Users, int, int]:
+    """Return this rank's users, the first of them, and the number of all; `num_ratings` is that of all."""
+    if ranks.size == 1:
+        users = dataset.read_users(data_dir)
+        return users, 0, len(users.user_id)
+    first_user, num_users, ids, offsets, end = 0, 0, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for users in dataset.UsersFile(data_dir).read_groups():
+        first, last = np.searchsorted(users.offset[:-1], ranks.bounds(num_ratings))
+        if first < last:
+            ids.append(users.user_id[first:last].copy())
+            offsets.append(users.offset[first:last].copy())
+            end = users.offset[last]
+        first_user, num_users = first_user + int(first), num_users + len(users.user_id)
+    return Users(np.concatenate(ids[1:] or ids), np.concatenate([*offsets, [end]])), first_user, num_users
 
 
 def movie_range(data: DataSet, ranks: Ranks = ALONE) -> tuple[int, int]:

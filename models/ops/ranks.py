@@ -5,6 +5,7 @@ alone; what travels in a step is the sum of the shared parameters' gradients, an
 everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -37,9 +38,13 @@ class Ranks:
 
     def user_range(self, offset: np.ndarray) -> tuple[int, int]:
         """Return the first user of this rank and the one after its last, from the users' offsets (U + 1,)."""
-        marks = offset[-1] * np.arange(1, self.size) / self.size
-        bounds = np.concatenate([[0], np.searchsorted(offset, marks), [len(offset) - 1]])
-        return int(bounds[self.rank]), int(bounds[self.rank + 1])
+        first, last = np.searchsorted(offset[:-1], self.bounds(offset[-1]))
+        return int(first), int(last)
+
+    def bounds(self, num_ratings: int) -> tuple[float, float]:
+        """Return from which rating on, of so many, the first ratings of this rank's users are, and before which."""
+        return (num_ratings * self.rank / self.size,
+                num_ratings * (self.rank + 1) / self.size if self.rank + 1 < self.size else math.inf)
 
     def sum_(self, *tensors: torch.Tensor) -> None:
         """Replace tensors by their sums over the ranks; small ones of a type travel as one, which takes half the time.
