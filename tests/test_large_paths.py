@@ -228,7 +228,7 @@ def test_users_are_read_by_row_groups_that_follow_each_other(cut, monkeypatch):
     assert [*np.concatenate([users.offset[:-1] for users in groups]), groups[-1].offset[-1]] == whole.offset.tolist()
     for order in ([1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 4, 5, 6, 0]):
         monkeypatch.setattr(file, "_read_group", lambda group, order=order: groups[order[group]])
-        with pytest.raises(DataError, match="users.parquet"):
+        with pytest.raises(DataError, match=r"users\.parquet"):
             list(file.read_groups())
 
 
