@@ -94,7 +94,8 @@ def run_ranks(data_dir: Path, results: Path, size: int) -> list[dict]:
     """Run main.py as so many ranks; return the figures of each."""
     ended = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}",
                             __file__, "--data_dir", str(data_dir), "--results", str(results)],
-                           env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+                           env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, encoding="utf-8",
+                           check=False)
     if ended.returncode:
         raise SystemExit(f"error: {size} ranks have failed\n{ended.stderr}")
     return [json.loads((results / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
