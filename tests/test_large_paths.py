@@ -323,11 +323,11 @@ def planted_data(num_users: int, num_ratings: int) -> DataSet:
     (102_399, 128, 800, 8, 1),
     (13_333, 128, 105, 9, 1),  # 120,000 / 13,333 is above 9
     (6_000, 128, 47, 20, 1),
-    (120_042, 8192, 15, 20, 1),  # of one rating each
+    (120_042, 16_384, 8, 20, 1),  # of one rating each
 ])
 def test_steps_and_epochs_follow_from_the_number_of_users(num_users, batch_size, num_steps, epochs, relevance_every):
     config = ModelConfig(num_users, 5, 1, 1, 5, 4.0, 2, 1, 2, user_dim=1, pooled_dim=1, relevance_dim=1)
-    num_ratings = num_users if num_users == 120_042 else 200 * num_users
+    num_ratings = num_users if num_users == 120_042 else 250 * num_users
     trained = Trainer(Blend(config, with_item_based=False), planted_data(num_users, num_ratings), Settings())
     one = trained.engines[0]
     assert (one.batch_size, one.num_steps, trained.num_epochs, one.relevance_every) == (

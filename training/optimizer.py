@@ -26,9 +26,9 @@ BETAS, EPSILON = (0.9, 0.99), 1e-8
 WARM_UP = 0.02  # of all steps
 USERS_A_STEP = 128  # at least; of item-based towers, movies, half as many
 STEPS_OF_AN_EPOCH = 400  # at least, where a step has more than USERS_A_STEP
-STEPS_OF_A_RUN = 400  # at least, where 20 epochs have so many
+STEPS_OF_A_RUN = 320  # at least, where 20 epochs have so many
 MOST_ENLARGED = 16  # times, for which steps of layers are longer
-STEP_RATINGS, SMALLEST_EPOCH = 20_000, 24  # in a step, at least, on average, unless an epoch has no more steps
+STEP_RATINGS, SMALLEST_EPOCH = 32_000, 12  # in a step, at least, on average, unless an epoch has no more steps
 BLOCK_ROWS = 2048  # of a table, that are made up for at a time, in the cache of a core
 LARGEST_STEP, FEWEST_STEPS = 4096, 100  # users; of an epoch, at least, with steps of that size
 

@@ -6,9 +6,10 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -163,27 +164,29 @@ class Trainer:
         return default_batch_size(num_users, self.num_ratings, fewest)
 
     def _validate(self) -> RatingErrors:
-        """Measure validation, and fit to it the link from scores to stars, and then the weights of relevance."""
-        errors = self._validate_ratings()
-        if self.model.relevance is not None and self.has_validation:
-            fit_weights(self.model, self.train, self.validation, self.val_users, self.stars_step, self.last_day,
-                        self.ranks)
-        return errors
-
-    def _validate_ratings(self) -> RatingErrors:
         """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
-        scores."""
-        model, ratings = self.model, (self.train, self.validation)
+        scores; then fit what needs the link: how ratings spread around predictions, and the weights of relevance."""
+        model, ratings, ranks = self.model, (self.train, self.validation), self.ranks
         predictions, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
         if self.has_validation:
             counts = count_scores(model.link, predictions.score, stars)
-            self.ranks.sum_(counts)
+            ranks.sum_(counts)
             fit_link(model.link, counts)
-            known, new = (scores_and_features(model, *ratings, users, self.stars_step, are_new)
-                          for users, are_new in zip(self.spread_users, (False, True), strict=True))
+            tasks: list[Callable[[], Any]] = [
+                partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
+                for users, are_new in zip(self.spread_users, (False, True), strict=True)]
+            if model.relevance is not None:
+                tasks.append(partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day,
+                                     ranks))
+            known, new, *_ = self._side_by_side(tasks)
             score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
-            fit_spread(model.link, score, stars_of_some, features, self.ranks)
-        return sum_errors(model.stars(model.mix(predictions)), stars, self.ranks)
+            fit_spread(model.link, score, stars_of_some, features, ranks)
+        return sum_errors(model.stars(model.mix(predictions)), stars, ranks)
+
+    def _side_by_side(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Return the results of functions that are called in threads; one after the other where ranks meet in them,
+        which has to be in the same order."""
+        return in_threads(tasks) if self.ranks.size == 1 else [task() for task in tasks]
 
     def _run_epoch(self, epoch: int) -> EpochMetrics:
         start = time.perf_counter()
@@ -191,10 +194,7 @@ class Trainer:
         with tqdm(total=total, desc=f"epoch {epoch}/{self.num_epochs}", unit=" ratings", unit_scale=True, leave=False,
                   mininterval=0.5, disable=None if self.ranks.is_main else True) as bar:
             runs = [partial(engine.run_epoch, epoch, self.num_epochs, bar) for engine in self.engines]
-            if self.ranks.size > 1:  # which must meet in the same order, so no two of them at once
-                sums = torch.stack([run() for run in runs]).sum(0)
-            else:
-                sums = torch.stack(in_threads(runs)).sum(0)
+            sums = torch.stack(self._side_by_side(runs)).sum(0)
         if self.folds_in:
             self.fold_in_movies()
         loss, squared, count = sums.tolist()  # a GPU is done then

@@ -95,7 +95,7 @@ def test_rate_warms_up_and_falls_to_nearly_zero():
 
 @pytest.mark.parametrize(("num_users", "num_steps", "most", "expected"), [
     (10, 1, 100, 20), (12_000, 94, 100, 10), (480_189, 118, 100, 8), (480_189, 118, 3, 3),
-    (120_000, 15, 100, 20), (120_000, 25, 100, 16), (120_000, 50, 100, 8)])
+    (120_000, 15, 100, 20), (120_000, 20, 100, 16), (120_000, 40, 100, 8)])
 def test_fewer_epochs_are_planned_for_more_users_in_many_steps(num_users, num_steps, most, expected):
     assert planned_epochs(num_users, num_steps, most) == expected
 
@@ -104,14 +104,14 @@ def test_fewer_epochs_are_planned_for_more_users_in_many_steps(num_users, num_st
                                                      (204_800, 512), (409_599, 512), (409_600, 4096),
                                                      (480_189, 4096), (10_000_000, 4096)])
 def test_steps_have_more_users_where_an_epoch_has_many(num_users, expected):
-    assert default_batch_size(num_users, 200 * num_users) == (expected, 1)
+    assert default_batch_size(num_users, 250 * num_users) == (expected, 1)
 
 
 @pytest.mark.parametrize(("num_users", "num_ratings", "fewest", "expected"), [
-    (120_042, 198_049, 128, (8192, 32)),  # in 14.7 steps: in 29.3 of half as many users would be 6,758 ratings
-    (10_000, 1_562_500, 128, (128, 1)), (10_000, 1_562_499, 128, (256, 2)),  # 20,000 ratings a step
-    (3072, 3072, 128, (128, 1)), (3073, 3073, 128, (256, 2)),  # 24 steps
-    (1682, 75_974, 64, (128, 2)), (9700, 81_000, 64, (512, 8)),
+    (120_042, 198_049, 128, (16_384, 64)),  # in 7.3 steps: in 14.7 of half as many users would be 13,516 ratings
+    (10_000, 2_500_000, 128, (128, 1)), (10_000, 2_499_999, 128, (256, 2)),  # 32,000 ratings a step
+    (1536, 1536, 128, (128, 1)), (1537, 1537, 128, (256, 2)),  # 12 steps
+    (1682, 75_974, 64, (256, 4)), (9700, 81_000, 64, (1024, 16)),
     (10, 10, 128, (128, 1)), (1, 1, 64, (64, 1)), (500_000, 500_000, 128, (32_768, 8))])
 def test_steps_have_more_users_where_these_have_few_ratings(num_users, num_ratings, fewest, expected):
     assert default_batch_size(num_users, num_ratings, fewest) == expected
