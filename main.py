@@ -39,6 +39,7 @@ from training.batches import DataSet, load_dataset
 from training.build import build_trainer, choose_device
 from training.engine import Settings
 from training.evaluation import fold_in_movies
+from training.gathering import rows_of_all
 from training.trainer import EpochMetrics, Trainer
 
 OLD_PARTS = {"solved_history": "fold_in", "drift": "movie_bias_over_time", "mood": "recent_user_bias"}
@@ -189,12 +190,15 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         refit(args, device, ranks, is_new)
     ranks.sum_(torch.zeros(1, device=device))  # by then the main process has written best.pt
     model, checkpoint = load_model(best, fingerprint)
-    model = model.to(device)
     known = load_dataset(args.data_dir, ranks, with_validation=True)
+    model.user_based.keep_users(*known.train.owned)
+    model = model.to(device)
     if model.item_based is not None and not checkpoint["refit"]:  # which has folded its movies in from all that
         fold_in_movies(model, known, ranks)
         if not args.eval_only and ranks.is_main:
-            save_checkpoint(best, checkpoint | {"model": model.state_dict()})
+            state = model.state_dict()
+            state["user_based.user_embedding"] = checkpoint["model"]["user_based.user_embedding"]  # of all ranks' users
+            save_checkpoint(best, checkpoint | {"model": state})
     with shared_out():
         results, calibration = report.test_results(model, known, ranks), report.calibration(model, known, ranks)
     if not ranks.is_main:
@@ -224,20 +228,16 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
     """
     trainer, fingerprint = build_trainer(args, data, device, ranks), data.meta["fingerprint"]
     if args.resume:
-        resume(args, trainer, fingerprint, device)
+        resume(args, trainer, fingerprint)
     elif ranks.is_main:
         print(f"up to {trainer.num_epochs} epochs, {trainer.engines[0].batch_size:,} users a step", flush=True)
     done, flags = len(trainer.metrics), remembered.flags_of(args, trainer.model.item_based is not None)
     for metrics in trainer.epochs():
-        if not ranks.is_main:
-            continue
-        checkpoint = trainer.checkpoint(fingerprint, flags)
         is_best = trainer.best_epoch == metrics.epoch
-        if is_best:
-            save_checkpoint(args.run_dir / "best.pt", checkpoint)
-        if metrics.epoch == 1:  # of a run that is replaced: nobody goes on with it beside this best.pt
-            (args.run_dir / "last.pt").unlink(missing_ok=True)
-        save_checkpoint(args.run_dir / "last.pt", checkpoint | trainer.state_dict())
+        with rows_of_all(trainer, args.run_dir):
+            if not ranks.is_main:
+                continue
+            save(args.run_dir, trainer, trainer.checkpoint(fingerprint, flags), is_best)
         report.write_metrics(args.run_dir / "metrics.csv", trainer.metrics)
         validation = (f"validation {metrics.val_rmse:.4f} {'*' if is_best else ' '}" if trainer.has_validation
                       else f"{'no validation':<19}")
@@ -246,12 +246,21 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
     return trainer.metrics, len(trainer.metrics) > done
 
 
-def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str, device: torch.device) -> None:
+def save(run_dir: Path, trainer: Trainer, checkpoint: dict, is_best: bool) -> None:
+    """Write last.pt, and best.pt where this epoch is the best so far."""
+    if is_best:
+        save_checkpoint(run_dir / "best.pt", checkpoint)
+    if checkpoint["epoch"] == 1:  # of a run that is replaced: nobody goes on with it beside this best.pt
+        (run_dir / "last.pt").unlink(missing_ok=True)
+    save_checkpoint(run_dir / "last.pt", checkpoint | trainer.state_dict())
+
+
+def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str) -> None:
     """Put a trainer into the state of last.pt, and say how it goes on; raise DataError where there is none."""
     last = args.run_dir / "last.pt"
-    checkpoint = load_checkpoint(last, fingerprint, device)
+    checkpoint = load_checkpoint(last, fingerprint)  # mapped, so that a rank reads its users' rows alone
     try:
-        trainer.model.load_state_dict(checkpoint["model"])
+        trainer.model.load_rows(checkpoint["model"])
         trainer.load_state_dict(checkpoint)
     except DAMAGE:
         raise DataError(f"{last} holds no state to go on from; start anew with --overwrite") from None
@@ -292,10 +301,11 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
         if metrics.epoch == chosen["epoch"]:
             break
     trainer.fold_in_movies()
-    if ranks.is_main:
-        flags = remembered.flags_of(args, trainer.model.item_based is not None)
-        checkpoint = trainer.checkpoint(data.meta["fingerprint"], flags)
-        save_checkpoint(best, checkpoint | {"refit": True, "train_s": chosen["train_s"] + checkpoint["train_s"]})
+    flags = remembered.flags_of(args, trainer.model.item_based is not None)
+    with rows_of_all(trainer, args.run_dir):
+        if ranks.is_main:
+            checkpoint = trainer.checkpoint(data.meta["fingerprint"], flags)
+            save_checkpoint(best, checkpoint | {"refit": True, "train_s": chosen["train_s"] + checkpoint["train_s"]})
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def make_dataset(num_ratings: int, seed: int) -> DataSet:
                     rng.integers(1920, 2006, NETFLIX_MOVIES, np.int16), [""] * NETFLIX_MOVIES,
                     np.bincount(train.movie_idx.numpy(), minlength=NETFLIX_MOVIES).astype(np.int32))
     meta = {"split": {"method": "latest", "num_train": len(train)},
-            "stars_step": 1, "stars_range": [1, 5], "num_days": NUM_DAYS}
+            "stars_step": 1, "stars_range": [1, 5], "num_days": NUM_DAYS, "num_users": num_users}
     return DataSet(Path(), meta, Users(np.arange(num_users), train.offset.numpy()), movies, train, none, none)
 
 

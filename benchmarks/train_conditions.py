@@ -50,7 +50,7 @@ def shaped_dataset(num_ratings: int, per_user: int, num_movies: int, seed: int) 
     movies = Movies(np.arange(1, num_movies + 1, dtype=np.int32), rng.integers(1920, 2006, num_movies, np.int16),
                     [""] * num_movies, np.bincount(movie_idx, minlength=num_movies).astype(np.int32))
     meta = {"split": {"method": "latest", "num_train": len(train), "num_validation": 0}, "stars_step": 1,
-            "stars_range": [1, 5], "num_days": NUM_DAYS}
+            "stars_range": [1, 5], "num_days": NUM_DAYS, "num_users": num_users}
     return DataSet(Path(), meta, Users(np.arange(num_users), offset.numpy()), movies, train, none, none)
 
 

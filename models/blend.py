@@ -59,14 +59,17 @@ class Blend(nn.Module):
 
     folded_in: torch.Tensor  # float (M, E (D + 2)), vectors of the item-based towers
 
-    def __init__(self, config: ModelConfig, with_item_based: bool) -> None:
+    def __init__(self, config: ModelConfig, with_item_based: bool, users: tuple[int, int] | None = None,
+                 movies: tuple[int, int] | None = None) -> None:
+        """Make a new model; of many ranks, with the rows of a range of users in the user-based towers, and of movies in
+        the item-based ones, see `TwoTower`."""
         super().__init__()
         self.config = config
-        self.user_based = TwoTower(config)
+        self.user_based = TwoTower(config, users)
         self.item_based = None
         if with_item_based:
             self.item_based = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
-                                               without=(*config.without, *DATE_PARTS, "year")))
+                                               without=(*config.without, *DATE_PARTS, "year")), movies)
             self.register_buffer("folded_in", torch.zeros(config.num_movies,
                                                           config.ensemble_size * (config.member_dim + 2)))
         self.link = StarsLink(config.stars_low, config.stars_high, config.stars_step)
@@ -77,6 +80,12 @@ class Blend(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.user_based.offset.device
+
+    def load_rows(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over the state dict of a checkpoint, which has the rows of all users: of them those of this rank."""
+        towers = {"user_based.user_embedding": self.user_based, "item_based.user_embedding": self.item_based}
+        self.load_state_dict({name: value if (tower := towers.get(name)) is None else tower.own_rows(value)
+                              for name, value in state.items()})
 
     def movie_table(self) -> MovieTable:
         """Return the movies of the user-based towers."""
@@ -211,8 +220,9 @@ class Blend(nn.Module):
 
     def _embedding(self, user_idx: torch.Tensor | None, are_new: bool = False) -> torch.Tensor:
         """Return rows of the user table, float (B, user_dim), zero for people whom the data set does not know."""
-        table, number = self.user_based.user_embedding, 1 if user_idx is None else len(user_idx)
-        return table.new_zeros(number, self.config.user_dim) if user_idx is None or are_new else table[user_idx]
+        if user_idx is None or are_new:
+            return self.user_based.offset.new_zeros(1 if user_idx is None else len(user_idx), self.config.user_dim)
+        return self.user_based.embedding_of(user_idx)
 
 
 def item_based_helps(num_users: int, num_movies: int) -> bool:

@@ -6,8 +6,9 @@ A checkpoint is a dict of tensors and plain values:
     data_dir, absolute, and data_dir_given, as it was typed), epoch, train_s (seconds of training), refit (whether
     validation ratings were trained on), model (state dict);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
-It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything of it is used, the
-CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
+It has the rows of all users; each of many ranks takes those of its own from it (how they get there:
+training/gathering.py). It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything
+of it is used, the CRC-32 of every part of the archive is checked, and that the tensors are those of its config.
 """
 
 import contextlib
@@ -49,18 +50,18 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
         raise CutShort(f"{path} cannot be written (is the disk full?)") from error
 
 
-def load_checkpoint(path: Path, fingerprint: str | None, map_location: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint that belongs to a data set; None for any.
+def load_checkpoint(path: Path, fingerprint: str | None) -> dict:
+    """Read a checkpoint that belongs to a data set; None for any. Its tensors lie in the file until they are used.
 
     Raises:
         DataError: the file is missing, damaged, of another format, or of another data set; says what to do.
     """
-    return _load(path, fingerprint, map_location)[0]
+    return _load(path, fingerprint)[0]
 
 
 def load_model(path: Path, fingerprint: str | None) -> tuple[Blend, dict]:
     """Read a checkpoint, and return its model in evaluation mode and the checkpoint; raises as `load_checkpoint`."""
-    checkpoint, model = _load(path, fingerprint, "cpu")
+    checkpoint, model = _load(path, fingerprint)
     model.load_state_dict(checkpoint["model"], assign=True)
     return model.eval(), checkpoint
 
@@ -87,7 +88,7 @@ def check_data_set(path: Path, checkpoint: dict, fingerprint: str) -> None:
                         f"{path.parent} --overwrite")
 
 
-def _load(path: Path, fingerprint: str | None, map_location: torch.device | str) -> tuple[dict, Blend]:
+def _load(path: Path, fingerprint: str | None) -> tuple[dict, Blend]:
     """Return a checkpoint and the model of its config, whose tables are yet to be filled."""
     train = f"python main.py --run_dir {path.parent}"
     try:
@@ -95,7 +96,7 @@ def _load(path: Path, fingerprint: str | None, map_location: torch.device | str)
         with (warnings.catch_warnings(action="ignore"),  # about what is refused anyway
               contextlib.nullcontext() if PRIVATE is None
               else torch.serialization.set_default_mmap_options(PRIVATE)):  # written over in memory alone
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=PRIVATE is not None)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=PRIVATE is not None)
         checkpoint.get("format")
     except FileNotFoundError:
         raise DataError(f"{path} not found; run: {train}") from None

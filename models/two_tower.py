@@ -37,6 +37,7 @@ from models.user_tower import Context, UserTower
 
 MOVIES_PER_BLOCK = 2048  # whose hidden units are in memory at once
 TARGETS_AT_A_TIME = 2048  # whose users' factorised systems are in memory at once
+ROWS_AT_A_TIME = 2**16  # of users, which are drawn for other ranks; a multiple of 16, as PyTorch draws numbers
 
 
 class Target(NamedTuple):
@@ -48,12 +49,16 @@ class Target(NamedTuple):
 
 
 class TwoTower(nn.Module):
-    """Both towers, and the table of user embeddings, which is updated by rows and not by the optimizer."""
+    """Both towers, and the table of user embeddings, which is updated by rows and not by the optimizer.
 
-    user_embedding: torch.Tensor  # float (U, user_dim)
+    Of many ranks each has the rows of its own users alone. Where a user's row is, `positions` knows, and nobody else.
+    """
+
+    user_embedding: torch.Tensor  # float (U, user_dim), of the users first_user and following
     offset: torch.Tensor  # score of the training mean
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, owned: tuple[int, int] | None = None) -> None:
+        """Make new towers; `owned` is the first user of this rank and the one after its last, None for all users."""
         super().__init__()
         self.config = config
         self.movie_tower = MovieTower(config)
@@ -61,7 +66,10 @@ class TwoTower(nn.Module):
         self.movie_bias_over_time = (MovieBiasOverTime(config.num_movies, config.num_days)
                                      if config.has("movie_bias_over_time") else None)
         self.recent_user_bias = RecentUserBias(config.num_days) if config.has("recent_user_bias") else None
-        self.register_buffer("user_embedding", torch.empty(config.num_users, config.user_dim).normal_(std=0.05))
+        self.first_user, last_user = owned or (0, config.num_users)
+        self._draw_rows(self.first_user)  # what others begin with: it makes own rows the same on any number of ranks
+        self.register_buffer("user_embedding", self._draw_rows(last_user - self.first_user, keep=True))
+        self._draw_rows(config.num_users - last_user)
         stars_range = config.stars_high - config.stars_low
         height = min(max((config.stars_mean - config.stars_low) / stars_range, 1e-3), 1 - 1e-3)
         self.register_buffer("offset", torch.tensor(height / (1 - height)).log())
@@ -86,6 +94,32 @@ class TwoTower(nn.Module):
         of_day = of_day + self._recent_user_bias(context, residual, target.row, target.day, len(users))
         squared_norms = users.square().sum((1, 2)) @ pattern.count.to(users.dtype)
         return score + of_day.unsqueeze(1) + self.offset, squared_norms, pattern.movie_count.to(users.dtype)
+
+    def positions(self, user_idx: torch.Tensor) -> torch.Tensor:
+        """Return the rows of users in the table of this rank, int64 (B,)."""
+        return user_idx - self.first_user if self.first_user else user_idx
+
+    def embedding_of(self, user_idx: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of users of this rank, int64 (B,); float (B, user_dim)."""
+        return self.user_embedding[self.positions(user_idx)]
+
+    def own_rows(self, table: torch.Tensor) -> torch.Tensor:
+        """Return the rows of this rank's users of a table that has those of all; raise ValueError if it has not."""
+        if len(table) != self.config.num_users:
+            raise ValueError(f"{len(table)} rows of {self.config.num_users} users")
+        return table[self.first_user:self.first_user + len(self.user_embedding)]
+
+    def keep_users(self, first: int, last: int) -> None:
+        """Keep of the rows of all users those of a range."""
+        self.first_user, self.user_embedding = first, self.user_embedding[first:last]
+
+    def _draw_rows(self, number: int, keep: bool = False) -> torch.Tensor:
+        """Draw the embeddings that users begin with; return those of so many users, or, unless they are kept, none."""
+        if keep:
+            return torch.empty(number, self.config.user_dim).normal_(std=0.05)
+        for size in [ROWS_AT_A_TIME] * (number // ROWS_AT_A_TIME) + [number % ROWS_AT_A_TIME]:
+            torch.empty(size, self.config.user_dim).normal_(std=0.05)
+        return torch.empty(0)
 
     def step_movies(self, movie_idx: torch.Tensor, groups: int = 1) -> StepMovies:
         """Return the movies of a step.

@@ -28,7 +28,7 @@ from models.ops.ragged import RatingPattern, ridge_solve
 from models.ops.ranks import ALONE, Ranks
 from models.ops.threads import shared_out
 from preprocessing import building, dataset, indexing, netflix_preprocess, parsing
-from preprocessing.dataset import FILES, DataError, Movies, Users, reader, writer
+from preprocessing.dataset import FILES, DataError, Movies, Users, UsersFile, reader, writer
 from recommending import batch, parts, top_k
 from recommending.top_k import BestProducts
 from training import batches, build, halves, relevance, trainer
@@ -187,10 +187,11 @@ def rows_of(tensors: RatingTensors) -> list[list[int]]:
     return [column.tolist() for column in (tensors.offset, tensors.movie_idx, tensors.stars, tensors.day)]
 
 
-def expected_rows(rows: pd.DataFrame, number: int, first: str = "user_idx", second: str = "movie_idx") -> list[list]:
-    """Return ratings in the order of the `number` users, or movies, as `rows_of` does."""
+def expected_rows(rows: pd.DataFrame, owned: tuple[int, int], first: str = "user_idx",
+                  second: str = "movie_idx") -> list[list]:
+    """Return ratings in the order of a range of users, or movies, as `rows_of` does."""
     rows = rows.sort_values(first, kind="stable")
-    offset = np.bincount(rows[first], minlength=number).cumsum()
+    offset = np.bincount(rows[first] - owned[0], minlength=owned[1] - owned[0]).cumsum()
     return [[0, *offset.tolist()], *(rows[name].tolist() for name in (second, "stars", "day"))]
 
 
@@ -205,15 +206,30 @@ def test_every_rank_loads_its_users_and_movies_from_many_row_groups(data_dir, cu
         data, (first, last) = load_dataset(cut, rank, with_validation), rank.user_range(offset)
         owned = rows[rows["user_idx"].between(first, last - 1)]
         for name, names in parts.items():
-            assert rows_of(getattr(data, name)) == expected_rows(owned[owned["split"].isin(names)], 400), name
-        of_movies, (low, high) = by_movie(data, rank)
+            tensors, expected = getattr(data, name), expected_rows(owned[owned["split"].isin(names)], (first, last))
+            assert tensors.owned == (first, last) and rows_of(tensors) == expected, name
+        assert data.num_users == 400 and len(data.users.user_id) == last - first
+        of_movies = by_movie(data, rank)
+        low, high = of_movies.owned
         train = rows[rows["split"].isin(parts["train"]) & rows["movie_idx"].between(low, high - 1)]
-        assert rows_of(of_movies) == expected_rows(train, 91, "movie_idx", "user_idx")
+        assert rows_of(of_movies) == expected_rows(train, (low, high), "movie_idx", "user_idx")
         bounds.append((first, last, low, high))
         assert abs(len(owned) - 14_000 / rank.size) <= 2 * np.diff(offset).max()
     for place, end in ((0, 400), (2, 91)):
         assert [(one[place], one[place + 1]) for one in bounds[:1]] == [(0, end)]
         assert [0, *(one[place + 1] for one in bounds[1:])] == [*(one[place] for one in bounds[1:]), end]
+
+
+def test_users_are_read_by_row_groups_that_follow_each_other(cut, monkeypatch):
+    file = UsersFile(cut)
+    groups, whole = list(file.read_groups()), file.read()
+    assert len(groups) == 7
+    assert np.concatenate([users.user_id for users in groups]).tolist() == whole.user_id.tolist()
+    assert [*np.concatenate([users.offset[:-1] for users in groups]), groups[-1].offset[-1]] == whole.offset.tolist()
+    for order in ([1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 4, 5, 6, 0]):
+        monkeypatch.setattr(file, "_read_group", lambda group, order=order: groups[order[group]])
+        with pytest.raises(DataError, match=r"users\.parquet"):
+            list(file.read_groups())
 
 
 def asked(capsys: pytest.CaptureFixture, data_dir: Path, run_dir: Path, *flags: str) -> str:
@@ -294,7 +310,8 @@ def planted_data(num_users: int, num_ratings: int) -> DataSet:
                              torch.full((num_users,), 4, dtype=torch.uint8), torch.zeros(num_users, dtype=torch.int16))
     movies = Movies(np.arange(5, dtype=np.int32), np.zeros(5, np.int16), list("abcde"),
                     np.bincount(np.arange(num_users) % 5, minlength=5).astype(np.int32))
-    meta = {"stars_step": 1, "num_days": 1, "split": {"num_train": num_ratings, "method": "random"}}
+    meta = {"stars_step": 1, "num_days": 1, "num_users": num_users,
+            "split": {"num_train": num_ratings, "method": "random"}}
     return DataSet(Path(), meta, Users(np.arange(num_users), np.arange(num_users + 1)), movies, everyone, everyone,
                    everyone)
 

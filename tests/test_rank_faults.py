@@ -15,8 +15,8 @@ import rec
 from models.ops import ranks as processes
 from preprocessing.dataset import DataError
 from recommending import parts
-from tests import many_processes
-from tests.many_processes import ROOT
+from tests import ranks
+from tests.ranks import ROOT
 
 if not hasattr(signal, "SIGKILL"):
     pytest.skip("processes are ended by signals that Windows lacks", allow_module_level=True)
@@ -64,14 +64,14 @@ def run(tmp_path):
         script = tmp_path / "faulty.py"
         script.write_text(FAULTY.format(root=str(ROOT), command=command, fault=fault, where=where, number=number,
                                         rank=rank))
-        return many_processes.processes(num_ranks, *flags, script=script, hangs=rank if fault == HANG else None,
-                                        **environment)
+        return ranks.processes(num_ranks, *flags, script=script, common=(), hangs=rank if fault == HANG else None,
+                               **environment)
 
     return run
 
 
 def train(run_dir: Path, *flags: str) -> None:
-    for end in many_processes.processes(2, "--run_dir", str(run_dir), *flags):
+    for end in ranks.processes(2, "--run_dir", str(run_dir), *flags, common=()):
         assert end.returncode == 0, end.stderr
 
 

@@ -17,12 +17,13 @@ class Biases:
     """rating(u, m) = mean + user[u] + movie[m], in stars (Koren 2008, equation 1)."""
 
     mean: float
-    user: torch.Tensor  # float32 (U,)
+    user: torch.Tensor  # float32 (U,), of a rank's own users
     movie: torch.Tensor  # float32 (M,)
+    first_user: int = 0
 
     def predict(self, user_idx: torch.Tensor, movie_idx: torch.Tensor) -> torch.Tensor:
         """Predict the stars of users and movies, int64 (R,)."""
-        return self.mean + self.user[user_idx] + self.movie[movie_idx.long()]
+        return self.mean + self.user[user_idx - self.first_user] + self.movie[movie_idx.long()]
 
 
 def fit_biases(train: RatingTensors, num_movies: int, stars_step: float = 1, ranks: Ranks = ALONE,
@@ -33,8 +34,8 @@ def fit_biases(train: RatingTensors, num_movies: int, stars_step: float = 1, ran
     residual zero. Sums in float64, over all ranks, each of which has the biases of its own users.
     """
     counts = train.offset.diff()
-    blocks = [slice(int(users[0]), int(users[-1]) + 1)
-              for users in blocks_of(torch.arange(len(counts)), train, BLOCKS_AT_ONCE)]
+    blocks = [slice(int(users[0]) - train.first_user, int(users[-1]) + 1 - train.first_user)
+              for users in blocks_of(train.users(), train, BLOCKS_AT_ONCE)]
 
     def sums_by_movie(of_users: torch.Tensor) -> torch.Tensor:
         """Return for each movie the sum of its raters' values, (M,), over all ranks; of_users (U,)."""
@@ -76,7 +77,7 @@ def fit_biases(train: RatingTensors, num_movies: int, stars_step: float = 1, ran
     for _ in range(num_rounds):
         movie = (of_movie - sums_by_movie(user)) / (movie_count + movie_shrink)
         user = (of_user - sums_by_user(movie)) / (counts + user_shrink)
-    return Biases(mean, user.float(), movie.float())
+    return Biases(mean, user.float(), movie.float(), train.first_user)
 
 
 def _ratings(ratings: RatingTensors, users: slice) -> slice:

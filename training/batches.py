@@ -6,7 +6,7 @@ set of users with all of their ratings. No Dataset, no DataLoader and no Python 
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,29 +27,47 @@ BLOCK_RATINGS, BLOCK_USERS = 2**15, 4096  # at once, about, where nothing is lea
 
 @dataclass
 class RatingTensors:
-    """Ratings of one split (train, validation or test), in user order; R ratings, U users."""
+    """Ratings of one split (train, validation or test), in user order; R ratings, U users, of a rank its own."""
 
-    offset: torch.Tensor  # int64 (U + 1,): user u has ratings offset[u]:offset[u + 1]
+    offset: torch.Tensor  # int64 (U + 1,): user first_user + u has ratings offset[u]:offset[u + 1]
     movie_idx: torch.Tensor  # int16 or int32 (R,)
     stars: torch.Tensor  # uint8 (R,), in steps of the data set's `stars_step`
     day: torch.Tensor  # int16 or int32 (R,)
+    first_user: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.stars)
 
     def to(self, device: torch.device) -> "RatingTensors":
         """Return the same ratings on a device."""
-        return RatingTensors(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return replace(self, offset=self.offset.to(device), movie_idx=self.movie_idx.to(device),
+                       stars=self.stars.to(device), day=self.day.to(device))
+
+    @property
+    def owned(self) -> tuple[int, int]:
+        """The first user whose ratings these are, and the one after the last."""
+        return self.first_user, self.first_user + len(self.offset) - 1
+
+    def users(self) -> torch.Tensor:
+        """Return the users whose ratings these are, int64 (U,)."""
+        return torch.arange(*self.owned, device=self.offset.device)
+
+    def rated_users(self) -> torch.Tensor:
+        """Return those of them who have any, int64."""
+        return self.offset.diff().nonzero().squeeze(1) + self.first_user
+
+    def positions(self, users: torch.Tensor) -> torch.Tensor:
+        """Return where some of the users, int64 (B,), stand among them."""
+        return users - self.first_user if self.first_user else users
 
     def user_idx(self) -> torch.Tensor:
         """Return the user of each rating, int64 (R,)."""
-        users = torch.arange(len(self.offset) - 1, device=self.offset.device)
-        return users.repeat_interleave(self.offset.diff(), output_size=len(self))
+        return self.users().repeat_interleave(self.offset.diff(), output_size=len(self))
 
 
 @dataclass
 class DataSet:
-    """A processed data set: its description, its catalogues, and its ratings by split."""
+    """A processed data set: its description, its catalogues, and its ratings by split; of a rank, its own users'."""
 
     data_dir: Path
     meta: dict
@@ -61,8 +79,8 @@ class DataSet:
 
     @property
     def num_users(self) -> int:
-        """U."""
-        return len(self.users.user_id)
+        """U, of all ranks."""
+        return self.meta["num_users"]
 
     @property
     def num_movies(self) -> int:
@@ -111,24 +129,23 @@ class Batch:
 def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = False) -> DataSet:
     """Read a processed data set into memory, about 5 bytes a rating; of many ranks, each reads its users' ratings.
 
-    Users keep their indices; those of other ranks have no ratings here. `with_validation` counts validation ratings as
+    Users keep their indices; nothing is kept of those of other ranks. `with_validation` counts validation ratings as
     training ratings, for what comes after validation has chosen: all that is known before the test.
 
     Raises:
         DataError: the data set is missing or damaged, or its files do not belong together.
     """
     meta = dataset.read_meta(data_dir)
-    users, movies = dataset.read_users(data_dir), dataset.read_movies(data_dir)
-    file = dataset.RatingsFile(data_dir)
-    if (len(users.user_id), len(movies.movie_id), len(file)) != tuple(
+    movies, file = dataset.read_movies(data_dir), dataset.RatingsFile(data_dir)
+    users, first_user, num_users = _read_users(data_dir, ranks, len(file))
+    if (num_users, len(movies.movie_id), len(file)) != tuple(
             meta[name] for name in ("num_users", "num_movies", "num_ratings")):
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     types = {name: file.schema.field(name).type.to_pandas_dtype() for name in ("movie_idx", "stars", "day")}
     if with_validation:
         sizes = meta["split"]
         meta["split"] = {**sizes, "num_train": sizes["num_train"] + sizes["num_validation"], "num_validation": 0}
-    first_user, last_user = ranks.user_range(users.offset)
-    rows = slice(*users.offset[[first_user, last_user]].tolist())
+    rows = slice(*users.offset[[0, -1]].tolist())
     totals = [meta["split"][f"num_{name}"] for name in SPLITS]  # of all ranks; what is not filled takes no memory
     columns = [{name: np.empty(total, dtype) for name, dtype in types.items()} for total in totals]
     counts = np.zeros((len(SPLITS), len(users.user_id)), np.int64)
@@ -142,35 +159,66 @@ def load_dataset(data_dir: Path, ranks: Ranks = ALONE, with_validation: bool = F
             for name, column in columns[split].items():
                 column[target] = getattr(ratings, name)[chosen]
             if len(chosen):
-                user_idx = ratings.user_idx[chosen]
+                user_idx = ratings.user_idx[chosen] - first_user
                 counts[split, user_idx[0]:user_idx[-1] + 1] += np.bincount(user_idx - user_idx[0])
             filled[split] = target.stop
     if filled != totals and ranks.size == 1:
         raise DataError(f"the files in {data_dir} do not belong together; run: {dataset.PREPROCESS}")
     splits = [RatingTensors(torch.from_numpy(np.concatenate([[0], np.cumsum(counts[split])])),
-                            *(torch.from_numpy(column[:filled[split]]) for column in columns[split].values()))
+                            *(torch.from_numpy(column[:filled[split]]) for column in columns[split].values()),
+                            first_user=first_user)
               for split in range(len(SPLITS))]
     return DataSet(data_dir, meta, users, movies, *splits)
 
 
-def by_movie(data: DataSet, ranks: Ranks = ALONE) -> tuple[RatingTensors, tuple[int, int]]:
-    """Return the training ratings with the roles swapped, and the range of movies that are this rank's.
+def _read_users(data_dir: Path, ranks: Ranks, num_ratings: int) -> tuple[Users, int, int]:
+    """Return this rank's users, the first of them, and the number of all; `num_ratings` is that of all."""
+    if ranks.size == 1:
+        users = dataset.read_users(data_dir)
+        return users, 0, len(users.user_id)
+    first_user, num_users, ids, offsets, end = 0, 0, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+    for users in dataset.UsersFile(data_dir).read_groups():
+        first, last = np.searchsorted(users.offset[:-1], ranks.bounds(num_ratings))
+        if first < last:
+            ids.append(users.user_id[first:last].copy())
+            offsets.append(users.offset[first:last].copy())
+            end = users.offset[last]
+        first_user, num_users = first_user + int(first), num_users + len(users.user_id)
+    return Users(np.concatenate(ids[1:] or ids), np.concatenate([*offsets, [end]])), first_user, num_users
 
-    "Users" of the result are the movies, its `movie_idx` are user_idx, ascending within a movie. Of many ranks, each
-    has the ratings of its movies; it reads the whole data set again for them.
+
+def movie_range(data: DataSet, ranks: Ranks = ALONE) -> tuple[int, int]:
+    """Return the first movie of this rank and the one after its last: the ranks have about equally many ratings."""
+    return ranks.user_range(np.concatenate([[0], np.cumsum(data.movies.num_train_ratings, dtype=np.int64)]))
+
+
+def by_movie(data: DataSet, ranks: Ranks = ALONE) -> RatingTensors:
+    """Return the training ratings with the roles swapped, of a rank those of its movies, see `movie_range`.
+
+    "Users" of the result are the movies, its `movie_idx` are user_idx, ascending within a movie. Many ranks read the
+    whole data set again for it, and keep what is theirs.
     """
+    first, last = movie_range(data, ranks)
     train = data.train
-    if ranks.size > 1:
-        train = load_dataset(data.data_dir, with_validation=not data.meta["split"]["num_validation"]).train
-    movie_idx = train.movie_idx.long()
-    count = torch.bincount(movie_idx, minlength=data.num_movies)
-    owned = ranks.user_range(torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)]).numpy())
-    order = movie_idx.argsort(stable=True)
-    order = order[(movie_idx[order] >= owned[0]) & (movie_idx[order] < owned[1])]
-    count[:owned[0]] = 0
-    count[owned[1]:] = 0
+    user_idx, movie_idx, stars, day = ([train.user_idx().int(), train.movie_idx, train.stars, train.day]
+                                       if ranks.size == 1 else _of_movies(data, first, last))
+    movie_idx = movie_idx.long()
+    order, count = movie_idx.argsort(stable=True), torch.bincount(movie_idx - first, minlength=last - first)
     offset = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
-    return RatingTensors(offset, train.user_idx().int()[order], train.stars[order], train.day[order]), owned
+    return RatingTensors(offset, user_idx[order], stars[order], day[order], first_user=first)
+
+
+def _of_movies(data: DataSet, first: int, last: int) -> list[torch.Tensor]:
+    """Read the training ratings of a range of movies, with those of validation where the data set counts them among
+    these: user_idx, movie_idx, stars and day."""
+    file, parts = dataset.RatingsFile(data.data_dir), []
+    is_training = np.array([True, not data.meta["split"]["num_validation"], False])  # TRAIN, VALIDATION, TEST
+    for ratings in _read_ahead(file.read_rows(slice(0, len(file)))):
+        is_own = (ratings.movie_idx >= first) & (ratings.movie_idx < last)
+        chosen = np.flatnonzero(is_own & is_training[ratings.split])
+        parts.append([getattr(ratings, name)[chosen] for name in ("user_idx", "movie_idx", "stars", "day")])
+    user_idx, *others = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+    return [user_idx.int(), *others]
 
 
 def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
@@ -185,15 +233,16 @@ def _read_ahead(groups: Iterator[Ratings]) -> Iterator[Ratings]:
 def blocks_of(users: torch.Tensor, ratings: RatingTensors, larger: int = 1) -> list[torch.Tensor]:
     """Divide users, int64 (B,), into blocks of about BLOCK_RATINGS ratings, or of BLOCK_USERS where these have few; or
     so many times larger ones."""
-    cost = ratings.offset.diff().cpu()[users.cpu()] + BLOCK_RATINGS // BLOCK_USERS
+    cost = ratings.offset.diff().cpu()[ratings.positions(users).cpu()] + BLOCK_RATINGS // BLOCK_USERS
     block = (cost.cumsum(0) - cost) // (larger * BLOCK_RATINGS)
     return list(users.split(block.unique_consecutive(return_counts=True)[1].tolist())) if len(users) else []
 
 
 def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1, total: int | None = None) -> Batch:
     """Return the given users, int64 (B,), with all of their ratings; `total` is their number, where it is known."""
-    start = ratings.offset[users]
-    count = ratings.offset[users + 1] - start
+    position = ratings.positions(users)
+    start = ratings.offset[position]
+    count = ratings.offset[position + 1] - start
     total = int(count.sum()) if total is None else total
     row = torch.arange(len(users), device=users.device).repeat_interleave(count, output_size=total)
     position = torch.arange(total, device=users.device) + (start - count.cumsum(0) + count).index_select(0, row)

@@ -11,7 +11,7 @@ from models.blend import Blend, item_based_helps
 from models.config import ModelConfig
 from models.ops.ranks import ALONE, Ranks
 from preprocessing.dataset import DataError
-from training.batches import DataSet
+from training.batches import DataSet, movie_range
 from training.engine import Settings
 from training.raters import coordinates, num_coordinates
 from training.trainer import Trainer
@@ -28,7 +28,8 @@ def build_trainer(args: argparse.Namespace, data: DataSet, device: torch.device,
 
 
 def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -> Blend:
-    """Make a model for a data set, its statistics taken from the training ratings of all ranks."""
+    """Make a model for a data set, its statistics taken from the training ratings of all ranks, with the rows of this
+    rank's users."""
     stars = data.train.stars.double() * data.meta["stars_step"]
     device = choose_device(args.device, ranks)  # where the ranks can talk to each other
 
@@ -46,7 +47,8 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
                          stars_step=step_between(low, high, data.meta["stars_step"]), raters_dim=raters_dim,
                          relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
     model = Blend(config, args.blend == "both" or (args.blend == "auto"
-                                                   and item_based_helps(data.num_users, data.num_movies)))
+                                                   and item_based_helps(data.num_users, data.num_movies)),
+                  data.train.owned, movie_range(data, ranks))
     model.user_based.movie_tower.set_statistics(torch.tensor(data.movies.year), count, total - mean * count)
     if model.relevance is not None:
         model.relevance.set_statistics(model.user_based.movie_tower.mean, count.float())
@@ -55,7 +57,7 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
         model.item_based.movie_tower.set_statistics(torch.zeros(data.num_users), count, total - mean * count)
     if raters_dim:
         of_movies, of_users = coordinates(data.train, data.num_movies, raters_dim, ranks, device,
-                                          model.item_based is not None)
+                                          data.num_users if model.item_based is not None else 0)
         model.user_based.movie_tower.raters.copy_(of_movies)
         if model.item_based is not None:
             model.item_based.movie_tower.raters.copy_(of_users)

@@ -63,14 +63,13 @@ class Settings:
 class Engine:
     """What trains one pair of towers: the model, its training ratings, its optimizers."""
 
-    def __init__(self, model: TwoTower, ratings: RatingTensors, owned: tuple[int, int], settings: Settings,
-                 l2: float, batch_size: int, seed: int, stars_step: float, ranks: Ranks,
-                 relevance: RelevanceTrainer | None = None, enlarged: int = 1, any_size: float = 0.0) -> None:
+    def __init__(self, model: TwoTower, ratings: RatingTensors, settings: Settings, l2: float, batch_size: int,
+                 seed: int, stars_step: float, ranks: Ranks, relevance: RelevanceTrainer | None = None,
+                 enlarged: int = 1, any_size: float = 0.0) -> None:
         """Make an engine.
 
         Args:
-            ratings: training ratings of this rank's users, on the model's device.
-            owned: first and one past the last of this rank's users.
+            ratings: training ratings of this rank's users, whose rows the model has, on its device.
             l2: per target, on the vectors' squared norms.
             batch_size: users a step, over all ranks.
             seed: of these towers.
@@ -79,10 +78,10 @@ class Engine:
             enlarged: how many times as many users steps have as they would with more ratings, see `layers_lr`.
             any_size: of users, see `in_context_of`.
         """
-        self.model, self.ratings, self.owned, self.ranks = model, ratings, owned, ranks
+        self.model, self.ratings, self.ranks = model, ratings, ranks
         self.settings, self.l2, self.batch_size, self.seed = settings, l2, batch_size, seed
         self.stars_step, self.any_size = stars_step, any_size
-        self.num_ratings = ratings.offset.diff().cpu()  # of each user; on a GPU, known without waiting for it
+        self.num_ratings = ratings.offset.diff().cpu()  # of each own user; on a GPU, known without waiting for it
         self.num_steps = math.ceil(model.config.num_users / batch_size)  # of an epoch
         self.tables, self.layers = build_optimizers(model, settings.lr, settings.time_l2 / self.num_steps)
         self.user_rows = RowAdam(model.user_embedding, settings.lr * USER_LR)
@@ -124,7 +123,6 @@ class Engine:
                 shown = time.monotonic()
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2].clamp(min=1)):.4f}", refresh=False)
         self.tables.catch_up()
-        self._share_rows()
         self.ranks.sum_(sums)
         return sums
 
@@ -176,7 +174,7 @@ class Engine:
                 parameter.grad = grad
             known = zip([*movies.table.tensors(), movies.embedding], [*movie_grads, by_embedding], strict=True)
             torch.stack([_Known.apply(tensor, grad) for tensor, grad in known if grad is not None]).sum().backward()
-            self.user_rows.step(batch.users, torch.cat(row_grads), factor)
+            self.user_rows.step(self.model.positions(batch.users), torch.cat(row_grads), factor)
             if self.ranks.size == 1:
                 self._move(factor)
             step_sums[0] += norms
@@ -213,14 +211,14 @@ class Engine:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Take over a saved state, but not its rates: these are of the flags."""
+        """Take over a saved state, of all users, but not its rates: these are of the flags."""
         of_layers = [(self.layers.state[name], saved) for name, saved in state["layers"].items()]
         for values, all_saved in [(self.tables.momentum, state["tables"]), *of_layers]:
             for value, saved in zip(values, all_saved, strict=True):
                 value.copy_(saved)
         of_relevance = [] if self.relevance is None else self.relevance.tables
-        for optimizer, saved in zip([self.user_rows, *of_relevance],
-                                    [state["user_rows"], *state["relevance"]], strict=True):
+        of_users = {name: self.model.own_rows(saved) for name, saved in state["user_rows"].items()}
+        for optimizer, saved in zip([self.user_rows, *of_relevance], [of_users, *state["relevance"]], strict=True):
             for name, value in optimizer.state.items():
                 value.copy_(saved[name])
 
@@ -243,14 +241,13 @@ class Engine:
         chance = torch.Generator().manual_seed(self._epoch_seed(epoch))
         if config.dropout:  # which draws from PyTorch's own
             torch.manual_seed(self._epoch_seed(epoch))
-        order = torch.randperm(config.num_users, generator=chance)
+        order = torch.randperm(config.num_users, generator=chance, dtype=torch.int32)  # of the users of all ranks
         self.model.train()
-        first, last = self.owned
-        steps = torch.arange(config.num_users) // self.batch_size
-        owned = (order >= first) & (order < last)
-        steps, order = steps[owned], order[owned]
+        first, last = self.ratings.owned
+        own = ((order >= first) & (order < last)).nonzero().squeeze(1)
+        steps, order = own // self.batch_size, order[own].long()
         num_users, num_ratings = (torch.bincount(steps, weights, self.num_steps).long().tolist()
-                                  for weights in (None, self.num_ratings[order].double()))
+                                  for weights in (None, self.num_ratings[order - first].double()))
         order = (steps * config.num_users + order).to(device).sort().values % config.num_users  # ascending in a step
         for users, total in zip(order.split(num_users), num_ratings, strict=True):
             batch = batch_of(self.ratings, users, self.stars_step, total)
@@ -279,7 +276,7 @@ class Engine:
         """
         model = self.model
         batch, _, has_embedding, context, target, user_of_row, first_rows = part
-        rows = model.user_embedding[batch.users].requires_grad_()
+        rows = model.embedding_of(batch.users).requires_grad_()
         embedding = (rows * has_embedding.unsqueeze(1)).index_select(0, user_of_row)
         score, squared_norms, num_targets = model(embedding, context.context(), target.target(),
                                                   movies._replace(first_rows=first_rows))
@@ -294,17 +291,6 @@ class Engine:
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.seed * 1_000_003 + epoch
-
-    def _share_rows(self) -> None:
-        """Bring every rank's rows of the user table to all ranks, for evaluation and checkpoints."""
-        if self.ranks.size == 1:
-            return
-        first, last = self.owned
-        tables = [self.model.user_embedding, *self.user_rows.state.values()]
-        for table in tables:
-            table[:first] = 0
-            table[last:] = 0
-        self.ranks.sum_(*tables)
 
     def _not_finite(self, epoch: int, step: int, factor: float) -> DataError:
         """Return the error of a loss that is not finite."""

@@ -20,23 +20,23 @@ def fold_in_movies(model: Blend, known: DataSet, ranks: Ranks = ALONE) -> None:
     """Fold in the movies of the item-based towers anew, from the training ratings of all ranks, which may be all that
     is known before the test."""
     assert model.item_based is not None
-    ratings, owned = by_movie(known, ranks)
-    model.folded_in = fold_in(model.item_based, ratings.to(model.device), known.meta["stars_step"], owned)
+    ratings = by_movie(known, ranks).to(model.device)
+    model.folded_in = fold_in(model.item_based, ratings, known.meta["stars_step"])
     ranks.sum_(model.folded_in)
 
 
 @torch.no_grad()
-def fold_in(model: TwoTower, ratings: RatingTensors, stars_step: float, owned: tuple[int, int]) -> torch.Tensor:
-    """Return the vectors of a model's users, float (U, K), from all of their ratings; zero for those not owned."""
+def fold_in(model: TwoTower, ratings: RatingTensors, stars_step: float) -> torch.Tensor:
+    """Return the vectors of all users, float (U, K), those of a rank's from all of their ratings, zero for others."""
     movies = model.eval().movie_table()
     vectors = model.offset.new_zeros(model.config.num_users,
                                      model.config.ensemble_size * (model.config.member_dim + 2))
 
     def fold(block: torch.Tensor) -> None:
         context = batch_of(ratings, block, stars_step).context()
-        vectors[block] = model.user_vectors(movies, model.user_embedding[block], context, 0)
+        vectors[block] = model.user_vectors(movies, model.embedding_of(block), context, 0)
 
-    in_threads([partial(fold, block) for block in blocks_of(torch.arange(*owned, device=vectors.device), ratings)])
+    in_threads([partial(fold, block) for block in blocks_of(ratings.users(), ratings)])
     return vectors
 
 
@@ -52,7 +52,7 @@ def predict_scores(model: Blend, known: RatingTensors, asked: RatingTensors, sta
     """
     movies = model.eval().movie_table()
     if users is None:
-        users = asked.offset.diff().nonzero().squeeze(1)
+        users = asked.rated_users()
 
     def predict(block: torch.Tensor) -> tuple[torch.Tensor, ...]:
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)

@@ -126,13 +126,12 @@ def evaluate_ranking(score_users: Callable[[torch.Tensor], torch.Tensor], seen: 
     popularity = ("median_popularity", "rare") if num_ratings is not None else ()
     relevant_from = relevant_stars(*stars_range)
     liked = test.stars.float() * stars_step >= relevant_from
-    own = torch.bincount(test.user_idx()[liked].cpu(), minlength=len(test.offset) - 1) > 0
-    of_all = own.long()
-    ranks.sum_(of_all)
-    users = of_all.nonzero().squeeze(1)
-    if len(users) > max_users:
-        users = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:max_users]].sort().values
-    num_users, users = len(users), users[own[users]]
+    users = test.user_idx()[liked].cpu().unique_consecutive()
+    by_rank = ranks.numbers(len(users))
+    num_users, before = sum(by_rank), sum(by_rank[:ranks.rank])
+    if num_users > max_users:
+        drawn = torch.randperm(num_users, generator=torch.Generator().manual_seed(0))[:max_users].sort().values - before
+        users, num_users = users[drawn[(drawn >= 0) & (drawn < len(users))]], max_users
     if not num_users:
         return dict.fromkeys((*measures, f"coverage@{k}", *(f"{name}@{k}" for name in popularity)), float("nan"))
     device, counts = recommendable.device, torch.zeros(len(recommendable), dtype=torch.int64)

@@ -35,7 +35,7 @@ def num_coordinates(num_users: int, num_movies: int, num_ratings: int) -> int:
 
 @torch.no_grad()
 def coordinates(ratings: RatingTensors, num_movies: int, dim: int, ranks: Ranks, device: torch.device,
-                with_users: bool) -> tuple[torch.Tensor, torch.Tensor]:
+                num_users: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return coordinates of movies, float (M, K), by who rated them, and of users, float (U, K), by what they rated.
 
     A coordinate's standard deviation, before it is cut at LARGEST, is its singular value divided by the largest one
@@ -46,7 +46,7 @@ def coordinates(ratings: RatingTensors, num_movies: int, dim: int, ranks: Ranks,
         ratings: training ratings of this rank's users.
         dim: K.
         device: where ranks can talk to each other; the work is done on the CPU.
-        with_users: whether to return those of users; if not, (0, K).
+        num_users: U, over all ranks; 0: return those of movies alone.
     """
     def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
         if ranks.size == 1:
@@ -56,7 +56,7 @@ def coordinates(ratings: RatingTensors, num_movies: int, dim: int, ranks: Ranks,
         return on_device.cpu()
 
     with shared_out():
-        rated, users = ratings.offset.diff(), torch.arange(len(ratings.offset) - 1)
+        rated, users = ratings.offset.diff(), ratings.users()
         rated_by_all = sum_over_ranks(torch.bincount(ratings.movie_idx, minlength=num_movies).double())
         sampled = uniform(SEED, users) < SAMPLE_RATINGS / max(float(rated_by_all.sum()), 1.0)
         matrix = _Matrix(ratings, users[sampled & (rated > 0)], num_movies)
@@ -72,14 +72,14 @@ def coordinates(ratings: RatingTensors, num_movies: int, dim: int, ranks: Ranks,
         largest = eigenvalues[-2].clamp(min=ROUNDING * eigenvalues[-1] + torch.finfo(torch.float64).tiny)
         scale = (eigenvalues.flip(0)[1:dim + 1].clamp(min=0) / largest).sqrt()
         by_user = vectors.new_zeros(0, dim)
-        if with_users:
-            by_user = vectors.new_zeros(len(users), dim)
-            known = (rated > 0).nonzero().squeeze(1)
-            for some in blocks_of(known, ratings):
+        if num_users:
+            by_user, rated_by = vectors.new_zeros(num_users, dim), vectors.new_zeros(num_users)
+            rated_by[users] = rated.double()
+            for some in blocks_of(ratings.rated_users(), ratings):
                 rows = _Matrix(ratings, some, num_movies)
                 rows.weigh(rated_by_all)
                 by_user[some] = rows.times(vectors)
-            by_user = _standardized(sum_over_ranks(by_user), sum_over_ranks(rated.double()) > 0) * scale
+            by_user = _standardized(sum_over_ranks(by_user), sum_over_ranks(rated_by) > 0) * scale
     return (_standardized(vectors, rated_by_all > 0) * scale).float(), by_user.float()
 
 
@@ -88,7 +88,7 @@ class _Matrix:
     ratings."""
 
     def __init__(self, ratings: RatingTensors, users: torch.Tensor, num_movies: int) -> None:
-        batch, count = batch_of(ratings, users), ratings.offset.diff()[users]
+        batch, count = batch_of(ratings, users), ratings.offset.diff()[ratings.positions(users)]
         self.row, self.movie_idx, self.begin = batch.row.int(), batch.movie_idx.int(), count.cumsum(0) - count
         self.of_movie = torch.bincount(self.movie_idx, minlength=num_movies)
         self.user_weight = (count.double() + SHRINK).rsqrt().unsqueeze(1)

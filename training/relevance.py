@@ -35,12 +35,13 @@ class RelevanceTrainer:
     random moment, and the context is what they had rated before. Else context and targets are those of the step.
     """
 
-    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, of_users: torch.Tensor, by_time: bool,
+    def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, num_users: int, total: int, by_time: bool,
                  lr: float) -> None:
         """Make a trainer.
 
         Args:
-            num_ratings, of_users: float (M,) and int64 (U,), training ratings of movies and of users, over all ranks.
+            num_ratings: float (M,), training ratings of movies, over all ranks.
+            num_users, total: users with two training ratings or more, and all training ratings, over all ranks.
             by_time: whether the test split is what users rated last.
             lr: the base learning rate.
         """
@@ -50,8 +51,8 @@ class RelevanceTrainer:
         self.candidates, self.num_ratings = Candidates(rated, positions(rated, len(num_ratings))), num_ratings
         if len(rated) > SAMPLE:
             self.candidates = self.candidates._replace(probability=sampling_probabilities(num_ratings, SAMPLE))
-        cells = int((of_users > 1).sum()) * min(len(rated), SAMPLE)
-        self.fraction = CELLS_PER_RATING * int(of_users.sum()) / max(cells, 1)  # of users, in an epoch
+        cells = num_users * min(len(rated), SAMPLE)
+        self.fraction = CELLS_PER_RATING * total / max(cells, 1)  # of users, in an epoch
 
     def differentiate(self, parts: list[Part], seed: int, step: int, weight: float,
                       factor: float | None) -> torch.Tensor:

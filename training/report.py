@@ -7,6 +7,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ def validation_baselines(data: DataSet, ranks: Ranks = ALONE) -> dict[str, float
     if not data.meta["split"]["num_validation"]:
         return {}
     biases = fit_biases(data.train, data.num_movies, data.meta["stars_step"], ranks)
-    constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
+    constant = replace(biases, user=torch.zeros_like(biases.user), movie=torch.zeros_like(biases.movie))
     return {"global mean": bias_errors(constant, data.validation, data, ranks).rmse,
             "user + movie bias": bias_errors(biases, data.validation, data, ranks).rmse}
 
@@ -117,7 +118,7 @@ def test_results(model: Blend, data: DataSet, ranks: Ranks = ALONE) -> dict[str,
     """
     device, step = model.device, data.meta["stars_step"]
     biases = fit_biases(data.train, data.num_movies, step, ranks)
-    constant = Biases(biases.mean, torch.zeros_like(biases.user), torch.zeros_like(biases.movie))
+    constant = replace(biases, user=torch.zeros_like(biases.user), movie=torch.zeros_like(biases.movie))
     train = data.train.to(device)
     popularity = torch.tensor(data.movies.num_train_ratings).float()
     seen, recommendable = [data.train, data.validation], popularity > 0
@@ -149,7 +150,7 @@ def calibration(model: Blend, data: DataSet, ranks: Ranks = ALONE) -> dict[str, 
         fraction of ratings in the intervals that should have so many percent of them. nan without ratings.
     """
     train, test = data.train.to(model.device), data.test.to(model.device)
-    users = test.offset.diff().nonzero().squeeze(1)
+    users = test.rated_users()
     num_users = torch.tensor(float(len(users)), device=model.device)
     ranks.sum_(num_users)
     users = users[uniform(3, users) < CALIBRATION_USERS / max(float(num_users), 1)]

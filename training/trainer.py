@@ -60,31 +60,32 @@ class Trainer:
         self.stars_step = data.meta["stars_step"]
         self.last_day = data.last_day
         self.train, self.validation = data.train.to(device), data.validation.to(device)
-        with_validation = self.validation.offset.diff().nonzero().squeeze(1)
+        with_validation = self.validation.rated_users()
         num_with = torch.tensor(float(len(with_validation)), device=device)
         ranks.sum_(num_with)
         self.has_validation = bool(num_with > 0)
         measured = VALIDATION_USERS / max(float(num_with), 1.0)  # fraction of these users
         chance = uniform(0, with_validation)
         self.val_users = with_validation[chance < measured]
-        self.spread_users = with_validation[chance < SPREAD_USERS / max(float(num_with), 1.0)]
+        spread_users = with_validation[chance < SPREAD_USERS / max(float(num_with), 1.0)]
+        before = sum(ranks.numbers(len(spread_users))[:ranks.rank]) % 2  # of other ranks: every second of all is new
+        self.spread_users = spread_users[before::2], spread_users[1 - before::2]
         relevance = None
         if model.relevance is not None:
-            of_users = data.train.offset.diff().to(device)
+            of_users = (data.train.offset.diff() > 1).sum().to(device)
             ranks.sum_(of_users)
-            relevance = RelevanceTrainer(model.relevance, model.user_based.movie_tower.num_ratings, of_users,
-                                         data.meta["split"]["method"] in ("latest", "probe"), settings.lr)
+            relevance = RelevanceTrainer(model.relevance, model.user_based.movie_tower.num_ratings, int(of_users),
+                                         self.num_ratings, data.meta["split"]["method"] in ("latest", "probe"),
+                                         settings.lr)
         num_rated = int((data.movies.num_train_ratings > 0).sum())
         batch_size, enlarged = self._batch_size(data.num_users, USERS_A_STEP)
-        self.engines = [Engine(model.user_based, self.train, ranks.user_range(data.users.offset), settings,
-                               self._l2(num_rated), batch_size, settings.seed, self.stars_step, ranks, relevance,
-                               enlarged, ANY_SIZE)]
+        self.engines = [Engine(model.user_based, self.train, settings, self._l2(num_rated), batch_size, settings.seed,
+                               self.stars_step, ranks, relevance, enlarged, ANY_SIZE)]
         if model.item_based is not None:
-            ratings, owned = by_movie(data, ranks)
             batch_size, enlarged = self._batch_size(data.num_movies, USERS_A_STEP // 2)
-            self.engines.append(Engine(model.item_based, ratings.to(device), owned, settings, self._l2(data.num_users),
-                                       batch_size, settings.seed + ITEM_BASED_SEED, self.stars_step, ranks,
-                                       enlarged=enlarged))
+            self.engines.append(Engine(model.item_based, by_movie(data, ranks).to(device), settings,
+                                       self._l2(data.num_users), batch_size, settings.seed + ITEM_BASED_SEED,
+                                       self.stars_step, ranks, enlarged=enlarged))
         self.num_epochs = planned_epochs(data.num_users, self.engines[0].num_steps, settings.epochs)
         self.folds_in = True  # after every epoch
         self.metrics: list[EpochMetrics] = []
@@ -122,7 +123,7 @@ class Trainer:
     @torch.no_grad()
     def checkpoint(self, fingerprint: str, flags: dict | None = None) -> dict:
         """Return the model as it is now, with what is needed to use it (see models/checkpoint.py); `flags` are those of
-        the run, where it has any."""
+        the run, where it has any. Of many ranks, within `gathering.rows_of_all`: else with this rank's users alone."""
         return {"fingerprint": fingerprint, **model_entries(self.model.eval()), "settings": vars(self.settings),
                 "flags": flags or {}, "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics),
                 "refit": False}
@@ -131,17 +132,17 @@ class Trainer:
         """Fold in the movies of the item-based towers, if there are any, from the training ratings of all ranks."""
         if self.model.item_based is not None:
             item_based = self.engines[1]
-            self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step, item_based.owned)
+            self.model.folded_in = fold_in(item_based.model, item_based.ratings, self.stars_step)
             self.ranks.sum_(self.model.folded_in)
 
     def state_dict(self) -> dict:
-        """Return what `load_state_dict` needs to go on, beside the model."""
+        """Return what `load_state_dict` needs to go on, beside the model; of many ranks, see `checkpoint`."""
         return {"engines": [engine.state_dict() for engine in self.engines],
                 "metrics": [vars(row) for row in self.metrics],
                 "best_epoch": self.best_epoch, "best_rmse": self.best_rmse}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over the state of an interrupted run."""
+        """Take over the state of an interrupted run, of any number of ranks."""
         for engine, saved in zip(self.engines, state["engines"], strict=True):
             engine.load_state_dict(saved)
         self.metrics = [EpochMetrics(**row) for row in state["metrics"]]
@@ -173,7 +174,7 @@ class Trainer:
             fit_link(model.link, counts)
             tasks: list[Callable[[], Any]] = [
                 partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
-                for users, are_new in ((self.spread_users[::2], False), (self.spread_users[1::2], True))]
+                for users, are_new in zip(self.spread_users, (False, True), strict=True)]
             if model.relevance is not None:
                 tasks.append(partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day,
                                      ranks))

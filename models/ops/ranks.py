@@ -1,18 +1,20 @@
 """Share work out among processes: `torchrun --nproc_per_node=N main.py ...`, gloo on CPUs and NCCL on GPUs.
 
-Users are dealt to ranks in ranges of about equally many ratings. In training a rank loads its users' ratings only and
-is alone in updating their rows of the user table; what travels in a step is the sum of the shared parameters'
-gradients. Because everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
+Users are dealt to ranks in ranges of about equally many ratings. A rank has the ratings and the rows of its own users
+alone; what travels in a step is the sum of the shared parameters' gradients, and for a checkpoint the rows. Because
+everything random is drawn alike on all ranks, or hashed from ids, N ranks compute what one would.
 """
 
 import contextlib
 import datetime
+import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ SMALL = 2**16  # numbers of a tensor that travels with others
 LIMIT_S = 1800  # that a rank waits for the others at a meeting, unless the environment's RANK_TIMEOUT_S says otherwise:
 # at ten times Netflix's size, all of a test took one process 349 s, and between two steps of an epoch less than one
 MOST_S = 10**7
+BLOCK_ROWS = 2**16  # of a table, that travel at once
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class Ranks:
 
     def user_range(self, offset: np.ndarray) -> tuple[int, int]:
         """Return the first user of this rank and the one after its last, from the users' offsets (U + 1,)."""
-        marks = offset[-1] * np.arange(1, self.size) / self.size
-        bounds = np.concatenate([[0], np.searchsorted(offset, marks), [len(offset) - 1]])
-        return int(bounds[self.rank]), int(bounds[self.rank + 1])
+        first, last = np.searchsorted(offset[:-1], self.bounds(offset[-1]))
+        return int(first), int(last)
+
+    def bounds(self, num_ratings: int) -> tuple[float, float]:
+        """Return from which rating on, of so many, the first ratings of this rank's users are, and before which."""
+        return (num_ratings * self.rank / self.size,
+                num_ratings * (self.rank + 1) / self.size if self.rank + 1 < self.size else math.inf)
 
     def sum_(self, *tensors: torch.Tensor) -> None:
         """Replace tensors by their sums over the ranks; small ones of a type travel as one, which takes half the time.
@@ -64,6 +71,33 @@ class Ranks:
             for tensor, total in zip(some, pack.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
+    def numbers(self, own: int) -> list[int]:
+        """Return a number of each rank, given that of this one."""
+        numbers = torch.zeros(self.size, dtype=torch.int64)
+        numbers[self.rank] = own
+        self.sum_(numbers)
+        return numbers.tolist()
+
+    def rows_of_all(self, table: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield, on the main rank, the rows of the tables (n, D) of all ranks in their order, in blocks on the CPU; the
+        others yield nothing, but send theirs, and must exhaust it too.
+
+        Raises:
+            CutShort: another process of the run has ended, or does not answer.
+        """
+        for rank, size in enumerate(self.numbers(len(table))):
+            if not self.is_main and rank != self.rank:
+                continue
+            for start in range(0, size, BLOCK_ROWS):
+                if rank == self.rank:
+                    block = table[start:start + BLOCK_ROWS].cpu()
+                else:
+                    block = table.new_empty(min(size - start, BLOCK_ROWS), *table.shape[1:], device="cpu")
+                if rank != 0:
+                    self._together(partial(_travel, block, rank, self.is_main))
+                if self.is_main:
+                    yield block
+
     def wait(self) -> None:
         """Wait until all ranks are here.
 
@@ -82,6 +116,12 @@ class Ranks:
             late = re.search("time(d )?out", str(error), re.IGNORECASE)
             raise CutShort(f"rank {self.rank} stops because another process of the run "
                            + (f"has not answered for {_limit_s():g} s" if late else "has ended")) from None
+
+
+def _travel(block: torch.Tensor, sender: int, is_main: bool) -> list[dist.Work]:
+    """Begin to receive a block on the main rank, or to send it there."""
+    work = dist.irecv(block, sender) if is_main else dist.isend(block, 0)
+    return [] if work is None else [work]
 
 
 ALONE = Ranks()

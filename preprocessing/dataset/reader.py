@@ -95,6 +95,18 @@ class UsersFile:
             demand(users.offset[0] == 0, "its ratings do not begin at the first")
             return users
 
+    def read_groups(self) -> Iterator[Users]:
+        """Yield the users of one row group after the other."""
+        end, last_id = 0, None
+        for group in range(len(self._group_starts) - 1):
+            users = self._read_group(group)
+            if len(users.user_id):
+                with damage_named(self.path):
+                    demand(users.offset[0] == end and (last_id is None or users.user_id[0] > last_id),
+                           "its users are out of order")
+                end, last_id = users.offset[-1], users.user_id[-1]
+                yield users
+
     def find(self, user_id: Id) -> User | None:
         """Return a user's index and rows; None if there is no such user."""
         if isinstance(user_id, str) != self.has_text_ids:

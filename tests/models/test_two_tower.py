@@ -135,3 +135,22 @@ def test_every_part_changes_the_score_and_can_be_left_out(part, model):
     without = TwoTower(replace(CONFIG, without=(part,))).eval()
     without.load_state_dict(model.state_dict(), strict=False)
     assert (without(embedding, CONTEXT, TARGET, step_movies(without).table)[0] - scores).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("bounds", [(0, 50), (50, 50), (33, 90), (90, 100)])
+def test_the_rows_of_some_users_begin_as_in_a_table_of_all(bounds, monkeypatch):
+    monkeypatch.setattr(two_tower, "ROWS_AT_A_TIME", 16)
+    config, (first, last) = replace(CONFIG, num_users=100, user_dim=16), bounds
+    torch.manual_seed(3)
+    whole, following = TwoTower(config), torch.rand(1)
+    torch.manual_seed(3)
+    some = TwoTower(config, bounds)
+    assert torch.equal(torch.rand(1), following)
+    assert len(some.user_embedding) == last - first
+    assert torch.equal(some.user_embedding, whole.user_embedding[first:last])
+    users = torch.arange(first, last).flip(0)
+    assert torch.equal(some.embedding_of(users), whole.embedding_of(users))
+    assert torch.equal(some.own_rows(torch.arange(100)), torch.arange(first, last))
+    whole.keep_users(first, last)
+    assert torch.equal(some.embedding_of(users), whole.embedding_of(users))
+    assert torch.equal(some.movie_tower.embedding, whole.movie_tower.embedding)

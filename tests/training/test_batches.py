@@ -73,7 +73,8 @@ def test_ranks_read_each_rating_exactly_once(data_dir):
     whole = load_dataset(data_dir).train
     shards = [load_dataset(data_dir, Ranks(rank, 3)).train for rank in range(3)]
     assert torch.equal(torch.cat([shard.movie_idx for shard in shards]), whole.movie_idx)
-    assert torch.equal(torch.stack([shard.offset.diff() for shard in shards]).sum(0), whole.offset.diff())
+    assert torch.equal(torch.cat([shard.offset.diff() for shard in shards]), whole.offset.diff())
+    assert torch.equal(torch.cat([shard.user_idx() for shard in shards]), whole.user_idx())
 
 
 def test_hashed_chance_is_even_and_independent_of_the_seed():

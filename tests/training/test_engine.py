@@ -52,7 +52,7 @@ def engine_of(ratings: RatingTensors, batch_size: int = 128, ensemble_size: int 
     model = TwoTower(config)
     model.movie_tower.set_statistics(torch.full((NUM_MOVIES,), 2000), torch.bincount(movie_idx, minlength=NUM_MOVIES),
                                      torch.bincount(movie_idx, stars - config.stars_mean, NUM_MOVIES))
-    return Engine(model, ratings, (0, num_users), Settings(**changes), 0.01, batch_size, 0, 1, ALONE)
+    return Engine(model, ratings, Settings(**changes), 0.01, batch_size, 0, 1, ALONE)
 
 
 class Steps(tqdm):
@@ -336,8 +336,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 def on_gpu(engine: Engine) -> Engine:
     """Return an engine whose model and ratings are on the GPU."""
-    return Engine(engine.model.cuda(), engine.ratings.to(torch.device("cuda")), engine.owned, engine.settings,
-                  engine.l2, engine.batch_size, engine.seed, engine.stars_step, engine.ranks)
+    return Engine(engine.model.cuda(), engine.ratings.to(torch.device("cuda")), engine.settings, engine.l2,
+                  engine.batch_size, engine.seed, engine.stars_step, engine.ranks)
 
 
 @pytest.mark.gpu

@@ -69,8 +69,8 @@ def engine_of(counts: list[int] = COUNTS, num_movies: int = NUM_MOVIES, ensemble
     model.movie_tower.raters.copy_(torch.randn(num_movies, 3))
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    engine = Engine(model, ratings, (0, len(counts)), Settings(movie_l2=FILM_PRIOR, embedding_l2=EMBEDDING_PRIOR,
-                                                                  **changes), PENALTY, batch_size, seed, 1, ALONE)
+    engine = Engine(model, ratings, Settings(movie_l2=FILM_PRIOR, embedding_l2=EMBEDDING_PRIOR, **changes), PENALTY,
+                    batch_size, seed, 1, ALONE)
     engine.known = year, count, total  # of the movies
     return engine
 

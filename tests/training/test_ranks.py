@@ -4,12 +4,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
@@ -22,16 +20,12 @@ from models.checkpoint import load_model
 from models.ops.ranks import Ranks, leave
 from preprocessing import netflix_preprocess, synthetic_netflix
 from preprocessing.dataset import read_meta
-from tests import many_processes
-from tests.many_processes import LIMIT_S, ROOT
+from tests.ranks import FLAGS, LIMIT_S, ROOT, assert_same_run, load, processes, torchrun
 from training import relevance
 from training.batches import load_dataset
-from training.evaluation import predict_errors
+from training.evaluation import predict_errors, scorer
+from training.metrics import evaluate_ranking
 from training.relevance import fit_weights
-
-FLAGS = ["--embedding_dim", "16", "--ensemble_size", "2", "--hidden_dim", "16", "--num_threads", "1", "--epochs", "2",
-         "--no-refit"]
-
 
 # main.py, but for one rank, which is killed before it shares the gradients of a step.
 KILLED = """
@@ -52,34 +46,6 @@ def shared_gradients(engine, with_relevance):
 Engine.shared_gradients = shared_gradients
 processes.leave(main.main())
 """
-
-
-def torchrun(num_processes: int, *flags: str, script: Path = ROOT / "main.py") -> list[subprocess.CompletedProcess]:
-    """Run a script by the real torchrun, which speaks for all of its processes."""
-    return [subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                            f"--nproc_per_node={num_processes}", str(script), *FLAGS, *flags],
-                           capture_output=True, text=True, timeout=LIMIT_S)]
-
-
-def processes(num_processes: int, *flags: str, script: Path = ROOT / "main.py",
-              common: Sequence[str] = FLAGS) -> list[subprocess.CompletedProcess]:
-    return many_processes.processes(num_processes, *flags, script=script, common=common)
-
-
-def load(run_dir: Path) -> dict:
-    return torch.load(run_dir / "last.pt", weights_only=True)
-
-
-def assert_same_run(one: dict, other: dict) -> None:
-    for name, tensor in one["model"].items():
-        # Adam turns the last bits of a small gradient into a part of a step.
-        torch.testing.assert_close(tensor, other["model"][name], rtol=1e-4, atol=4e-4, msg=name)
-    for engine, same in zip(one["engines"], other["engines"], strict=True):
-        for name, tensor in engine["user_rows"].items():
-            torch.testing.assert_close(tensor, same["user_rows"][name], rtol=1e-3, atol=1e-5, msg=name)
-    for row, same in zip(one["metrics"], other["metrics"], strict=True):
-        for name in ("train_loss", "train_rmse", "val_rmse", "val_mae"):
-            assert row[name] == pytest.approx(same[name], rel=1e-5, nan_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +184,8 @@ def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, 
     def measure(ranks: Ranks) -> tuple[list[float], list[float]]:
         data = load_dataset(data_dir, ranks)
         model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
-        first, last = ranks.user_range(data.users.offset)
-        fit_weights(model, data.train, data.validation, torch.arange(first, last), 1, data.last_day, ranks)
+        model.user_based.keep_users(*data.train.owned)
+        fit_weights(model, data.train, data.validation, data.train.users(), 1, data.last_day, ranks)
         errors = predict_errors(model, data.train, data.validation, 1, ranks)
         return [errors.count, errors.rmse, errors.mae], model.relevance.weights.tolist()
 
@@ -227,6 +193,21 @@ def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, 
     assert errors[0] == read_meta(data_dir)["split"]["num_validation"]
     for other_errors, other_weights in others:
         assert other_errors == pytest.approx(errors, rel=1e-6) and other_weights == pytest.approx(weights, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_measure_the_same_sample_of_the_users_as_one(size, data_dir, run_dir, monkeypatch):
+    def measure(ranks: Ranks) -> dict[str, float]:
+        data = load_dataset(data_dir, ranks)
+        model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
+        model.user_based.keep_users(*data.train.owned)
+        return evaluate_ranking(scorer(model, data.train, 1, data.last_day), [data.train, data.validation], data.test,
+                                torch.ones(data.num_movies, dtype=torch.bool), max_users=50, ranks=ranks)
+
+    one, *others = measure(Ranks()), *in_threads(size, measure, monkeypatch)
+    assert 0 < one["ndcg@10"] < 1
+    for other in others:
+        assert other == pytest.approx(one, rel=1e-9)
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])

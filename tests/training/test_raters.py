@@ -1,6 +1,7 @@
 """Coordinates of who rated what, against NumPy's singular vectors and planted groups."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_they_are_the_singular_vectors_of_who_rated_what_without_the_first(matri
     monkeypatch.setattr(raters, "ITERATIONS", 300)
     weights = [(matrix.sum(axis, keepdims=True) + 5) ** -0.5 for axis in (0, 1)]
     left, values, right = np.linalg.svd(matrix * weights[0] * weights[1], full_matrices=False)
-    of_movies, of_users = coordinates(ratings_of(matrix), 40, 3, ALONE, CPU, with_users=True)
+    of_movies, of_users = coordinates(ratings_of(matrix), 40, 3, ALONE, CPU, num_users=90)
     for made, vectors in ((of_movies, right.T), (of_users, left)):
         known = np.abs(vectors[:, 0]) > 1e-9
         expected = vectors[:, 1:4] / vectors[known, 1:4].std(0) * values[1:4] / values[1]
@@ -47,16 +48,16 @@ def test_they_are_the_singular_vectors_of_who_rated_what_without_the_first(matri
 
 
 def test_movies_that_the_same_people_rated_are_alike(matrix):
-    first = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, with_users=False)[0][:-1, 0]
+    first = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, num_users=0)[0][:-1, 0]
     assert (first[:15] < 0).all() != (first[:15] > 0).all()
     assert ((first[:15] < 0) == (first[15:].max() > 0)).all() and ((first > 0) == (first[0] > 0))[:15].all()
     assert not ((first > 0) == (first[0] > 0))[15:].any()
 
 
 def test_a_sample_of_users_finds_nearly_the_same(matrix, monkeypatch):
-    whole = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, with_users=True)
+    whole = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, num_users=90)
     monkeypatch.setattr(raters, "SAMPLE_RATINGS", matrix.sum() // 2)
-    sampled = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, with_users=True)
+    sampled = coordinates(ratings_of(matrix), 40, 1, ALONE, CPU, num_users=90)
     for one, other in zip(whole, sampled):
         assert not torch.equal(one, other)
         assert abs(np.corrcoef(one[:, 0], other[:, 0])[0, 1]) > 0.9
@@ -73,7 +74,7 @@ def test_as_many_coordinates_as_ratings_movies_and_users_allow():
 @pytest.mark.parametrize("matrix", [np.ones((64, 64), bool), np.arange(64)[None].repeat(64, 0) == 5],
                          ids=["everybody rated everything", "one movie is rated"])
 def test_where_all_rated_the_same_nobody_and_no_movie_stands_apart(matrix):
-    of_movies, of_users = coordinates(ratings_of(matrix), 64, 2, ALONE, CPU, with_users=True)
+    of_movies, of_users = coordinates(ratings_of(matrix), 64, 2, ALONE, CPU, num_users=64)
     assert of_movies.shape == of_users.shape == (64, 2)
     assert of_movies.abs().max() < 1e-6 and of_users.abs().max() < 1e-6
 
@@ -81,7 +82,7 @@ def test_where_all_rated_the_same_nobody_and_no_movie_stands_apart(matrix):
 @pytest.mark.parametrize("border", [30, 90])
 def test_two_ranks_find_what_one_does_though_one_of_them_has_nobody(border, matrix):
     """Each rank in a thread of its own; their sums meet at a barrier."""
-    whole = coordinates(ratings_of(matrix), 40, 2, ALONE, CPU, with_users=True)
+    whole = coordinates(ratings_of(matrix), 40, 2, ALONE, CPU, num_users=90)
     parts, barrier, found = [None, None], threading.Barrier(2), {}
 
     class Rank:
@@ -97,10 +98,8 @@ def test_two_ranks_find_what_one_does_though_one_of_them_has_nobody(border, matr
             barrier.wait()
 
     def work(rank: int) -> None:
-        own = matrix.copy()
-        own[border:] &= rank == 1
-        own[:border] &= rank == 0
-        found[rank] = coordinates(ratings_of(own), 40, 2, Rank(rank), CPU, with_users=True)
+        own = ratings_of((matrix[:border], matrix[border:])[rank])
+        found[rank] = coordinates(replace(own, first_user=rank * border), 40, 2, Rank(rank), CPU, num_users=90)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:

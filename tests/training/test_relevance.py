@@ -129,7 +129,7 @@ def test_of_many_users_with_few_ratings_a_fraction_is_drawn_whatever_their_momen
     """2,000 users of 8 ratings and 1,024 movies: 32 cells a rating are 16,000 * 32 / (2,000 * 1,024) of the users."""
     config = ModelConfig(2000, 1024, 8, 1, 5, 3.0, 4, 1, 4, relevance_dim=2)
     relevance, users = Relevance(config), torch.arange(2000)
-    trainer = RelevanceTrainer(relevance, torch.ones(1024), torch.full((2000,), 8), True, 0.001)
+    trainer = RelevanceTrainer(relevance, torch.ones(1024), 2000, 16_000, True, 0.001)
     assert trainer.fraction == 0.25
     row, number = users.repeat_interleave(8), torch.arange(16_000)
     batch = Batch(users, row, number % 1024, (1 + number % 5).float(), number % 8)

@@ -23,8 +23,8 @@ def test_baselines_of_validation_are_in_stars():
     """Of half stars: the mean is 3, that of users 4 and 2, of every movie 3; five ratings have half of a bias."""
     known, asked, none = ratings_of([8] * 5, [4] * 5), ratings_of([8], [4, 4]), ratings_of([], [])
     movies = Movies(np.arange(5, dtype=np.int32), np.zeros(5, np.int16), list("abcde"), np.full(5, 2, np.int32))
-    users, meta = Users(np.arange(2), np.array([0, 6, 13])), {"stars_step": 0.5, "stars_range": [0.5, 5],
-                                                              "split": {"num_validation": 3}}
+    users = Users(np.arange(2), np.array([0, 6, 13]))
+    meta = {"num_users": 2, "stars_step": 0.5, "stars_range": [0.5, 5], "split": {"num_validation": 3}}
     found = validation_baselines(DataSet(Path(), meta, users, movies, known, asked, none))
     assert found == pytest.approx({"global mean": 1.0, "user + movie bias": 0.5})
     meta["split"]["num_validation"] = 0
