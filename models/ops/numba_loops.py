@@ -14,6 +14,7 @@ import numpy as np
 
 CHUNK = 256  # ratings of a user that are taken together
 GAP = 8  # numbers between their rows: a power of two apart, rows share few lines of the cache
+RUN = 32  # ratings of which a compiled sum takes a turn; the rest one by one, which takes longer than a turn
 LANES = 64  # systems that are factorised side by side, about
 STRIP = 64  # scores that are looked at one by one only if one of them is high enough
 OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
@@ -77,11 +78,13 @@ def factorize(movies, target, indices, indptr, prior, l2, factor, right, first, 
             gram[:] = 0
             for chunk in range(indptr[user], indptr[user + 1], CHUNK):
                 count = min(indptr[user + 1] - chunk, CHUNK)
+                width = (count + RUN - 1) // RUN * RUN if 2 * count > RUN else count
+                across[:, count:width] = 0
                 for v in range(num_vectors):
                     lay_across(movies, indices[chunk:chunk + count], v, across)
                     for k in range(count):
                         across[dim, k] = target[chunk + k] - across[dim, k]
-                    add_products(across, count, dim, gram[v])
+                    add_products(across, width, dim, gram[v])
             for v in range(num_vectors):
                 lane, row = (user - begin) * num_vectors + v, 0
                 for i in range(dim):
