@@ -33,22 +33,23 @@ from training.batches import load_dataset
 from training.build import build_trainer
 
 *flags, target = sys.argv[1:]
-args, ranks, processes.BLOCK_ROWS = main.parse_args(flags), processes.start(), 7
-data = load_dataset(args.data_dir, ranks)
-trainer = build_trainer(args, data, torch.device("cpu"), ranks)
-main.resume(args, trainer, data.meta["fingerprint"])
-held = [{"users": engine.ratings.owned, "ratings": len(engine.ratings), "rows": len(engine.model.user_embedding),
-         "state": [len(table) for table in engine.user_rows.state.values()]} for engine in trainer.engines]
-before = [engine.model.user_embedding for engine in trainer.engines]
-with gathering.rows_of_all(trainer, Path(target)):
-    if ranks.is_main:
-        before_it = load_checkpoint(args.run_dir / "last.pt", None)
-        save_checkpoint(Path(target, "last.pt"), before_it | trainer.checkpoint(data.meta["fingerprint"])
-                        | trainer.state_dict())
-for engine, table in zip(trainer.engines, before, strict=True):
-    assert engine.model.user_embedding is engine.user_rows.table is table
-    assert {len(state) for state in engine.user_rows.state.values()} == {len(table)}
-Path(target, f"held{ranks.rank}.json").write_text(json.dumps(held))
+args, processes.BLOCK_ROWS = main.parse_args(flags), 7
+with processes.joined() as ranks:
+    data = load_dataset(args.data_dir, ranks)
+    trainer = build_trainer(args, data, torch.device("cpu"), ranks)
+    main.resume(args, trainer, data.meta["fingerprint"])
+    held = [{"users": engine.ratings.owned, "ratings": len(engine.ratings), "rows": len(engine.model.user_embedding),
+             "state": [len(table) for table in engine.user_rows.state.values()]} for engine in trainer.engines]
+    before = [engine.model.user_embedding for engine in trainer.engines]
+    with gathering.rows_of_all(trainer, Path(target)):
+        if ranks.is_main:
+            before_it = load_checkpoint(args.run_dir / "last.pt", None)
+            save_checkpoint(Path(target, "last.pt"), before_it | trainer.checkpoint(data.meta["fingerprint"])
+                            | trainer.state_dict())
+    for engine, table in zip(trainer.engines, before, strict=True):
+        assert engine.model.user_embedding is engine.user_rows.table is table
+        assert {len(state) for state in engine.user_rows.state.values()} == {len(table)}
+    Path(target, f"held{ranks.rank}.json").write_text(json.dumps(held))
 processes.leave(0)
 """
 
@@ -150,7 +151,7 @@ def test_a_run_of_some_ranks_goes_on_with_others(before, after, data_dir, whole,
 
 
 @pytest.mark.parametrize(("rank", "happens", "codes", "said"), [
-    (0, f"raise OSError({errno.ENOSPC}, 'no space')", [1, 1], "{run_dir}: the disk is full; go on with: python main"),
+    (0, f"raise OSError({errno.ENOSPC}, 'no space')", [1, 1], "{run_dir}: the disk is full; go on with: torchrun"),
     (1, "os.kill(os.getpid(), signal.SIGKILL)", [1, -9], "error: rank 0 stops because another process of the run"),
 ])
 def test_where_the_rows_do_not_come_together_the_checkpoint_before_is_kept(rank, happens, codes, said, data_dir,
