@@ -12,7 +12,7 @@ WIDTH = 80
 OFTEN = "8 of 10"  # heads the interval: so many such ratings lie in it
 REASON_WIDTH = 40  # columns of a title in a reason
 ID_WIDTH = 26  # columns of a movie_id that is text; JSON has it whole
-PLAIN = (str, int, bool, type(None))  # what JSON has as it is
+PLAIN = {str, int, bool, type(None)}  # what JSON has as it is
 
 
 def as_json(kind: str, recommendations: list[Recommendation], user_id: Id | None = None,
@@ -32,7 +32,8 @@ def as_json_object(value: dict) -> str:
             return round(part, 4)
         if kind is list:
             return [rounded(inner) for inner in part]
-        return {key: rounded(inner) for key, inner in (part if kind is dict else vars(part)).items()}
+        fields = part if kind is dict else vars(part)
+        return {key: inner if type(inner) in PLAIN else rounded(inner) for key, inner in fields.items()}
 
     return json.dumps(rounded(value), allow_nan=False)
 
