@@ -311,7 +311,7 @@ def test_planted_truth_is_recovered(tmp_path):
     raw, data, run = tmp_path / "raw", tmp_path / "data", tmp_path / "run"
     synthetic_netflix.generate(raw, seed=0)
     assert netflix_preprocess.main(["--raw_dir", str(raw), "--out_dir", str(data)]) == 0
-    assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "4", "--embedding_dim", "16",
+    assert main.main(["--data_dir", str(data), "--run_dir", str(run), "--epochs", "2", "--embedding_dim", "16",
                       "--ensemble_size", "2", "--hidden_dim", "32", "--relevance_weight", "0", "--num_threads", "1",
                       "--no-refit"]) == 0
     truth = np.load(raw / "planted_truth.npz", allow_pickle=False)
