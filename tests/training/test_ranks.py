@@ -80,8 +80,8 @@ def test_ranks_with_threads_meet_in_one_order(data_dir, tmp_path):
     """Both kinds of towers are trained side by side by the threads of one process, and one after the other by many."""
     flags = ["--data_dir", str(data_dir), "--blend", "both", "--lr", "0.0003"]
     assert main.main([*FLAGS, *flags, "--run_dir", str(tmp_path / "one")]) == 0
-    ends = processes(2, *flags, "--num_threads", "2", "--run_dir", str(tmp_path / "two"))
-    assert [end.returncode for end in ends] == [0, 0], ends[0].stderr
+    (end,) = torchrun(2, *flags, "--num_threads", "2", "--run_dir", str(tmp_path / "two"))  # threads outlive no fork
+    assert end.returncode == 0, end.stderr
     assert_same_run(load(tmp_path / "one"), load(tmp_path / "two"))
 
 
