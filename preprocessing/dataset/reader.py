@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ class UsersFile:
             self.has_text_ids = pa.types.is_string(self._file.schema_arrow.field("user_id").type)
             self._group_starts = _group_starts(self._file)
             metadata = self._file.metadata
-            self._read_group = lru_cache(GROUPS_KEPT)(self._read_group_anew)
+            self._read_group = lru_cache(GROUPS_KEPT)(partial(_read_user_group, self._file, self.path))
             self._lowest_ids = [metadata.row_group(group).column(0).statistics.min
                                 for group, num_rows in enumerate(np.diff(self._group_starts)) if num_rows]
 
@@ -99,7 +99,7 @@ class UsersFile:
         """Yield the users of one row group after the other."""
         end, last_id = 0, None
         for group in range(len(self._group_starts) - 1):
-            users = self._read_group(group)
+            users = _read_user_group(self._file, self.path, group)  # once: nothing is kept
             if len(users.user_id):
                 with damage_named(self.path):
                     demand(users.offset[0] == end and (last_id is None or users.user_id[0] > last_id),
@@ -124,10 +124,6 @@ class UsersFile:
         """Return the id of a user."""
         group = bisect_right(self._group_starts, user_idx) - 1
         return self._read_group(group).user_id[user_idx - self._group_starts[group]].item()
-
-    def _read_group_anew(self, group: int) -> Users:
-        with damage_named(self.path):
-            return _users_of(_read_row_group(self._file, group, use_threads=False))
 
 
 class RatingsFile:
@@ -215,6 +211,12 @@ def _years(chunk: pa.Array) -> np.ndarray:
     if valid is None:
         return years
     return years * np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[chunk.offset:][:len(chunk)]
+
+
+def _read_user_group(file: pq.ParquetFile, path: Path, group: int) -> Users:
+    """Read one row group of users.parquet."""
+    with damage_named(path):
+        return _users_of(_read_row_group(file, group, use_threads=False))
 
 
 def _users_of(table: pa.Table) -> Users:
