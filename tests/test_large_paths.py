@@ -227,7 +227,7 @@ def test_users_are_read_by_row_groups_that_follow_each_other(cut, monkeypatch):
     assert np.concatenate([users.user_id for users in groups]).tolist() == whole.user_id.tolist()
     assert [*np.concatenate([users.offset[:-1] for users in groups]), groups[-1].offset[-1]] == whole.offset.tolist()
     for order in ([1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 3, 4, 5], [1, 2, 3, 4, 5, 6, 0]):
-        monkeypatch.setattr(file, "_read_group", lambda group, order=order: groups[order[group]])
+        monkeypatch.setattr(reader, "_read_user_group", lambda *args, order=order: groups[order[args[-1]]])
         with pytest.raises(DataError, match=r"users\.parquet"):
             list(file.read_groups())
 
