@@ -118,18 +118,22 @@ class Blend(nn.Module):
         trust, above_means = self._of_means(context, len(user_idx))
         return Predictions(score, trust[target.row], above_means[target.row], target.movie_idx)
 
-    def user_vectors(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context,
-                     day: int) -> torch.Tensor:
+    def user_vectors(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context, day: int,
+                     are_new: bool = False) -> torch.Tensor:
         """Return users' vectors as of a day, float (B, P), such that their product with `movie_vectors` is the score;
         arguments as for `predict`, but user_idx is None for one person whom the data set does not know."""
-        return self.join(self.user_based.user_vectors(movies, self._embedding(user_idx), context, day), user_idx,
-                         context)
+        vectors = self.user_based.user_vectors(movies, self._embedding(user_idx, are_new), context, day)
+        return self.join(vectors, None if are_new else user_idx, context)
 
     def join(self, vectors: torch.Tensor, user_idx: torch.Tensor | None, context: Context) -> torch.Tensor:
-        """Return `user_vectors` of users' vectors from the user-based towers, float (B, E (D + 2))."""
+        """Return `user_vectors` of users' vectors from the user-based towers, float (B, E (D + 2)).
+
+        Args:
+            user_idx: None for people whom the data set does not know.
+        """
         trust, above_means = self._of_means(context, len(vectors))
         if self.item_based is not None and user_idx is None:
-            vectors = torch.cat([vectors, vectors.new_zeros(1, self.folded_in.shape[1])], 1)
+            vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), self.folded_in.shape[1])], 1)
         elif self.item_based is not None:
             vectors = torch.cat([vectors, self.item_based.movie_vectors(0, user_idx)], 1) / 2
         rest = (1 - trust).unsqueeze(1)

@@ -8,7 +8,8 @@ The taste t_u is pooled from a user's context ratings with tables of its own, (|
 the multinomial likelihood of the movies that a user likes among all that they have not seen (Liang et al. 2018,
 "Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches
 the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
-unseen after all training ratings is another choice than what is left after some of them.
+unseen after all training ratings is another choice than what is left after some of them. So people whom the data set
+does not know, who have told a few of their ratings, have weights of their own.
 
 Letters: B users, R context ratings, T targets, M movies, N movies of a sample, L coordinates of a taste, P of a vector
 of the rating.
@@ -25,6 +26,7 @@ from models.ops.ragged import gather_distinct, pool
 from models.ops.rating_pattern import counts, distinct, positions
 from models.user_tower import Context
 
+UNFITTED = (1.0, 1.0, 0.0)  # weights before they are fitted
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
 
 
@@ -32,7 +34,7 @@ class Relevance(nn.Module):
     """Tastes of users and vectors of movies, whose product, with a movie's popularity and its rating, is relevance."""
 
     movie_mean: torch.Tensor  # float (M,), as MovieTower.mean
-    weights: torch.Tensor  # (3,), of taste, popularity, rating
+    weights: torch.Tensor  # (2, 3), of taste, popularity, rating: of users of the data set, and of people new to it
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class Relevance(nn.Module):
         self.vectors = nn.Parameter(torch.randn(num_movies, dim) * 0.05)
         self.popularity = nn.Parameter(torch.zeros(num_movies))
         self.register_buffer("movie_mean", torch.zeros(num_movies))
-        self.register_buffer("weights", torch.tensor([1.0, 1.0, 0.0]))
+        self.register_buffer("weights", torch.tensor(UNFITTED).repeat(2, 1))
 
     @torch.no_grad()
     def set_statistics(self, movie_mean: torch.Tensor, num_ratings: torch.Tensor) -> None:
@@ -77,13 +79,13 @@ class Relevance(nn.Module):
             pooled = pool(self.history, weight, row, movie_idx, num_users)
         return pooled * (count + 1).rsqrt().unsqueeze(1)
 
-    def contributions(self, context: Context, movie_idx: torch.Tensor) -> torch.Tensor:
+    def contributions(self, context: Context, movie_idx: torch.Tensor, is_new: bool) -> torch.Tensor:
         """Return what each rating of one person adds to the relevance of movies, int64 (T,), through their taste, float
-        (T, R): the taste is a sum over the ratings."""
+        (T, R): the taste is a sum over the ratings; `is_new` as for `user_vectors`."""
         count = counts(context.row, 1)
         by_residual, by_presence = self.history[context.movie_idx].chunk(2, 1)
         parts = self._surprise(context, count).unsqueeze(1) * by_residual + by_presence
-        return self.weights[0] * (count + 1).rsqrt() * (self.vectors[movie_idx] @ parts.T)
+        return self.weights[int(is_new), 0] * (count + 1).rsqrt() * (self.vectors[movie_idx] @ parts.T)
 
     def _surprise(self, context: Context, count: torch.Tensor) -> torch.Tensor:
         """Return how far ratings lie above the means of their movies and of their users, in units, float (R,)."""
@@ -92,15 +94,17 @@ class Relevance(nn.Module):
         mean = surprise.new_zeros(len(count)).index_add_(0, context.row, surprise) / (count + MEAN_SHRINK)
         return surprise - mean.index_select(0, context.row)
 
-    def user_vectors(self, context: Context, rating_vectors: torch.Tensor) -> torch.Tensor:
+    def user_vectors(self, context: Context, rating_vectors: torch.Tensor, are_new: bool = False) -> torch.Tensor:
         """Return users' vectors, float (B, L + 1 + P), whose product with `movie_vectors` is relevance.
 
         Args:
             context: what is known of the users.
             rating_vectors: float (B, P), their vectors of the rating, p_u.
+            are_new: the data set does not know them.
         """
         tastes, one = self.tastes(context, len(rating_vectors)), rating_vectors.new_ones(len(rating_vectors), 1)
-        return torch.cat([self.weights[0] * tastes, self.weights[1] * one, self.weights[2] * rating_vectors], 1)
+        of_taste, of_popularity, of_rating = self.weights[int(are_new)]
+        return torch.cat([of_taste * tastes, of_popularity * one, of_rating * rating_vectors], 1)
 
     def movie_vectors(self, rating_vectors: torch.Tensor) -> torch.Tensor:
         """Return all movies' vectors, float (M, L + 1 + P), from their vectors of the rating, q_m, float (M, P)."""

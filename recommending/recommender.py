@@ -438,8 +438,9 @@ class Recommender:
         effects = trust * effects + (1 - trust) * of_means
         if rank_by == "relevance" and self.model.relevance is not None:
             relevance = self.model.relevance
-            of_taste = relevance.contributions(_context(history), torch.from_numpy(listed)).numpy()
-            effects = of_taste + float(relevance.weights[2]) * effects
+            is_new = history.user_idx is None
+            of_taste = relevance.contributions(_context(history), torch.from_numpy(listed), is_new).numpy()
+            effects = of_taste + float(relevance.weights[int(is_new), 2]) * effects
         best = (-effects).argsort(1, kind="stable")[:, :num_reasons]
         for recommendation, *reasons in zip(recommendations, movie_idx[best].tolist(), stars[best].tolist(),
                                             np.take_along_axis(effects, best, 1).tolist(), strict=True):
@@ -483,7 +484,8 @@ class Recommender:
         if self.model.relevance is None:
             raise DataError("this run has no order by relevance; train one: python main.py --relevance_weight 1 "
                             "--run_dir DIR")
-        return self._relevance_vectors @ self.model.relevance.user_vectors(_context(history), vector.unsqueeze(0))[0]
+        user = self.model.relevance.user_vectors(_context(history), vector.unsqueeze(0), history.user_idx is None)[0]
+        return self._relevance_vectors @ user
 
     @cached_property
     def _relevance_vectors(self) -> torch.Tensor:

@@ -286,7 +286,7 @@ class Model:
         n, surprise = len(known.movie), self.users.surprise(known)
         by_residual, by_presence = np.hsplit(self.tensors["history"][known.movie], 2)
         parts = (surprise - surprise.sum() / (n + SHRINK))[:, None] * by_residual + by_presence
-        of_taste, _, of_score = self.tensors["weights"]
+        of_taste, _, of_score = self.tensors["weights"][int(user is None)]
         taste = parts @ self.tensors["vectors"][movie] / np.sqrt(n + 1)
         return of_taste * taste + of_score * self.effects(user, known, movie)
 
@@ -296,7 +296,7 @@ class Model:
         return np.array([taste, self.tensors["popularity"], self.scores(user, known, day)])
 
     def relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
-        return self.tensors["weights"] @ self.of_relevance(user, known, day)
+        return self.tensors["weights"][int(user is None)] @ self.of_relevance(user, known, day)
 
 
 def best(score: np.ndarray, allowed: np.ndarray, top_n: int = 10) -> np.ndarray:
@@ -389,9 +389,9 @@ def test_metrics(model: Model) -> dict[str, dict[str, float]]:
 
 
 def stack(model: Model, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights of relevance after steps of Newton's method from (1, 1, 0), none longer than 1, and the
-    gradient there. They maximise the likelihood of what users like in validation, among the movies with training
-    ratings that are not known to be theirs, with a Gaussian prior around where they begin."""
+    """Return the weights of relevance of known users after steps of Newton's method from (1, 1, 0), none longer than
+    1, and the gradient there. They maximise the likelihood of what users like in validation, among the movies with
+    training ratings that are not known to be theirs, with a Gaussian prior around where they begin."""
     weights = begin = np.array([1.0, 1.0, 0.0])
     users = []
     for user, own in enumerate(by_user(model.data.split("validation"), len(model.known))):

@@ -363,7 +363,7 @@ def test_weights_of_relevance_are_fitted_in_blocks_and_to_a_share_of_the_users(d
             monkeypatch.setattr(relevance, name, cells)
         counts.clear()
         fit_weights(model, data.train, data.validation, users, 1, data.last_day)
-        weights.append(model.relevance.weights.tolist())
+        weights.append(model.relevance.weights[0].tolist())
     number = sum(counts) // 2  # of users; of each, training and validation ratings are read
     if name == "BLOCK_CELLS":
         assert (number, max(counts)) == (400, max(cells // 91, 1)) and weights[1] == pytest.approx(weights[0], rel=1e-5)

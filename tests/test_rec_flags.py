@@ -67,7 +67,7 @@ def draw_weights(run: Path, data: Path, level: bool = False) -> None:
     for name, weight in (dict(model.named_parameters()) | dict(model.named_buffers())).items():
         if name.endswith("user_embedding") or isinstance(weight, torch.nn.Parameter):
             weight.copy_(weight * ("log_" in name) + 0.35 * torch.randn(weight.shape))
-    model.relevance.weights.copy_(torch.tensor([0.7, 1.2, 0.3]))
+    model.relevance.weights.copy_(torch.tensor([[0.7, 1.2, 0.3], [0.9, 0.8, 0.5]]))
     if model.item_based is not None:
         fold_in_movies(model, load_dataset(data, with_validation=True))
     if level:  # without the MLP, which makes equal vectors of equal rows but for rounding

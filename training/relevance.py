@@ -12,9 +12,10 @@ import torch
 from models.blend import Blend
 from models.ops.ranks import ALONE, Ranks
 from models.ops.rating_pattern import counts, positions
-from models.relevance import Candidates, Relevance, sampling_probabilities
-from training.batches import Batch, RatingTensors, batch_of, uniform
+from models.relevance import UNFITTED, Candidates, Relevance, sampling_probabilities
+from training.batches import Batch, RatingTensors, batch_of, in_context_of, uniform
 from training.halves import Part
+from training.link import NEW_SEED
 from training.metrics import relevant_stars
 from training.optimizer import relevance_optimizers
 
@@ -129,16 +130,17 @@ def before_a_moment(batch: Batch, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, users: torch.Tensor,
-                stars_step: float, day: int, ranks: Ranks = ALONE) -> None:
+                stars_step: float, day: int, ranks: Ranks = ALONE, are_new: bool = False) -> None:
     """Fit the weights of taste, popularity and rating to the validation ratings of `relevant_stars` of some users.
 
-    They maximise the multinomial likelihood of these movies among those that the users have not seen, by Newton's
+    They maximise the multinomial likelihood of these movies among those that the users have not told of, by Newton's
     method, no step longer than 1, and begin at what they are.
 
     Args:
         known: what is known of the users.
         users: user_idx int64, of this rank, the same fraction on all ranks.
         day: of the scores.
+        are_new: fit the weights of new people: take the users for such, who have told any number of their ratings.
     """
     relevance, movies = model.eval().relevance, model.movie_table()
     assert relevance is not None
@@ -151,15 +153,17 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
     blocks = []
     for block in users.split(max(BLOCK_CELLS // num_movies, 1)):
         context, asked = batch_of(known, block, stars_step), batch_of(validation, block, stars_step)
-        score = model.user_vectors(movies, block, context.context(), day) @ movie_vectors.T
+        if are_new:
+            context = context.subset(in_context_of(context, NEW_SEED, any_size=1.0))
+        score = model.user_vectors(movies, block, context.context(), day, are_new) @ movie_vectors.T
         taste = relevance.tastes(context.context(), len(block)) @ relevance.vectors.T
         terms = torch.stack([taste, relevance.popularity.expand_as(taste), score])  # (3, B, M)
         hidden = unrated.expand_as(taste).clone()
         hidden[context.row, context.movie_idx] = True
         liked = asked.stars >= relevant_stars(model.config.stars_low, model.config.stars_high)
         blocks.append((terms, hidden, asked.row[liked], asked.movie_idx[liked]))
-    prior = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, device=device)
-    weights = relevance.weights.double()
+    prior = torch.tensor(UNFITTED, dtype=torch.float64, device=device)
+    weights = relevance.weights[int(are_new)].double()
     for _ in range(STACKING_STEPS):
         gradient, curvature = STACKING_PRIOR * (prior - weights), STACKING_PRIOR * torch.eye(3, device=device).double()
         sums = torch.zeros(3, 4, dtype=torch.float64, device=device)
@@ -174,7 +178,7 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
         ranks.sum_(sums)
         change = torch.linalg.solve(curvature + sums[:, 1:], gradient + sums[:, 0])
         weights = weights + change / change.norm().clamp(min=1)
-    relevance.weights.copy_(weights)
+    relevance.weights[int(are_new)] = weights
 
 
 @torch.no_grad()

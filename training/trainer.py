@@ -176,8 +176,8 @@ class Trainer:
                 partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
                 for users, are_new in zip(self.spread_users, (False, True), strict=True)]
             if model.relevance is not None:
-                tasks.append(partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day,
-                                     ranks))
+                tasks += [partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day, ranks,
+                                  are_new) for are_new in (False, True)]
             known, new, *_ = self._side_by_side(tasks)
             score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
             fit_spread(model.link, score, stars_of_some, features, ranks)

@@ -68,12 +68,14 @@ def test_users_who_have_seen_every_movie_have_no_gradient():
 
 @torch.no_grad()
 def test_relevance_is_one_inner_product_of_taste_popularity_and_rating(model):
-    model.relevance.weights.copy_(torch.tensor([0.7, 1.2, 0.3]))
+    model.relevance.weights.copy_(torch.tensor([[0.7, 1.2, 0.3], [0.9, 0.8, 0.5]]))
     movies, users = model.movie_table(), torch.tensor([3, 1])
     ratings, movies = model.user_vectors(movies, users, CONTEXT, 9), model.movie_vectors(9)
     products = model.relevance.user_vectors(CONTEXT, ratings) @ model.relevance.movie_vectors(movies).T
     taste = model.relevance.tastes(CONTEXT, 2) @ model.relevance.vectors.T
     torch.testing.assert_close(products, 0.7 * taste + 1.2 * model.relevance.popularity + 0.3 * ratings @ movies.T)
+    products = model.relevance.user_vectors(CONTEXT, ratings, are_new=True) @ model.relevance.movie_vectors(movies).T
+    torch.testing.assert_close(products, 0.9 * taste + 0.8 * model.relevance.popularity + 0.5 * ratings @ movies.T)
 
 
 @torch.no_grad()

@@ -187,7 +187,7 @@ def test_each_of_two_ranks_measures_and_fits_to_validation_what_one_does(cells, 
         model.user_based.keep_users(*data.train.owned)
         fit_weights(model, data.train, data.validation, data.train.users(), 1, data.last_day, ranks)
         errors = predict_errors(model, data.train, data.validation, 1, ranks)
-        return [errors.count, errors.rmse, errors.mae], model.relevance.weights.tolist()
+        return [errors.count, errors.rmse, errors.mae], model.relevance.weights.flatten().tolist()
 
     (errors, weights), *others = measure(Ranks()), *in_threads(2, measure, monkeypatch)
     assert errors[0] == read_meta(data_dir)["split"]["num_validation"]

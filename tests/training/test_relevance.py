@@ -1,6 +1,7 @@
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 
 from main import parse_args
@@ -10,9 +11,10 @@ from models.ops.ranks import ALONE
 from models.relevance import Relevance
 from training import engine as training_engine
 from training import relevance as training_relevance
-from training.batches import Batch, batch_of, load_dataset
+from training.batches import Batch, batch_of, in_context_of, load_dataset
 from training.build import build_trainer
 from training.evaluation import scorer
+from training.link import NEW_SEED
 from training.metrics import evaluate_ranking
 from training.relevance import RelevanceTrainer, before_a_moment, fit_weights, relevance_scorer
 
@@ -28,7 +30,9 @@ def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir,
     assert {name for name in with_it if name not in without} == {
         f"relevance.{name}" for name in ("history", "vectors", "popularity", "movie_mean", "weights")}
     assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
-    assert (with_it["relevance.weights"] != torch.tensor([1.0, 1.0, 0.0])).all()
+    known, new = with_it["relevance.weights"]
+    assert (known != torch.tensor([1.0, 1.0, 0.0])).all() and (new != torch.tensor([1.0, 1.0, 0.0])).all()
+    assert (known != new).all()
 
 
 def test_of_very_many_users_only_some_steps_train_relevance(data_dir, monkeypatch):
@@ -65,24 +69,38 @@ def test_relevance_orders_better_than_popularity_and_than_stars(data_dir, run_di
     assert ndcg[0] > max(ndcg[1:])
 
 
-def test_weights_maximise_the_likelihood_of_what_validation_users_liked(data_dir, run_dir):
+@pytest.mark.parametrize("are_new", [False, True])
+def test_weights_maximise_the_likelihood_of_what_validation_users_liked(data_dir, run_dir, are_new):
+    """New people have told of some of their ratings, and nothing else is known of them."""
     data = load_dataset(data_dir)
     model, _ = load_model(run_dir / "best.pt", data.meta["fingerprint"])
-    users = data.validation.offset.diff().nonzero().squeeze(1)
+    relevance, users = model.relevance, data.validation.offset.diff().nonzero().squeeze(1)
+    others = relevance.weights[int(not are_new)].tolist()
     for _ in range(5):
-        fit_weights(model, data.train, data.validation, users, 1, data.last_day)
+        fit_weights(model, data.train, data.validation, users, 1, data.last_day, are_new=are_new)
+    assert relevance.weights[int(not are_new)].tolist() == others
     known, asked = batch_of(data.train, users), batch_of(data.validation, users)
+    if are_new:
+        known = known.subset(in_context_of(known, NEW_SEED, any_size=1.0))
+        with torch.no_grad():
+            model.user_based.user_embedding.fill_(torch.nan)
+            if model.item_based is not None:
+                model.item_based.movie_tower.embedding.fill_(torch.nan)
     asked = asked.subset(asked.stars >= 4)
+    movies, context = model.movie_table(), known.context()
+    ratings = model.user_vectors(movies, users, context, data.last_day, are_new)
+    movie_vectors = relevance.movie_vectors(model.movie_vectors(data.last_day, movies))
 
+    @torch.no_grad()
     def objective(weights: list[float]) -> float:
-        model.relevance.weights.copy_(torch.tensor(weights))
-        score = relevance_scorer(model, data.train, 1, data.last_day)(users).double()
+        relevance.weights[int(are_new)] = torch.tensor(weights)
+        score = (relevance.user_vectors(context, ratings, are_new) @ movie_vectors.T).double()
         score[known.row, known.movie_idx] = -torch.inf
         score[:, torch.tensor(data.movies.num_train_ratings) == 0] = -torch.inf
         prior = sum((weight - start)**2 for weight, start in zip(weights, (1, 1, 0), strict=True)) / 2
         return float(score.log_softmax(1)[asked.row, asked.movie_idx].sum()) - prior
 
-    fitted = model.relevance.weights.tolist()
+    fitted = relevance.weights[int(are_new)].tolist()
     best = objective(fitted)
     for place in range(3):
         for change in (-0.03, 0.03):
