@@ -1,26 +1,31 @@
 """Draw the RMSE on the test part against seconds of fitting, for the towers and for the peers beside them.
 
     python benchmarks/learning_curve.py --data_dir data/processed --out benchmarks/learning_curve.png
-    python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --cpu_time
+    python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --trials libmf=12 als=12 --cpu_time
 
-    two towers   main.py --no-refit, measured after every epoch; only the training of the epochs is counted,
-                 not validation or this measurement; the star is the epoch that validation chooses
+    two towers   main.py with default flags, measured after every epoch; only the training of the epochs is counted,
+                 not validation or this measurement; the star is the end of the second fit, to training and validation
+                 ratings for as many epochs as validation chose. Where main.py makes no second fit (beyond 10 million
+                 ratings), and with --no-refit, it is the epoch that validation chose
     the peers    as compare_accuracy.py has them, each point a fit of its own from the start, with so many rounds:
-                 epochs of SVD and SVD++, iterations of ALS and LIBMF, kept samples of myFM; see ROUNDS and --rounds
+                 epochs of SVD and SVD++, iterations of ALS and LIBMF, kept samples of myFM's models; see ROUNDS and
+                 --rounds. With --trials, with the other settings that predict the validation part best
 
-All run one after the other with --num_threads threads. Peers are fitted on training and validation ratings, the towers
-on training ratings; all know both when they are asked. The picture is of the test part and chooses nothing: settings
-and the number of epochs come from validation. Early points far above the bias model lie outside the picture.
+All run one after the other with --num_threads threads. Peers are fitted on training and validation ratings; all know
+both when they are asked. The picture is of the test part and chooses nothing: settings and the number of epochs come
+from validation. Early points far above the bias model lie outside the picture.
 
-Prints a row per point; the last line is JSON with the same, and time_to_svdpp: seconds until the towers' curve first is
-at or below the RMSE of SVD++ with its full rounds, over the seconds of that fit; null where either is missing. Needs
-requirements-bench.txt.
+Prints a row per point, with the seconds until the towers are as good, over those of the fit; above 1 the peer is
+sooner. The last line is JSON with the same. Needs requirements-bench.txt.
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,10 +46,11 @@ from benchmarks.compare_accuracy import (
     names_of,
     test_errors,
 )
-from benchmarks.peers import PACKAGES, PEERS, fit_bias
+from benchmarks.peers import PACKAGES, PEERS, choose_settings, fit_bias, validation_rmse
 from models.ops.ranks import ALONE
 from training.batches import DataSet, load_dataset
 from training.evaluation import fold_in_movies, predict_errors
+from training.trainer import Trainer
 
 ROUNDS = {  # the argument of the peer's fit, and its values, the last one being its full fit
     "svd": ("n_epochs", (1, 2, 5, 10, 20)),
@@ -52,11 +58,15 @@ ROUNDS = {  # the argument of the peer's fit, and its values, the last one being
     "als": ("niter", (1, 2, 3, 5, 10)),
     "libmf": ("nr_iters", (5, 10, 25, 50, 100)),
     "myfm": ("num_samples", (10, 30, 100, 300)),
+    "myfm_svdpp": ("num_samples", (10, 30, 100, 300)),
+    "myfm_time": ("num_samples", (10, 30, 100, 300)),
 }
-TITLES = {name: PEERS[name].title for name in ROUNDS} | {"two_tower": "two towers"}
+TOWERS = {"two_tower": "two towers", "second_fit": "the second fit"}
+TITLES = {name: PEERS[name].title for name in ROUNDS} | TOWERS
 STYLES = {  # colours of Okabe and Ito (2008), which the colour-blind tell apart, and markers for print
-    "two_tower": ("#0072B2", "o"), "svd": ("#E69F00", "s"), "svdpp": ("#D55E00", "D"), "als": ("#009E73", "^"),
-    "libmf": ("#56B4E9", "v"), "myfm": ("#CC79A7", "P"),
+    "two_tower": ("#0072B2", "o"), "second_fit": ("#0072B2", "."), "svd": ("#E69F00", "s"), "svdpp": ("#D55E00", "D"),
+    "als": ("#009E73", "^"), "libmf": ("#56B4E9", "v"), "myfm": ("#CC79A7", "P"), "myfm_svdpp": ("#F0E442", "X"),
+    "myfm_time": ("black", "h"),
 }
 LABEL_GAP = 0.05  # least distance of two labels, in heights of the axes
 
@@ -80,6 +90,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "(default: all whose packages are installed, but libmf)")
     parser.add_argument("--rounds", type=parse_rounds, nargs="+", default=[], metavar="NAME=N,N",
                         help="how many rounds a peer is fitted with, instead of those of ROUNDS")
+    parser.add_argument("--trials", type=parse_rounds, nargs="+", default=[], metavar="NAME=N",
+                        help="how many settings of a peer to try on the validation part (default: none, those of "
+                        "benchmarks/peers.py)")
+    parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed to main.py (default: neither)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: %(default)s)")
     add_cpu_time(parser)
     args = parser.parse_args(argv)
@@ -108,13 +122,14 @@ def draw_curves(args: argparse.Namespace) -> None:
     data = check(args.data_dir)
     check_folder_of("--out", args.out)
     rounds = {name: numbers for name, (_, numbers) in ROUNDS.items()} | dict(args.rounds)
-    points, chosen = measure_towers(args.data_dir, data, args.seed, args.num_threads)
-    curves = {"two_tower": points}
+    curves, chosen = measure_towers(args.data_dir, data, args.seed, args.num_threads, args.refit)
+    settings = {name: best_settings(name, args, number) for name, (number, *_) in args.trials if name in peers}
     fits = [(name, number) for name in peers for number in rounds[name]]
     with tqdm(fits, unit=" fits", disable=None) as bar:
         for name, number in bar:
             bar.set_description(f"{name}, {number} rounds")
-            fitted = PEERS[name].fit(data, args.seed, args.num_threads, **{ROUNDS[name][0]: number})
+            fitted = PEERS[name].fit(data, args.seed, args.num_threads,
+                                     **settings.get(name, {}) | {ROUNDS[name][0]: number})
             point = {"rounds": number, "seconds": fitted.fit_s, "rmse": test_errors(fitted, data).rmse}
             curves.setdefault(name, []).append(point)
             bar.write(f"{name}, {number} rounds: RMSE {point['rmse']:.4f}, {fitted.fit_s:.1f} s", file=sys.stderr)
@@ -122,49 +137,80 @@ def draw_curves(args: argparse.Namespace) -> None:
     protocol = (f"{args.data_dir.resolve().name}, split {data.meta['split']['method']}, {len(data.test):,} test "
                 f"ratings, seed {args.seed}, {args.num_threads} thread(s){', processor time' if args.cpu_time else ''}")
     print(protocol)
-    print(f"{'':<24}{'ROUNDS':>8}{'SECONDS':>10}{'RMSE':>9}")
+    print(f"{'':<24}{'ROUNDS':>8}{'SECONDS':>10}{'RMSE':>9}{'TOWERS AS GOOD AFTER':>23}")
     print(f"{PEERS['bias'].title:<24}{'':>18}{bias:>9.4f}")
     for name, points in curves.items():
         for point in points:
-            print(f"{TITLES[name]:<24}{point['rounds']:>8}{point['seconds']:>10.1f}{point['rmse']:>9.4f}"
-                  + (" *" if name == "two_tower" and point["rounds"] == chosen else ""))
+            row = f"{TITLES[name]:<24}{point['rounds']:>8}{point['seconds']:>10.1f}{point['rmse']:>9.4f}"
+            if name in ROUNDS:
+                point["towers_as_good_s"] = seconds = seconds_until(curves, point["rmse"])
+                row += "never".rjust(23) if seconds is None else (f"{seconds:>10.1f} s, "
+                                                                  f"{seconds / point['seconds']:>5.2f} times")
+            print(row + (" *" if point is chosen else ""))
     plot(args.out, curves, bias, chosen, protocol)
     print(f"see {args.out}")
-    print(json.dumps({"curves": curves, "bias": bias, "chosen_epoch": chosen, "time_to_svdpp": time_to_svdpp(curves),
+    print(json.dumps({"curves": curves, "bias": bias, "chosen": chosen, "settings": settings,
                       "data_dir": str(args.data_dir), "seed": args.seed, "num_threads": args.num_threads,
                       "cpu_time": args.cpu_time}))
 
 
-def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int) -> tuple[list[dict], int]:
-    """Train the towers as main.py does; return a point per epoch, and the epoch that validation chooses.
+def best_settings(name: str, args: argparse.Namespace, num_trials: int) -> dict:
+    """Return the settings of a peer's grid, or of a sample of it, that predict the validation part best, its rounds
+    left out."""
+    data = load_dataset(args.data_dir)
+    tried = choose_settings(PEERS[name].grid, num_trials, partial(validation_rmse, PEERS[name], data, args.num_threads),
+                            "rmse")
+    print(f"{name}, best on validation: {tried[:1]}", file=sys.stderr)
+    return {key: value for key, value in (tried or [{}])[0].items() if key not in ("rmse", ROUNDS[name][0])}
+
+
+def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int,
+                   refit: bool | None) -> tuple[dict[str, list[dict]], dict]:
+    """Train the towers as main.py does; return the curves of the first fit and, if there is one, the second, a point
+    per epoch, and the point of the model that main.py keeps.
 
     Args:
         known: the data set with all that is known before the test as its training part.
+        refit: the flag of main.py.
     """
     flags = ["--data_dir", str(data_dir), "--seed", str(seed), "--num_threads", str(num_threads), "--device", "cpu"]
-    trainer = train_command.build_trainer(train_command.parse_args(flags), load_dataset(data_dir), torch.device("cpu"),
+    args = train_command.parse_args(flags)
+
+    def points_of(trainer: Trainer, name: str, seconds: float = 0.0) -> Iterator[dict]:
+        for metrics in trainer.epochs():
+            seconds += metrics.seconds
+            if trainer.model.item_based is not None:
+                fold_in_movies(trainer.model, known)
+            rmse = predict_errors(trainer.model, known.train, known.test, known.meta["stars_step"]).rmse
+            print(f"{name}, epoch {metrics.epoch}: RMSE {rmse:.4f}, {seconds:.1f} s", file=sys.stderr)
+            yield {"rounds": metrics.epoch, "seconds": seconds, "rmse": rmse}
+
+    data = load_dataset(data_dir)
+    trainer = train_command.build_trainer(args, data, torch.device("cpu"), ALONE)
+    points, link = [], {}
+    for point in points_of(trainer, "two_tower"):
+        points.append(point)
+        if trainer.best_epoch == point["rounds"]:
+            link = {name: value.clone() for name, value in trainer.model.link.state_dict().items()}
+    best = trainer.best_epoch
+    curves = {"two_tower": points}
+    wanted = data.meta["split"]["num_train"] <= train_command.REFIT_RATINGS if refit is None else refit
+    if not (wanted and len(data.validation)):
+        return curves, points[best - 1]
+    trainer = train_command.build_trainer(args, load_dataset(data_dir, with_validation=True), torch.device("cpu"),
                                           ALONE)
-    points, seconds = [], 0.0
-    for metrics in trainer.epochs():
-        seconds += metrics.seconds
-        if trainer.model.item_based is not None:
-            fold_in_movies(trainer.model, known)
-        rmse = predict_errors(trainer.model, known.train, known.test, known.meta["stars_step"]).rmse
-        points.append({"rounds": metrics.epoch, "seconds": seconds, "rmse": rmse})
-        print(f"two_tower, epoch {metrics.epoch}: RMSE {rmse:.4f}, {seconds:.1f} s", file=sys.stderr)
-    return points, trainer.best_epoch
+    trainer.model.link.load_state_dict(link)
+    curves["second_fit"] = list(itertools.islice(points_of(trainer, "second fit", points[-1]["seconds"]), best))
+    return curves, curves["second_fit"][-1]
 
 
-def time_to_svdpp(curves: dict[str, list[dict]]) -> float | None:
-    """Return the towers' seconds to the RMSE of the last fit of SVD++, over the seconds of that fit."""
-    if "svdpp" not in curves:
-        return None
-    goal = curves["svdpp"][-1]
-    reached = [point["seconds"] for point in curves["two_tower"] if point["rmse"] <= goal["rmse"]]
-    return reached[0] / goal["seconds"] if reached else None
+def seconds_until(curves: dict[str, list[dict]], rmse: float) -> float | None:
+    """Return the seconds after which the towers' curves first are at or below an RMSE; None if they never are."""
+    return min((point["seconds"] for name in TOWERS for point in curves.get(name, []) if point["rmse"] <= rmse),
+               default=None)
 
 
-def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: int, protocol: str) -> None:
+def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: dict, protocol: str) -> None:
     """Draw the curves, 900 pixels wide, with the name and the last RMSE at the end of each, the towers' the chosen."""
     import matplotlib
 
@@ -175,9 +221,8 @@ def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: int, pr
     for name, points in curves.items():
         colour, marker = STYLES[name]
         axes.plot([point["seconds"] for point in points], [point["rmse"] for point in points], marker=marker, ms=5,
-                  color=colour, lw=2.5 if name == "two_tower" else 1.5, zorder=3 if name == "two_tower" else 2)
-    best = curves["two_tower"][chosen - 1]
-    axes.plot(best["seconds"], best["rmse"], "*", ms=16, color=STYLES["two_tower"][0], mec="white", zorder=4)
+                  color=colour, lw=2.5 if name in TOWERS else 1.5, zorder=3 if name in TOWERS else 2)
+    axes.plot(chosen["seconds"], chosen["rmse"], "*", ms=16, color=STYLES["two_tower"][0], mec="white", zorder=4)
     axes.axhline(bias, ls="--", lw=1, color="0.4")
     lowest = min(point["rmse"] for points in curves.values() for point in points)
     highest = max(bias, *(points[-1]["rmse"] for points in curves.values()))
@@ -187,7 +232,8 @@ def plot(path: Path, curves: dict[str, list[dict]], bias: float, chosen: int, pr
              title=f"RMSE on the TEST part by seconds of fitting; nothing is chosen by it\n{protocol}")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
-    label_ends(axes, curves | {"two_tower": [best]}, bias)
+    peers = {name: points for name, points in curves.items() if name in ROUNDS}
+    label_ends(axes, {"two_tower": [chosen]} | peers, bias)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 

@@ -294,12 +294,12 @@ def _from_samples(fit_s: float, samples: list, first: int, user_rows: object, mo
                   user / len(samples), movie, predicted)
 
 
-def fit_myfm_svdpp(data: DataSet, seed: int, num_threads: int, rank: int = 32) -> Fitted:
-    return fit_myfm(data, seed, num_threads, implicit=True, rank=rank)
+def fit_myfm_svdpp(data: DataSet, seed: int, num_threads: int, rank: int = 32, num_samples: int = 300) -> Fitted:
+    return fit_myfm(data, seed, num_threads, implicit=True, rank=rank, num_samples=num_samples)
 
 
-def fit_myfm_time(data: DataSet, seed: int, num_threads: int, rank: int = 32) -> Fitted:
-    return fit_myfm(data, seed, num_threads, implicit=True, days=True, rank=rank)
+def fit_myfm_time(data: DataSet, seed: int, num_threads: int, rank: int = 32, num_samples: int = 300) -> Fitted:
+    return fit_myfm(data, seed, num_threads, implicit=True, days=True, rank=rank, num_samples=num_samples)
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ PEERS = {
     "als": Peer(fit_als, "cmfrec ALS + implicit", "cmfrec", {
         "k": (10, 20, 40, 80), "l2": (0.04, 0.06, 0.08, 0.1, 0.12)}),
     "libmf": Peer(fit_libmf, "LIBMF", "libmf.mf", {
-        "k": (32, 64, 128), "l2": (0.02, 0.05, 0.08, 0.12), "nr_iters": (10, 20, 40, 100)}, is_default=False),
+        "k": (32, 64, 128), "l2": (0.02, 0.05, 0.08, 0.12), "nr_iters": (5, 10, 20, 40, 100)}, is_default=False),
     "myfm": Peer(fit_myfm, "myFM", "myfm", RANKS),
     "myfm_svdpp": Peer(fit_myfm_svdpp, "myFM SVD++ flipped", "myfm", RANKS),
     "myfm_time": Peer(fit_myfm_time, "myFM timeSVD++ flipped", "myfm", RANKS),

@@ -20,13 +20,20 @@ def small_towers(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_towers")
-def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path):
-    points, chosen = learning_curve.measure_towers(data_dir, compare_accuracy.check(data_dir), 1, 1)
-    written = compare_accuracy.train_towers(data_dir, tmp_path, 1, 1, ["--no-refit"])
-    assert chosen == written["best_epoch"]
-    assert points[chosen - 1]["rmse"] == pytest.approx(written["two_tower"]["rmse"], abs=1e-6)  # other blocks of users
+@pytest.mark.parametrize("refit", [None, False])
+def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path, refit):
+    curves, chosen = learning_curve.measure_towers(data_dir, compare_accuracy.check(data_dir), 1, 1, refit)
+    written = compare_accuracy.train_towers(data_dir, tmp_path, 1, 1, [] if refit is None else ["--no-refit"])
+    assert chosen["rounds"] == written["best_epoch"]
+    assert chosen["rmse"] == pytest.approx(written["two_tower"]["rmse"], abs=1e-6)  # other blocks of users
+    points, *second = curves.values()
+    assert [point["rounds"] for point in points] == [1, 2, 3]
+    if refit is None:
+        assert [point["rounds"] for point in second[0]] == list(range(1, chosen["rounds"] + 1))
+        points = points + second[0]
+    assert points[-1] is chosen or not second
     seconds = [point["seconds"] for point in points]
-    assert seconds == sorted(seconds) and seconds[0] > 0 and [point["rounds"] for point in points] == [1, 2, 3]
+    assert seconds == sorted(seconds) and seconds[0] > 0
 
 
 @pytest.mark.usefixtures("small_towers")
@@ -52,15 +59,33 @@ def test_picture_table_and_json_hold_every_fit(data_dir, tmp_path, capsys, monke
     assert clocks == [expected_clock] * 3 and written["cpu_time"] == (clock == "process_time")
     assert points[0]["rmse"] > points[1]["rmse"] > points[2]["rmse"] == pytest.approx(written["bias"], abs=2e-3)
     assert all(f"{point['rmse']:.4f}" in output for curve in written["curves"].values() for point in curve)
+    until = points[0]["towers_as_good_s"]
+    assert until == learning_curve.seconds_until(written["curves"], points[0]["rmse"]) and f"{until:.1f} s" in output
     assert image.imread(out).shape[1] == 900
 
 
-def test_time_to_svdpp_is_the_first_point_as_good_over_the_seconds_of_the_full_fit():
-    towers = [{"seconds": 3.0, "rmse": 0.95}, {"seconds": 6.0, "rmse": 0.90}, {"seconds": 9.0, "rmse": 0.89}]
-    svdpp = [{"seconds": 20.0, "rmse": 0.97}, {"seconds": 60.0, "rmse": 0.90}]
-    assert learning_curve.time_to_svdpp({"two_tower": towers, "svdpp": svdpp}) == 0.1
-    assert learning_curve.time_to_svdpp({"two_tower": towers[:1], "svdpp": svdpp}) is None
-    assert learning_curve.time_to_svdpp({"two_tower": towers}) is None
+def test_the_towers_are_as_good_at_the_first_point_of_either_fit():
+    curves = {"two_tower": [{"seconds": 3.0, "rmse": 0.95}, {"seconds": 6.0, "rmse": 0.90}],
+              "second_fit": [{"seconds": 9.0, "rmse": 0.93}, {"seconds": 12.0, "rmse": 0.88}],
+              "svdpp": [{"seconds": 1.0, "rmse": 0.80}]}
+    assert [learning_curve.seconds_until(curves, rmse) for rmse in (0.96, 0.95, 0.93, 0.90, 0.89, 0.85)] == [
+        3.0, 3.0, 6.0, 6.0, 12.0, None]
+
+
+def test_settings_are_chosen_by_validation_and_rounds_are_not_among_them(data_dir, monkeypatch):
+    asked = []
+
+    def fit(data, seed, num_threads, rounds=7, shift=0.0):
+        asked.append((rounds, shift))
+        fitted = peers.fit_bias(data, seed, num_threads)
+        return dataclasses.replace(fitted, movie_bias=fitted.movie_bias + shift)
+
+    monkeypatch.setitem(peers.PEERS, "svd", peers.Peer(fit, "imitation", "surprise", {"rounds": (1, 2),
+                                                                                     "shift": (1.0, 0.1, -1.0)}))
+    monkeypatch.setitem(learning_curve.ROUNDS, "svd", ("rounds", (7,)))
+    args = learning_curve.parse_args(["--data_dir", str(data_dir), "--trials", "svd=9", "--num_threads", "1"])
+    assert learning_curve.best_settings("svd", args, 9) == {"shift": 0.1}
+    assert len(asked) == 6
 
 
 def test_labels_are_spread_in_their_order():
@@ -93,7 +118,7 @@ def test_a_missing_folder_is_told_before_anything_is_fitted(data_dir, tmp_path, 
 
 @pytest.mark.parametrize("flags", [["--models", "svd,nothing"], ["--num_threads", "0"], ["--seed", "-1"],
                                    ["--rounds", "svdpp=5,0"], ["--rounds", "svdpp"], ["--rounds", "nothing=5"],
-                                   ["--out", "curve.pdf"], ["--cpu_time", "--num_threads", "2"]])
+                                   ["--trials", "svd"], ["--out", "curve.pdf"], ["--cpu_time", "--num_threads", "2"]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         learning_curve.main(flags)
