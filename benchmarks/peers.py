@@ -361,14 +361,14 @@ PEERS = {
     "knn_baseline": Peer(fit_knn_baseline, "Surprise KNNBaseline", "surprise", {"k": (20, 40, 80, 160)},
                          is_random=False),
     "svd": Peer(fit_svd, "Surprise SVD", "surprise", {
-        "n_factors": (20, 50, 100, 200), "reg_all": (0.02, 0.05, 0.1), "lr_all": (0.005, 0.01),
+        "n_factors": (50, 100, 200, 400), "reg_all": (0.02, 0.05, 0.1), "lr_all": (0.005, 0.01),
         "n_epochs": (20, 40, 80)}),
     "svdpp": Peer(fit_svdpp, "Surprise SVD++", "surprise", {
         "n_factors": (10, 20, 40), "reg_all": (0.02, 0.05, 0.1), "n_epochs": (10, 20, 40)}),
     "als": Peer(fit_als, "cmfrec ALS + implicit", "cmfrec", {
-        "k": (10, 20, 40, 80), "l2": (0.04, 0.06, 0.08, 0.1, 0.12)}),
+        "k": (20, 40, 80, 160), "l2": (0.04, 0.06, 0.08, 0.1, 0.12, 0.16)}),
     "libmf": Peer(fit_libmf, "LIBMF", "libmf.mf", {
-        "k": (32, 64, 128), "l2": (0.02, 0.05, 0.08, 0.12), "nr_iters": (5, 10, 20, 40, 100)}, is_default=False),
+        "k": (32, 64, 128, 256), "l2": (0.01, 0.02, 0.05, 0.08, 0.12), "nr_iters": (5, 10, 20, 40, 100)}, is_default=False),
     "myfm": Peer(fit_myfm, "myFM", "myfm", RANKS),
     "myfm_svdpp": Peer(fit_myfm_svdpp, "myFM SVD++ flipped", "myfm", RANKS),
     "myfm_time": Peer(fit_myfm_time, "myFM timeSVD++ flipped", "myfm", RANKS),
