@@ -134,6 +134,6 @@ PEERS = {
         "signal": SIGNALS, "factors": (8, 16, 32, 64, 128), "regularization": (0.01, 0.1, 1, 10, 100),
         "alpha": (1, 3, 10, 30)}, predicts_stars=False),
     "ease": NewUserPeer(fit_ease, "EASE", "scipy", {
-        "signal": SIGNALS, "penalty": (30, 100, 300, 1000, 2000, 4000, 8000, 16000)}, is_random=False,
+        "signal": SIGNALS, "penalty": (300, 1000, 2000, 4000, 8000, 16000, 32000, 64000)}, is_random=False,
                         predicts_stars=False),
 }

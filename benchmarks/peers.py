@@ -368,7 +368,8 @@ PEERS = {
     "als": Peer(fit_als, "cmfrec ALS + implicit", "cmfrec", {
         "k": (20, 40, 80, 160), "l2": (0.04, 0.06, 0.08, 0.1, 0.12, 0.16)}),
     "libmf": Peer(fit_libmf, "LIBMF", "libmf.mf", {
-        "k": (32, 64, 128, 256), "l2": (0.01, 0.02, 0.05, 0.08, 0.12), "nr_iters": (5, 10, 20, 40, 100)}, is_default=False),
+        "k": (32, 64, 128, 256), "l2": (0.01, 0.02, 0.05, 0.08, 0.12), "nr_iters": (5, 10, 20, 40, 100)},
+                  is_default=False),
     "myfm": Peer(fit_myfm, "myFM", "myfm", RANKS),
     "myfm_svdpp": Peer(fit_myfm_svdpp, "myFM SVD++ flipped", "myfm", RANKS),
     "myfm_time": Peer(fit_myfm_time, "myFM timeSVD++ flipped", "myfm", RANKS),

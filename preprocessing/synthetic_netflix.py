@@ -2,6 +2,7 @@
 
     python preprocessing/synthetic_netflix.py                                2 million ratings
     python preprocessing/synthetic_netflix.py --like_netflix --with_probe    100,480,507 ratings, 1.9 GiB
+    python preprocessing/synthetic_netflix.py --tastes 64                    with as many finer tastes as real ratings
 
 Writes into --out_dir: combined_data_1..4.txt, movie_titles.csv, probe.txt (--with_probe), planted_truth.npz.
 The traps of the original are in: a latin-1 byte, commas and quotes in titles, NULL years, gaps between ids,
@@ -11,19 +12,23 @@ The planted model. Six genres sit on a circle, 60 degrees apart; a movie's direc
 9 degrees; a user's taste is a vector in the same plane.
 
     latent(u, m) = user_mean[u] + movie_quality[m] + movie_year_effect[m] + user_taste[u] . movie_direction[m]
+                   + sum over k of user_finer_taste[u, k] movie_finer_trait[m, k]
     star         = latent + noise_std * N(0, 1), rounded and clipped to 1..5
 
 The best prediction of a star is its expectation given latent. So the best reachable RMSE is the root of the
 mean variance of star given latent (star_moments), taken over the ratings written. Users rate what they like
 more often: the probability of a genre grows with exp(CHOICE * taste . direction), so what users rate shows
 their taste. A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it
-has movies.
+has movies. With --tastes K there are K finer ones, which do not steer what is rated: the k-th makes ratings vary by
+FINER_VARIANCE / k^FINER_FALL. Their fall is such that more coordinates are worth to models what they are worth on
+real ratings (benchmarks/README.md, "A model the size of its data"). The stars then vary more than real ones.
 
 planted_truth.npz, for numpy.load without pickle; M rated movies by ascending id, U users by ascending id:
     genre_names (6,) str         movie_id (M,) int32         movie_genre (M,) int8, an index into genre_names
     movie_year (M,) int16, known also where movie_titles.csv says NULL
     movie_quality, movie_year_effect (M,) float32            movie_direction (M, 2) float32
     user_id (U,) int32           user_mean (U,) float32      user_taste (U, 2) float32
+    user_finer_taste (U, K) float32, movie_finer_trait (M, K) float32, with --tastes K
     user_is_fan (U,) bool        user_fan_genre (U,) int8, -1 for users who are not fans
     noise_std, best_rmse, best_rmse_latest () float64; the last over each user's latest min(9, n // 2) ratings, of a
     day those of the highest movie numbers
@@ -64,12 +69,14 @@ NOISE_STD = 0.74  # stars
 USER_MEAN, USER_MEAN_STD = 3.02, 0.25  # stars
 TASTE_STD = 0.27  # of each coordinate, for users who are not fans
 FAN_TASTE, FAN_FRACTION = 1.7, 0.2
+FINER_VARIANCE, FINER_FALL = 0.05, 0.85  # of the ratings, by the first of the finer tastes, and how it falls
 CHOICE = 2.3  # how much taste steers what a user rates
 MIN_ACTIVITY = 24  # ratings of a user, where the counts permit
 ACTIVITY_STD = 0.9  # of the logarithm of the ratings beyond MIN_ACTIVITY
 RATINGS_PER_SESSION = 8
 RECENT, PROBE_FRACTION = 9, 1 / 3  # Netflix cut each user's 9 latest ratings into probe, quiz and test
 
+AT_ONCE = 2**14  # ratings whose finer tastes are in memory at once
 CHUNK_RATINGS = 250_000  # users are drawn in chunks of about this many ratings, which bounds the memory
 # One int64 holds a rating, so that sorting puts them into file order:
 # movie_idx 20 bits, user_idx 26, day 12, star 3, whether it is in the probe 1.
@@ -94,6 +101,8 @@ def main(argv=None):
     parser.add_argument("--num_users", type=int, metavar="N", help="users (default: 20000)")
     parser.add_argument("--num_movies", type=int, metavar="N", help="movies with ratings (default: 2000)")
     parser.add_argument("--num_ratings", type=int, metavar="N", help="ratings (default: 2000000)")
+    parser.add_argument("--tastes", type=int, default=0, metavar="K",
+                        help="finer tastes, beside the two of genres (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="I",
                         help="the same seed gives the same bytes (default: %(default)s)")
     parser.add_argument("--like_netflix", action="store_true",
@@ -107,12 +116,12 @@ def main(argv=None):
         parser.error(f"--like_netflix sets all counts; leave out --{next(iter(counts))}")
     work = functools.partial(
         generate, args.out_dir, **(NETFLIX_COUNTS if args.like_netflix else counts), seed=args.seed, crlf=args.crlf,
-        with_probe=args.with_probe, quiet=False, contiguous_ids=args.like_netflix)
+        with_probe=args.with_probe, quiet=False, contiguous_ids=args.like_netflix, tastes=args.tastes)
     return exit_code(work, args.out_dir)
 
 
 def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000, seed=0, crlf=False,
-             with_probe=False, quiet=True, contiguous_ids=False):
+             with_probe=False, quiet=True, contiguous_ids=False, tastes=0):
     """Write the data set into `out_dir`; return the planted truth, a dict of what planted_truth.npz holds.
 
     The smallest set is 1 user, 1 movie, 1 rating. All traps are in from 20 movies on. There are fans where a
@@ -123,7 +132,7 @@ def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000,
     """
     started = time.perf_counter()
     out_dir, eol = Path(out_dir), "\r\n" if crlf else "\n"
-    _check_counts(num_users, num_movies, num_ratings, seed)
+    _check_counts(num_users, num_movies, num_ratings, seed, tastes)
     _check_folder(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synthetic_netflix_", dir=out_dir) as folder:
@@ -134,6 +143,8 @@ def generate(out_dir, num_users=20_000, num_movies=2_000, num_ratings=2_000_000,
         plan = SimpleNamespace()  # what the drawing needs and the truth does not tell
         _plant_movies(truth, plan, num_movies, contiguous_ids, rng)
         _plant_users(truth, plan, num_users, num_movies, num_ratings, rng)
+        if tastes:
+            _plant_finer_tastes(truth, tastes)
         keys = _draw_ratings(truth, plan, quiet)
         keys.sort()
         truth["star_histogram"] = _write_ratings(folder, keys, truth, eol, with_probe, quiet)
@@ -155,7 +166,14 @@ def latent_mean(truth, user_idx, movie_idx):
     """Return the planted mean before noise, rounding and clipping, in stars; indices are the truth's."""
     taste = (truth["user_taste"][user_idx] * truth["movie_direction"][movie_idx]).sum(axis=-1)
     movie = truth["movie_quality"][movie_idx] + truth["movie_year_effect"][movie_idx]
-    return truth["user_mean"][user_idx] + movie + taste
+    latent = truth["user_mean"][user_idx] + movie + taste
+    if "user_finer_taste" in truth:
+        user_idx, movie_idx = np.broadcast_arrays(user_idx, movie_idx)
+        for some in range(0, len(latent), AT_ONCE):
+            rows = slice(some, some + AT_ONCE)
+            latent[rows] += np.einsum("rk,rk->r", truth["user_finer_taste"][user_idx[rows]],
+                                      truth["movie_finer_trait"][movie_idx[rows]])
+    return latent
 
 
 def star_moments(latent, noise_std):
@@ -179,7 +197,7 @@ def _moment_table(noise_std):
     return grid, mean, square - mean ** 2
 
 
-def _check_counts(num_users, num_movies, num_ratings, seed):
+def _check_counts(num_users, num_movies, num_ratings, seed, tastes):
     counts = {"--num_users": num_users, "--num_movies": num_movies, "--num_ratings": num_ratings}
     for flag, value in counts.items():
         if value < 1:
@@ -193,6 +211,8 @@ def _check_counts(num_users, num_movies, num_ratings, seed):
     for flag, bits in (("--num_users", USER_BITS), ("--num_movies", MOVIE_BITS)):
         if counts[flag] >= 1 << bits:
             raise DataError(f"{flag} {counts[flag]} is too large; give less than {1 << bits}")
+    if not 0 <= tastes <= 1024:
+        raise DataError(f"--tastes {tastes} is outside 0..1024")
     if not 0 <= seed < 1 << 63:
         raise DataError(f"--seed {seed} is outside 0..2^63 - 1")
 
@@ -262,6 +282,14 @@ def _plant_users(truth, plan, num_users, num_movies, num_ratings, rng):
     slots = rng.choice(num_ratings, num_movies, replace=False)
     plan.sure_user = np.searchsorted(np.cumsum(plan.count), slots, side="right")
     np.maximum.at(plan.last_day, plan.sure_user, plan.release_day)
+
+
+def _plant_finer_tastes(truth, number):
+    """Draw tastes and traits of which the k-th make ratings vary by FINER_VARIANCE / k^FINER_FALL."""
+    rng = np.random.default_rng(np.random.SeedSequence(truth["seed"], spawn_key=(2,)))
+    of_each = (FINER_VARIANCE / np.arange(1, number + 1) ** FINER_FALL) ** 0.25  # their product has the variance
+    for name, ids in (("user_finer_taste", "user_id"), ("movie_finer_trait", "movie_id")):
+        truth[name] = (of_each * rng.standard_normal((len(truth[ids]), number))).astype(np.float32)
 
 
 def _plant_activity(num_users, num_movies, num_ratings, rng):

@@ -219,6 +219,31 @@ def test_activity_and_popularity_have_long_tails(wide):
     assert movies[10] < 10 and movies[-1] > 0.25 * len(users)
 
 
+def test_finer_tastes_fall_as_told_are_in_the_stars_and_leave_all_else_as_it_is(wide, tmp_path):
+    generate(tmp_path, num_users=1_500, num_movies=1_200, num_ratings=90_000, tastes=8)
+    plain, truth = read_truth(wide), read_truth(tmp_path)
+    assert truth.keys() - plain.keys() == {"user_finer_taste", "movie_finer_trait"}
+    changed = {"best_rmse", "best_rmse_latest", "star_histogram"}
+    assert all(np.array_equal(plain[name], truth[name]) for name in plain.keys() - changed)
+    assert (read_bytes(tmp_path)["movie_titles.csv"], [rating[:2] for rating in read_ratings(tmp_path)]) == (
+        read_bytes(wide)["movie_titles.csv"], [rating[:2] for rating in read_ratings(wide)])
+    tastes, traits = truth["user_finer_taste"].astype(float), truth["movie_finer_trait"].astype(float)
+    assert (tastes.shape, traits.shape) == ((1_500, 8), (1_200, 8))
+    np.testing.assert_allclose(tastes.var(0) * traits.var(0), 0.05 / np.arange(1, 9) ** 0.85, rtol=0.25)
+    user = {user_id: number for number, user_id in enumerate(truth["user_id"].tolist())}
+    movie = {movie_id: number for number, movie_id in enumerate(truth["movie_id"].tolist())}
+    movie_ids, user_ids, stars, _ = zip(*read_ratings(tmp_path), strict=True)
+    user_idx, movie_idx = (np.array([places[one] for one in ids]) for places, ids in ((user, user_ids),
+                                                                                   (movie, movie_ids)))
+    finer = (tastes[user_idx] * traits[movie_idx]).sum(1)
+    expected, _ = star_moments(latent_mean(plain, user_idx, movie_idx) + finer, truth["noise_std"])
+    residual = np.array(stars) - expected
+    assert residual.std() == pytest.approx(truth["best_rmse"], abs=0.005)
+    assert abs(residual @ finer / (finer @ finer)) < 0.01
+    latent = latent_mean(truth, 3, np.arange(1_200))  # one user, all movies
+    np.testing.assert_allclose(latent, latent_mean(plain, 3, np.arange(1_200)) + traits @ tastes[3], atol=1e-5)
+
+
 def test_the_best_ten_unseen_movies_of_a_fan_are_of_their_genre(wide):
     truth = read_truth(wide)
     seen = defaultdict(list)
@@ -243,7 +268,8 @@ def test_the_best_ten_unseen_movies_of_a_fan_are_of_their_genre(wide):
     (["--num_users", "10", "--num_movies", "10", "--num_ratings", "101"], "--num_ratings 101 is more than"),
     (["--num_users", "99", "--num_ratings", "98"], "--num_ratings 98 is less than --num_users 99"),
     (["--num_users", "9", "--num_movies", "99", "--num_ratings", "98"], "less than --num_movies 99"),
-    (["--seed", "-1"], "--seed -1 is outside")])
+    (["--seed", "-1"], "--seed -1 is outside"),
+    (["--tastes", "-1"], "--tastes -1 is outside"), (["--tastes", "1025"], "--tastes 1025 is outside")])
 def test_impossible_counts_are_refused_in_one_sentence(tmp_path, capsys, flags, sentence):
     assert main(["--out_dir", str(tmp_path / "out"), *flags]) == 1
     err = capsys.readouterr().err
