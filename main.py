@@ -104,7 +104,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "patience", "embedding_dim", "ensemble_size", "hidden_dim", "num_threads"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(args, name)}")
-    if args.embedding_dim % args.ensemble_size and not (args.resume or args.eval_only):
+    if (args.embedding_dim or 0) % args.ensemble_size and not (args.resume or args.eval_only):
         parser.error(f"--embedding_dim {args.embedding_dim} must be a multiple of --ensemble_size "
                      f"{args.ensemble_size}")
     if not (math.isfinite(args.lr) and args.lr > 0):
@@ -289,7 +289,8 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
     if ranks.is_main:
         print(f"epoch {chosen['epoch']} was best; as many again with the validation ratings (without: --no-refit)",
               flush=True)
-    trainer = build_trainer(args, data, device, ranks)
+    of_first = argparse.Namespace(**vars(args) | {"embedding_dim": chosen["config"]["embedding_dim"]})
+    trainer = build_trainer(of_first, data, device, ranks)
     trainer.folds_in = False  # but for the last: nothing is measured before
     for name, value in trainer.model.state_dict().items():  # what validation ratings have chosen too
         if name.startswith("link.") or name == "relevance.weights":

@@ -34,12 +34,11 @@ from benchmarks.compare_accuracy import (
     train_towers,
 )
 from models.blend import item_based_helps
-from models.config import ModelConfig
+from models.config import ModelConfig, default_embedding_dim
 from preprocessing import dataset
 from preprocessing.dataset import DataError
 
 DEFAULT = "default"
-MEMBER_DIM = ModelConfig.embedding_dim // ModelConfig.ensemble_size
 ROWS = {  # the flags that leave a part out
     "user_embedding": ["--without", "user_embedding"],
     "pooled_history": ["--without", "pooled_history"],
@@ -55,7 +54,7 @@ ROWS = {  # the flags that leave a part out
     "dates": ["--without", "movie_bias_over_time,recent_user_bias"],
     "l2": ["--l2", "0", "--movie_l2", "0"],
     "embedding_l2": ["--embedding_l2", "0"],
-    "members": ["--ensemble_size", "1", "--embedding_dim", str(MEMBER_DIM)],
+    "members": ["--ensemble_size", "1", "--embedding_dim"],  # of one member
     "item_based": ["--blend", "user"],
 }
 
@@ -93,13 +92,17 @@ def ablate(args: argparse.Namespace) -> None:
     for part in ("train", "test"):
         if not meta["split"][f"num_{part}"]:
             raise DataError(f"{args.data_dir} has no {part} ratings; preprocess it with another --split")
+    members = ModelConfig.ensemble_size
+    member_dim = str(default_embedding_dim(meta["split"]["num_train"], members) // members)
     rows = choose_rows(args.rows, args.data_dir, meta)
     runs = [(name, seed) for seed in range(args.seeds) for name in rows]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     with tqdm(runs, unit=" runs", disable=None) as bar:
         for name, seed in bar:
             bar.set_description(f"{name}, seed {seed}")
-            measures = train_row(args.data_dir, [] if name == DEFAULT else ROWS[name], seed, args.num_threads)
+            flags = [] if name == DEFAULT else ROWS[name]
+            measures = train_row(args.data_dir, [*flags, member_dim] if name == "members" else flags, seed,
+                                 args.num_threads)
             measures["change"] = measures["rmse"] - (measured[DEFAULT][seed] if name != DEFAULT else measures)["rmse"]
             measured[name].append(measures)
             bar.write(f"{name}, seed {seed}: RMSE {measures['rmse']:.4f}, {measures['ratings_per_s']:,.0f} ratings/s",

@@ -40,7 +40,7 @@ import torch
 
 from models.blend import Blend
 from models.checkpoint import model_entries, save_checkpoint
-from models.config import ModelConfig
+from models.config import ModelConfig, default_embedding_dim
 from preprocessing import dataset
 from preprocessing.dataset import machine, writer
 from preprocessing.dataset.schema import FORMAT_VERSION, ratings_schema
@@ -129,7 +129,8 @@ def make_run(folder: Path, data_dir: Path) -> Path:
     meta, movies = dataset.read_meta(data_dir), dataset.read_movies(data_dir)
     torch.manual_seed(0)
     low, high = meta["stars_range"]
-    config = ModelConfig(meta["num_users"], meta["num_movies"], meta["num_days"], low, high, (low + high) / 2)
+    config = ModelConfig(meta["num_users"], meta["num_movies"], meta["num_days"], low, high, (low + high) / 2,
+                         default_embedding_dim(meta["split"]["num_train"], ModelConfig.ensemble_size))
     model = Blend(config, with_item_based=False)
     count = torch.tensor(movies.num_train_ratings).double()
     tower = model.user_based.movie_tower

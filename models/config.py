@@ -1,11 +1,21 @@
 """The sizes and the scale of a model, and the parts that can be left out of it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 PARTS = ("user_embedding", "pooled_history", "fold_in", "user_features", "year", "movie_features", "raters",
          "biases", "movie_bias_over_time", "recent_user_bias")
 DATE_PARTS = ("movie_bias_over_time", "recent_user_bias")  # see models/temporal.py
+
+
+COORDINATES = ((100_000, 64), (5_000_000, 128), (math.inf, 256))  # of a vector, by training ratings: up to so many
+
+
+def default_embedding_dim(num_ratings: int, ensemble_size: int) -> int:
+    """Return how many coordinates the vectors of a data set have by default, a multiple of the ensemble's members."""
+    number = next(number for most, number in COORDINATES if num_ratings <= most)
+    return -(-number // ensemble_size) * ensemble_size
 
 
 def flag(default: object, text: str, old_name: str | None = None) -> Any:
@@ -23,7 +33,8 @@ class ModelConfig:
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
-    embedding_dim: int = flag(128, "coordinates of a user or movie vector, over the whole ensemble")  # E * D
+    embedding_dim: int = flag(None, "coordinates of a user or movie vector, over the whole ensemble (default: 64, 128 "
+                              "or 256, the more ratings the more)")  # E * D
     ensemble_size: int = flag(4, "members of the ensemble: models in one, which share the coordinates and whose scores "
                               "are averaged; of an even number, half see context and targets swapped, and err less "
                               "together", old_name="num_heads")

@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 
 from models.blend import Blend, item_based_helps
-from models.config import ModelConfig
+from models.config import ModelConfig, default_embedding_dim
 from models.ops.ranks import ALONE, Ranks
 from preprocessing.dataset import DataError
 from training.batches import DataSet, movie_range
@@ -43,6 +43,7 @@ def build_model(args: argparse.Namespace, data: DataSet, ranks: Ranks = ALONE) -
     low, high = data.meta["stars_range"]
     raters_dim = 0 if "raters" in args.without else num_coordinates(data.num_users, data.num_movies, int(count.sum()))
     chosen = {field.name: getattr(args, field.name) for field in fields(ModelConfig) if "help" in field.metadata}
+    chosen["embedding_dim"] = chosen["embedding_dim"] or default_embedding_dim(int(count.sum()), args.ensemble_size)
     config = ModelConfig(data.num_users, data.num_movies, data.meta["num_days"], low, high, mean, **chosen,
                          stars_step=step_between(low, high, data.meta["stars_step"]), raters_dim=raters_dim,
                          relevance_dim=RELEVANCE_DIM if args.relevance_weight else 0, without=args.without)
