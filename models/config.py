@@ -1,6 +1,5 @@
 """The sizes and the scale of a model, and the parts that can be left out of it."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +8,13 @@ PARTS = ("user_embedding", "pooled_history", "fold_in", "user_features", "year",
 DATE_PARTS = ("movie_bias_over_time", "recent_user_bias")  # see models/temporal.py
 
 
-COORDINATES = ((100_000, 64), (5_000_000, 128), (math.inf, 256))  # of a vector, by training ratings: up to so many
+MANY_RATINGS = 5_000_000  # of training; beyond, vectors have more coordinates
+FEWER, MORE = 128, 256  # coordinates
 
 
 def default_embedding_dim(num_ratings: int, ensemble_size: int) -> int:
     """Return how many coordinates the vectors of a data set have by default, a multiple of the ensemble's members."""
-    number = next(number for most, number in COORDINATES if num_ratings <= most)
-    return -(-number // ensemble_size) * ensemble_size
+    return -(-(MORE if num_ratings > MANY_RATINGS else FEWER) // ensemble_size) * ensemble_size
 
 
 def flag(default: object, text: str, old_name: str | None = None) -> Any:
@@ -33,8 +32,8 @@ class ModelConfig:
     stars_low: float
     stars_high: float
     stars_mean: float  # of the training ratings
-    embedding_dim: int = flag(None, "coordinates of a user or movie vector, over the whole ensemble (default: 64, 128 "
-                              "or 256, the more ratings the more)")  # E * D
+    embedding_dim: int = flag(None, "coordinates of a user or movie vector, over the whole ensemble (default: 128, "
+                              "or 256 beyond 5 million ratings)")  # E * D
     ensemble_size: int = flag(4, "members of the ensemble: models in one, which share the coordinates and whose scores "
                               "are averaged; of an even number, half see context and targets swapped, and err less "
                               "together", old_name="num_heads")

@@ -27,7 +27,7 @@ def test_a_row_is_a_run_of_main_with_its_flags(data_dir, tmp_path, monkeypatch):
 def test_changes_are_paired_by_seed(data_dir, capsys, monkeypatch):
     known = {"default": [0.90, 0.94, 0.92], "year": [0.91, 0.96, 0.92], "members": [0.89, 0.90, 0.91]}
     name_of = {(): "default", ("--without", "year"): "year",
-               ("--ensemble_size", "1", "--embedding_dim", "16"): "members"}  # of 64 by default
+               ("--ensemble_size", "1", "--embedding_dim", "32"): "members"}  # of 128 by default
 
     def imitate(data_dir, flags, seed, num_threads):
         return {"rmse": known[name_of[tuple(flags)]][seed], "epochs": 7, "ratings_per_s": 1000.0 * (seed + 1)}
