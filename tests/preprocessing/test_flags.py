@@ -109,7 +109,7 @@ def test_flags_left_out_have_the_values_of_the_help(made, name, method):
     (NETFLIX, {"raw_dir": "data/raw", "out_dir": "data/processed", **DEFAULTS, "max_memory": "70 % of what is free"}),
     (MOVIELENS, {"out_dir": "data/processed", **DEFAULTS}),
     ("synthetic", {"out_dir": "data/raw", "num_users": "20000", "num_movies": "2000", "num_ratings": "2000000",
-                   "seed": "0"})])
+                   "tastes": "0", "seed": "0"})])
 def test_the_help_says_these_defaults(capsys, name, defaults):
     with pytest.raises(SystemExit):
         {**COMMANDS, "synthetic": synthetic_netflix}[name].main(["--help"])

@@ -117,7 +117,8 @@ def test_who_has_rated_every_movie_is_predicted_their_own_mean(recommender, show
 
 def test_seventeen_thousand_ratings_fold_in_to_a_finite_vector():
     """The most that a Netflix user gave are 17,653 of 17,770 movies."""
-    config = ModelConfig(num_users=1, num_movies=NUM_MOVIES, num_days=2243, stars_low=1, stars_high=5, stars_mean=3.6)
+    config = ModelConfig(num_users=1, num_movies=NUM_MOVIES, num_days=2243, stars_low=1, stars_high=5, stars_mean=3.6,
+                         embedding_dim=256)
     model = TwoTower(config).eval()
     rng = np.random.default_rng(0)
     movie_idx = rng.permutation(NUM_MOVIES)[:17_653]
