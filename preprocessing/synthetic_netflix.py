@@ -20,8 +20,8 @@ mean variance of star given latent (star_moments), taken over the ratings writte
 more often: the probability of a genre grows with exp(CHOICE * taste . direction), so what users rate shows
 their taste. A fan of a genre has a strong taste that points at it, and at most a quarter as many ratings as it
 has movies. With --tastes K there are K finer ones, which do not steer what is rated: the k-th makes ratings vary by
-FINER_VARIANCE / k^FINER_FALL. Their fall is such that more coordinates are worth to models what they are worth on
-real ratings (benchmarks/README.md, "A model the size of its data"). The stars then vary more than real ones.
+FINER_VARIANCE / k^FINER_FALL. They fall such that more coordinates are worth to models about what they are worth on
+real ratings (benchmarks/README.md, "A model the size of its data").
 
 planted_truth.npz, for numpy.load without pickle; M rated movies by ascending id, U users by ascending id:
     genre_names (6,) str         movie_id (M,) int32         movie_genre (M,) int8, an index into genre_names
