@@ -23,6 +23,8 @@ def test_a_run_has_the_coordinates_of_its_training_ratings_the_second_fit_and_wh
     monkeypatch.setattr(config, "MORE", 32)
     flags = ["--data_dir", str(data_dir), "--run_dir", str(tmp_path), "--hidden_dim", "8", "--num_threads", "1"]
     assert main.main([*flags, "--epochs", "1"]) == 0
+    second = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert second["refit"] and second["config"]["embedding_dim"] == 16
     monkeypatch.setattr(config, "MANY_RATINGS", 0)
     assert main.main([*flags, "--resume", "--epochs", "2"]) == 0
     for name in ("best.pt", "last.pt"):
