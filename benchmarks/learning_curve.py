@@ -1,7 +1,7 @@
 """Draw the RMSE on the test part against seconds of fitting, for the towers and for the peers beside them.
 
     python benchmarks/learning_curve.py --data_dir data/processed --out benchmarks/learning_curve.png
-    python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --trials libmf=12 als=12 --cpu_time
+    python benchmarks/learning_curve.py --data_dir data/ml1m --rounds svdpp=5,20 --settings als=k:160,l2:0.06 --cpu_time
 
     two towers   main.py with default flags, measured after every epoch; only the training of the epochs is counted,
                  not validation or this measurement; the star is the end of the second fit, to training and validation
@@ -9,7 +9,7 @@
                  ratings), and with --no-refit, it is the epoch that validation chose
     the peers    as compare_accuracy.py has them, each point a fit of its own from the start, with so many rounds:
                  epochs of SVD and SVD++, iterations of ALS and LIBMF, kept samples of myFM's models; see ROUNDS and
-                 --rounds. With --trials, with the other settings that predict the validation part best
+                 --rounds. With --settings, with others: those that compare_accuracy.py --trials has found
 
 All run one after the other with --num_threads threads. Peers are fitted on training and validation ratings; all know
 both when they are asked. The picture is of the test part and chooses nothing: settings and the number of epochs come
@@ -25,7 +25,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,7 +45,7 @@ from benchmarks.compare_accuracy import (
     names_of,
     test_errors,
 )
-from benchmarks.peers import PACKAGES, PEERS, choose_settings, fit_bias, validation_rmse
+from benchmarks.peers import PACKAGES, PEERS, fit_bias
 from models.ops.ranks import ALONE
 from training.batches import DataSet, load_dataset
 from training.evaluation import fold_in_movies, predict_errors
@@ -90,9 +89,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "(default: all whose packages are installed, but libmf)")
     parser.add_argument("--rounds", type=parse_rounds, nargs="+", default=[], metavar="NAME=N,N",
                         help="how many rounds a peer is fitted with, instead of those of ROUNDS")
-    parser.add_argument("--trials", type=parse_rounds, nargs="+", default=[], metavar="NAME=N",
-                        help="how many settings of a peer to try on the validation part (default: none, those of "
-                        "benchmarks/peers.py)")
+    parser.add_argument("--settings", type=parse_settings, nargs="+", default=[], metavar="NAME=KEY:N,KEY:N",
+                        help="a peer's settings, instead of those of benchmarks/peers.py")
     parser.add_argument("--refit", action=argparse.BooleanOptionalAction, help="passed to main.py (default: neither)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: %(default)s)")
     add_cpu_time(parser)
@@ -115,6 +113,22 @@ def parse_rounds(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(sorted({int(number) for number in numbers.split(",")}))
 
 
+def parse_settings(text: str) -> tuple[str, dict[str, int | float]]:
+    """Read a peer's settings, such as als=k:160,l2:0.06, whose names are those of its grid."""
+    name, _, pairs = text.partition("=")
+    if name not in ROUNDS:
+        raise argparse.ArgumentTypeError(f"there is no peer {name!r}; choose of {', '.join(ROUNDS)}")
+    settings: dict[str, int | float] = {}
+    for key, _, value in (pair.partition(":") for pair in pairs.split(",")):
+        if key not in PEERS[name].grid or key == ROUNDS[name][0]:
+            raise argparse.ArgumentTypeError(f"{name} has no setting {key!r}; --rounds says how many rounds")
+        try:
+            settings[key] = int(value) if value.isdigit() else float(value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{value!r} is no number") from None
+    return name, settings
+
+
 def draw_curves(args: argparse.Namespace) -> None:
     """Fit and measure everything; print the points, draw the picture, print the line of JSON."""
     torch.set_num_threads(args.num_threads)
@@ -123,7 +137,7 @@ def draw_curves(args: argparse.Namespace) -> None:
     check_folder_of("--out", args.out)
     rounds = {name: numbers for name, (_, numbers) in ROUNDS.items()} | dict(args.rounds)
     curves, chosen = measure_towers(args.data_dir, data, args.seed, args.num_threads, args.refit)
-    settings = {name: best_settings(name, args, number) for name, (number, *_) in args.trials if name in peers}
+    settings = dict(args.settings)
     fits = [(name, number) for name in peers for number in rounds[name]]
     with tqdm(fits, unit=" fits", disable=None) as bar:
         for name, number in bar:
@@ -152,16 +166,6 @@ def draw_curves(args: argparse.Namespace) -> None:
     print(json.dumps({"curves": curves, "bias": bias, "chosen": chosen, "settings": settings,
                       "data_dir": str(args.data_dir), "seed": args.seed, "num_threads": args.num_threads,
                       "cpu_time": args.cpu_time}))
-
-
-def best_settings(name: str, args: argparse.Namespace, num_trials: int) -> dict:
-    """Return the settings of a peer's grid, or of a sample of it, that predict the validation part best, its rounds
-    left out."""
-    data = load_dataset(args.data_dir)
-    tried = choose_settings(PEERS[name].grid, num_trials, partial(validation_rmse, PEERS[name], data, args.num_threads),
-                            "rmse")
-    print(f"{name}, best on validation: {tried[:1]}", file=sys.stderr)
-    return {key: value for key, value in (tried or [{}])[0].items() if key not in ("rmse", ROUNDS[name][0])}
 
 
 def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int,

@@ -41,17 +41,18 @@ def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path, refit):
 def test_picture_table_and_json_hold_every_fit(data_dir, tmp_path, capsys, monkeypatch, flags, clock):
     clocks = []
 
-    def fit(data, seed, num_threads, n_epochs):  # with more epochs nearer to the bias model
+    def fit(data, seed, num_threads, n_epochs, n_factors):  # with more epochs nearer to the bias model
+        assert n_factors == 7
         clocks.append(time.perf_counter)
         fitted = peers.fit_bias(data, seed, num_threads)
         return dataclasses.replace(fitted, fit_s=float(n_epochs), movie_bias=fitted.movie_bias * (1 - 1 / n_epochs))
 
     expected_clock = getattr(time, clock)
-    monkeypatch.setitem(learning_curve.PEERS, "svdpp", peers.Peer(fit, "imitation", "surprise"))
+    monkeypatch.setitem(learning_curve.PEERS, "svdpp", peers.Peer(fit, "imitation", "surprise", {"n_factors": (7,)}))
     monkeypatch.setattr(compare_accuracy, "importable", lambda package: True)
     out = tmp_path / "curve.png"
     assert learning_curve.main(["--data_dir", str(data_dir), "--out", str(out), "--models", "svdpp", "--rounds",
-                                "svdpp=4,2,100", *flags]) == 0
+                                "svdpp=4,2,100", "--settings", "svdpp=n_factors:7", *flags]) == 0
     output = capsys.readouterr().out
     written = json.loads(output.strip().splitlines()[-1])
     points = written["curves"]["svdpp"]
@@ -72,20 +73,10 @@ def test_the_towers_are_as_good_at_the_first_point_of_either_fit():
         3.0, 3.0, 6.0, 6.0, 12.0, None]
 
 
-def test_settings_are_chosen_by_validation_and_rounds_are_not_among_them(data_dir, monkeypatch):
-    asked = []
-
-    def fit(data, seed, num_threads, rounds=7, shift=0.0):
-        asked.append((rounds, shift))
-        fitted = peers.fit_bias(data, seed, num_threads)
-        return dataclasses.replace(fitted, movie_bias=fitted.movie_bias + shift)
-
-    monkeypatch.setitem(peers.PEERS, "svd", peers.Peer(fit, "imitation", "surprise", {"rounds": (1, 2),
-                                                                                     "shift": (1.0, 0.1, -1.0)}))
-    monkeypatch.setitem(learning_curve.ROUNDS, "svd", ("rounds", (7,)))
-    args = learning_curve.parse_args(["--data_dir", str(data_dir), "--trials", "svd=9", "--num_threads", "1"])
-    assert learning_curve.best_settings("svd", args, 9) == {"shift": 0.1}
-    assert len(asked) == 6
+def test_settings_are_those_of_a_peers_grid():
+    args = learning_curve.parse_args(["--settings", "als=k:160,l2:0.06", "svd=reg_all:1"])
+    assert dict(args.settings) == {"als": {"k": 160, "l2": 0.06}, "svd": {"reg_all": 1}}
+    assert args.settings[0][1].keys() <= peers.PEERS["als"].grid.keys()
 
 
 def test_labels_are_spread_in_their_order():
@@ -118,7 +109,8 @@ def test_a_missing_folder_is_told_before_anything_is_fitted(data_dir, tmp_path, 
 
 @pytest.mark.parametrize("flags", [["--models", "svd,nothing"], ["--num_threads", "0"], ["--seed", "-1"],
                                    ["--rounds", "svdpp=5,0"], ["--rounds", "svdpp"], ["--rounds", "nothing=5"],
-                                   ["--trials", "svd"], ["--out", "curve.pdf"], ["--cpu_time", "--num_threads", "2"]])
+                                   ["--settings", "svd"], ["--settings", "svd=n_epochs:5"], ["--settings", "als=k:x"],
+                                   ["--settings", "nothing=k:5"], ["--out", "curve.pdf"], ["--cpu_time", "--num_threads", "2"]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         learning_curve.main(flags)
