@@ -110,7 +110,8 @@ def test_a_missing_folder_is_told_before_anything_is_fitted(data_dir, tmp_path, 
 @pytest.mark.parametrize("flags", [["--models", "svd,nothing"], ["--num_threads", "0"], ["--seed", "-1"],
                                    ["--rounds", "svdpp=5,0"], ["--rounds", "svdpp"], ["--rounds", "nothing=5"],
                                    ["--settings", "svd"], ["--settings", "svd=n_epochs:5"], ["--settings", "als=k:x"],
-                                   ["--settings", "nothing=k:5"], ["--out", "curve.pdf"], ["--cpu_time", "--num_threads", "2"]])
+                                   ["--settings", "nothing=k:5"], ["--out", "curve.pdf"],
+                                   ["--cpu_time", "--num_threads", "2"]])
 def test_wrong_flags_exit_with_code_2(flags):
     with pytest.raises(SystemExit) as exit_info:
         learning_curve.main(flags)
