@@ -64,7 +64,7 @@ TOWERS = {"two_tower": "two towers", "second_fit": "the second fit"}
 TITLES = {name: PEERS[name].title for name in ROUNDS} | TOWERS
 STYLES = {  # colours of Okabe and Ito (2008), which the colour-blind tell apart, and markers for print
     "two_tower": ("#0072B2", "o"), "second_fit": ("#0072B2", "."), "svd": ("#E69F00", "s"), "svdpp": ("#D55E00", "D"),
-    "als": ("#009E73", "^"), "libmf": ("#56B4E9", "v"), "myfm": ("#CC79A7", "P"), "myfm_svdpp": ("#F0E442", "X"),
+    "als": ("#009E73", "^"), "libmf": ("#56B4E9", "v"), "myfm": ("#CC79A7", "P"), "myfm_svdpp": ("#8B4513", "X"),
     "myfm_time": ("black", "h"),
 }
 LABEL_GAP = 0.05  # least distance of two labels, in heights of the axes
