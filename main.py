@@ -185,8 +185,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     metrics, is_new = ([], False) if args.eval_only else train(args, data, device, ranks)
     baselines = {} if args.eval_only else report.validation_baselines(data, ranks)
     del data  # which later stages load anew, with the validation ratings
-    wants_refit = sizes["num_train"] <= REFIT_RATINGS if args.refit is None else args.refit
-    if wants_refit and sizes["num_validation"] and not args.eval_only:
+    if wants_refit(args.refit, sizes) and not args.eval_only:
         refit(args, device, ranks, is_new)
     ranks.sum_(torch.zeros(1, device=device))  # by then the main process has written best.pt
     model, checkpoint = load_model(best, fingerprint)
@@ -273,6 +272,12 @@ def resume(args: argparse.Namespace, trainer: Trainer, fingerprint: str) -> None
                   + (f"a larger --{more} may go on" if more else "the learning rate has fallen to zero"), flush=True)
         else:
             print(f"resuming after epoch {done} of up to {trainer.num_epochs}", flush=True)
+
+
+def wants_refit(flag: bool | None, sizes: dict) -> bool:
+    """Tell whether there is a second fit, by the flag and the sizes of the splits."""
+    wanted = sizes["num_train"] <= REFIT_RATINGS if flag is None else flag
+    return wanted and bool(sizes["num_validation"])
 
 
 def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: bool) -> None:

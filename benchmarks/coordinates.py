@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.compare_accuracy import checked, choose_models, exit_code, train_towers
 from benchmarks.peers import PACKAGES, PEERS, choose_settings, validation_rmse
-from training.batches import load_dataset
+from training.batches import DataSet, load_dataset
 
 MODELS = ("libmf", "two_tower")
 LIBMF_GRID = {"l2": (0.02, 0.05, 0.08), "nr_iters": (5, 10, 20, 40)}
@@ -95,7 +95,7 @@ def fit_towers(data_dir: Path, number: int, args: argparse.Namespace) -> dict[st
             "seconds": math.fsum(float(row["seconds"]) for row in epochs)}
 
 
-def fit_libmf(data: object, number: int, args: argparse.Namespace) -> dict[str, float]:
+def fit_libmf(data: DataSet, number: int, args: argparse.Namespace) -> dict[str, float]:
     """Return the lowest validation RMSE of LIBMF's penalties and rounds, and these."""
     return choose_settings(LIBMF_GRID, math.prod(map(len, LIBMF_GRID.values())),
                            lambda **settings: validation_rmse(PEERS["libmf"], data, args.num_threads, k=number,

@@ -103,11 +103,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def parse_rounds(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read a peer's numbers of rounds, such as svdpp=5,20."""
-    name, _, numbers = text.partition("=")
+def parse_peer(text: str) -> tuple[str, str]:
+    """Return a peer that is named before a `=`, and what follows it."""
+    name, _, rest = text.partition("=")
     if name not in ROUNDS:
         raise argparse.ArgumentTypeError(f"there is no peer {name!r}; choose of {', '.join(ROUNDS)}")
+    return name, rest
+
+
+def parse_rounds(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read a peer's numbers of rounds, such as svdpp=5,20."""
+    name, numbers = parse_peer(text)
     if not all(number.isascii() and number.isdigit() and int(number) for number in numbers.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} must be a peer and whole numbers above 0, such as svdpp=5,20")
     return name, tuple(sorted({int(number) for number in numbers.split(",")}))
@@ -115,9 +121,7 @@ def parse_rounds(text: str) -> tuple[str, tuple[int, ...]]:
 
 def parse_settings(text: str) -> tuple[str, dict[str, int | float]]:
     """Read a peer's settings, such as als=k:160,l2:0.06, whose names are those of its grid."""
-    name, _, pairs = text.partition("=")
-    if name not in ROUNDS:
-        raise argparse.ArgumentTypeError(f"there is no peer {name!r}; choose of {', '.join(ROUNDS)}")
+    name, pairs = parse_peer(text)
     settings: dict[str, int | float] = {}
     for key, _, value in (pair.partition(":") for pair in pairs.split(",")):
         if key not in PEERS[name].grid or key == ROUNDS[name][0]:
@@ -198,9 +202,9 @@ def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int,
             link = {name: value.clone() for name, value in trainer.model.link.state_dict().items()}
     best = trainer.best_epoch
     curves = {"two_tower": points}
-    wanted = data.meta["split"]["num_train"] <= train_command.REFIT_RATINGS if refit is None else refit
-    if not (wanted and len(data.validation)):
+    if not train_command.wants_refit(refit, data.meta["split"]):
         return curves, points[best - 1]
+    args.embedding_dim = trainer.model.config.embedding_dim  # of the first fit, as in main.py
     trainer = train_command.build_trainer(args, load_dataset(data_dir, with_validation=True), torch.device("cpu"),
                                           ALONE)
     trainer.model.link.load_state_dict(link)
