@@ -168,8 +168,10 @@ def test_an_interrupted_run_says_how_to_go_on(flags, made, capsys, many_groups, 
     assert rec.main(flags) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted; the same command goes on from what is done\n")
     assert len(list((tmp_path / ".out.parts").glob("*.parquet"))) == 3
+    begun = len(calls)
+    assert begun <= 8 + torch.get_num_threads()  # what others had in hand by then
     assert rec.main(flags) == 0
-    assert (tmp_path / "out").exists() and len(calls) == 14 - 2 * 3 + 8
+    assert (tmp_path / "out").exists() and len(calls) - begun == 14 - 2 * 3
 
 
 def write(recommender: Recommender, kind: str, out: Path, run_dir: Path) -> None:
