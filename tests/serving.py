@@ -24,13 +24,14 @@ CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" el
 class Server:
     """A process that serves a run."""
 
-    def __init__(self, run_dir: Path, data_dir: Path, port: int = 0, titles: Sequence[str] = (),
+    def __init__(self, run_dir: Path, data_dir: Path, port: int = 0, titles: Sequence[str] = (), num_workers: int = 2,
                  **settings: float) -> None:
         """Start it, with other titles of the first movies and other values for constants of server.py, and wait until
         it can be asked."""
         (stdout, its_stdout), (stderr, its_stderr) = (CONTEXT.Pipe(duplex=False) for _ in range(2))
         self.process = CONTEXT.Process(target=be_a_server, args=(its_stdout, its_stderr, run_dir, data_dir, port,
-                                                                 list(titles), settings), daemon=True)
+                                                                 list(titles), num_workers, settings),
+                                       daemon=True)
         CONTEXT.set_forkserver_preload(["recommending.page.server"])
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
             self.process.start()
@@ -54,7 +55,7 @@ class Server:
 
 
 def be_a_server(stdout: Connection, stderr: Connection, run_dir: Path, data_dir: Path, port: int, titles: list[str],
-                settings: dict[str, float]) -> None:
+                num_workers: int, settings: dict[str, float]) -> None:
     """Serve, as rec.py does, and end with its exit code."""
     import recommending.page.server as server
     from recommending.recommender import Recommender
@@ -67,7 +68,8 @@ def be_a_server(stdout: Connection, stderr: Connection, run_dir: Path, data_dir:
         setattr(server, name, value)
     recommender = Recommender.load(run_dir, data_dir)
     recommender.movies = recommender.movies._replace(title=[*titles, *recommender.movies.title[len(titles):]])
-    sys.exit(exit_code(lambda: server.serve(recommender, port=port), "standard output"))
+    num_workers *= sys.platform == "linux"
+    sys.exit(exit_code(lambda: server.serve(recommender, port=port, num_workers=num_workers), "standard output"))
 
 
 @contextlib.contextmanager

@@ -4,18 +4,14 @@
     app = make_app(answers)              an ASGI application, which server.py serves
 """
 
-import asyncio
 import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as HttpError
 
-from preprocessing.dataset import DataError
 from recommending.formatting import as_json_object
 from recommending.page.answers import Answers
 from recommending.page.messages import (
@@ -32,6 +28,7 @@ from recommending.page.messages import (
     UserRatings,
     problems,
 )
+from recommending.page.workers import Pool, Workers, failure
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
@@ -39,31 +36,17 @@ KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=u
 MOST_WAITING = 512  # questions that wait for the pool
 
 
-class Pool:
-    """Some threads that work, and a bounded number of questions that wait for them."""
+def make_app(answers: Answers, workers: Workers | None = None) -> FastAPI:
+    """Return the API and the page as an ASGI application.
 
-    def __init__(self, num_threads: int, most_waiting: int) -> None:
-        """Start no thread yet."""
-        self._threads, self._most, self._waiting = ThreadPoolExecutor(num_threads, "question"), most_waiting, 0
-
-    async def run(self, function: Callable[..., str], *args: object) -> Response:
-        """Call a function in a thread; return the JSON that it writes."""
-        if self._waiting >= self._most:
-            raise HTTPException(503, "the server has too much to do; ask again in a second", {"Retry-After": "1"})
-        self._waiting += 1
-        try:
-            written = await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-        finally:
-            self._waiting -= 1
-        return Response(written, media_type="application/json")
-
-
-def make_app(answers: Answers) -> FastAPI:
-    """Return the API and the page as an ASGI application."""
+    Args:
+        workers: work out people's lists, in place of a thread.
+    """
     app = FastAPI(title="Two towers", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
                   description="Lists of a trained run, as rec.py --json prints them.", responses=problems(400, 422))
     # A second thread would take turns with the first for the interpreter; what takes long stops no other question.
     pool, slow = Pool(1, MOST_WAITING), Pool(1, 16)
+    people = workers or pool
     files = {"/" if path.name == "index.html" else f"/{path.name}": Response(  # no request names a file
         path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
         for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
@@ -86,12 +69,12 @@ def make_app(answers: Answers) -> FastAPI:
     @app.post("/api/recommend", response_model=MovieList, responses=problems(404, 408, 409, 413, 503),
               summary="A person's list, as rec.py --json prints it")
     async def recommend(question: Question) -> Response:
-        return await pool.run(answers.recommend, question)
+        return await people.run(answers.recommend, question)
 
     @app.post("/api/ask", response_model=MovieList, responses=problems(404, 408, 413, 503),
               summary="Movies whose ratings would tell most of a person, as rec.py --ask --json prints them")
     async def ask(person: Person) -> Response:
-        return await pool.run(answers.ask, person)
+        return await people.run(answers.ask, person)
 
     @app.get("/api/movies", response_model=MovieList, responses=problems(503),
              summary="Movies by title, as rec.py --search --json prints them")
@@ -151,4 +134,4 @@ def _wrong_request(_: Request, error: Exception) -> Response:
 
 def _failure(_: Request, error: Exception) -> Response:
     traceback.print_exception(error)
-    return problem(500, str(error) if isinstance(error, DataError) else "the server has failed; its terminal says why")
+    return problem(500, failure(error))

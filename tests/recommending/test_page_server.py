@@ -120,7 +120,7 @@ def test_what_is_loaded_is_not_looked_through_for_garbage_from_the_first_request
                                                                                             monkeypatch):
     before, frozen = gc.get_freeze_count(), []
     monkeypatch.setattr(uvicorn.Server, "run", lambda *args, **named: frozen.append(gc.get_freeze_count()))
-    serve(Recommender.load(run_dir, data_dir), port=0)
+    serve(Recommender.load(run_dir, data_dir), port=0, num_workers=0)
     gc.unfreeze()
     assert frozen[0] - before > 100_000  # objects of PyTorch alone
 
