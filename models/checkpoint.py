@@ -28,7 +28,7 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import CutShort, DataError, locked, replaced
 
-FORMAT = 18
+FORMAT = 19
 STARS = ("stars_low", "stars_high", "stars_mean")  # of the config, which may lie below 0
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there

@@ -12,7 +12,7 @@ from torch import nn
 from models.ops import backend
 
 PERIODS = 32  # of the data set's days, in each of which a movie has a bias of its own
-WINDOWS = (8, 64)  # days over which a user's recent bias is measured, powers of two
+WINDOWS = (1, 4, 16, 64)  # days; nearer than that to a question, a user's ratings are measured for their recent bias
 
 
 class MovieBiasOverTime(nn.Module):
@@ -43,8 +43,7 @@ class RecentUserBias(nn.Module):
 
         sum over windows w of weight_w sum_j residual_j / (n + shrinkage_w)
 
-    Time is cut into windows backwards from the user's last day, known or asked about; j are the n context ratings in
-    the same window as the question.
+    j are the n context ratings that are fewer days than the window from the question, before it or after.
     """
 
     def __init__(self, num_days: int) -> None:
@@ -64,6 +63,6 @@ class RecentUserBias(nn.Module):
             num_users: B.
         """
         total, count = backend.of_ratings(row, num_users).window_sums(row, day, residual, target_row, target_day,
-                                                                      num_users, WINDOWS, self.num_days)
+                                                                      WINDOWS, self.num_days)
         shrinkage = self.log_shrinkage.exp().unsqueeze(1)
         return self.weight @ (total / (count + shrinkage))

@@ -157,9 +157,8 @@ class OneUserTower:
         if self.recent is None:
             return np.float32(0)
         weight, shrinkage = self.recent
-        last, windows = day.max(initial=asked), np.array(WINDOWS)[:, None]  # (W, 1)
-        same = ((last - day) // windows == (last - asked) // windows).astype(np.float32)  # (W, R)
-        return np.float32(same @ residual / (same.sum(1) + shrinkage) @ weight)
+        within = (np.abs(day - asked) < np.array(WINDOWS)[:, None]).astype(np.float32)  # (W, R)
+        return np.float32(within @ residual / (within.sum(1) + shrinkage) @ weight)
 
 
 def _array(parameter: torch.Tensor) -> np.ndarray:

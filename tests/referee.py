@@ -25,7 +25,7 @@ from scipy import optimize
 SHRINK = 5.0  # a mean or a bias counts as if there were so many more ratings, without a surprise
 CONSTANT = 0.5  # coordinate of every movie, which a person's bias multiplies
 PERIODS = 32  # of a data set's days, in each of which a movie has another bias
-WINDOWS = (8, 64)  # days, of a recent bias
+WINDOWS = (1, 4, 16, 64)  # days, of a recent bias
 STANDARD_ERRORS = 2.0  # by which the score of a movie is lower in a list
 LIKED = 4.0  # stars, at least, of a movie that is worth finding
 DATES = ("movie_bias_over_time", "recent_user_bias")  # parts of the model that know of days
@@ -178,15 +178,15 @@ class Towers:
         return self.tensors["movie_bias_over_time.table"][movie, day // self.days_of_period]
 
     def user_bias(self, person: Person, day: np.ndarray) -> np.ndarray | float:
-        """Return the weighted sum over windows of the shrunk mean of what the vector leaves of the ratings in the
-        question's window; windows are counted back from the last day, known or asked about."""
+        """Return the weighted sum over windows of the shrunk mean of what the vector leaves of the ratings that are
+        fewer days from the question."""
         if not self.has("recent_user_bias"):
             return 0.0
-        last, score = max(person.known.day.max(initial=0), day.max()), np.zeros(len(day))
+        score = np.zeros(len(day))
         shrinkages = np.exp(self.tensors["recent_user_bias.log_shrinkage"])
         for window, weight, shrinkage in zip(WINDOWS, self.tensors["recent_user_bias.weight"], shrinkages, strict=True):
-            same = (last - day[:, None]) // window == (last - person.known.day) // window  # (T, R)
-            score += weight * (same @ person.left) / (same.sum(1) + shrinkage)
+            near = abs(day[:, None] - person.known.day) < window  # (T, R)
+            score += weight * (near @ person.left) / (near.sum(1) + shrinkage)
         return score
 
 

@@ -115,7 +115,7 @@ class Trainer:
                 raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "
                                 f"again with a smaller --lr than {self.settings.lr:g}") from None
             self.metrics.append(metrics)
-            if not metrics.val_rmse >= self.best_rmse:
+            if self._is_best(metrics.val_rmse):
                 self.best_epoch = epoch
                 self.best_rmse = metrics.val_rmse if math.isfinite(metrics.val_rmse) else math.inf
             yield metrics
@@ -165,13 +165,16 @@ class Trainer:
 
     def _validate(self) -> RatingErrors:
         """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
-        scores; then fit what needs the link: how ratings spread around predictions, and the weights of relevance."""
+        scores; then, where that is the best so far, fit what else the model that is kept needs: how ratings spread
+        around predictions, and the weights of relevance."""
         model, ratings, ranks = self.model, (self.train, self.validation), self.ranks
         predictions, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
         if self.has_validation:
             counts = count_scores(model.link, predictions.score, stars)
             ranks.sum_(counts)
             fit_link(model.link, counts)
+        errors = sum_errors(model.stars(model.mix(predictions)), stars, ranks)
+        if self.has_validation and self._is_best(errors.rmse):
             tasks: list[Callable[[], Any]] = [
                 partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
                 for users, are_new in zip(self.spread_users, (False, True), strict=True)]
@@ -181,7 +184,11 @@ class Trainer:
             known, new, *_ = self._side_by_side(tasks)
             score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
             fit_spread(model.link, score, stars_of_some, features, ranks)
-        return sum_errors(model.stars(model.mix(predictions)), stars, ranks)
+        return errors
+
+    def _is_best(self, val_rmse: float) -> bool:
+        """Tell whether an epoch is the best so far; without validation ratings it always is."""
+        return not val_rmse >= self.best_rmse
 
     def _side_by_side(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of functions that are called in threads; one after the other where ranks meet in them,

@@ -8,7 +8,7 @@ Letters: R ratings, B users, N movies, V vectors of each user and movie, D coord
 import torch
 from torch.nn.functional import pad
 
-from models.ops.rating_pattern import RatingPattern, row_starts
+from models.ops.rating_pattern import RatingPattern
 from preprocessing.dataset import hash_ids
 
 PIECE = 128  # most ratings of a user that are multiplied together
@@ -73,31 +73,29 @@ def with_one(users: torch.Tensor) -> torch.Tensor:
 
 
 def window_sums(row: torch.Tensor, day: torch.Tensor, values: torch.Tensor, asked_row: torch.Tensor,
-                asked_day: torch.Tensor, num_users: int, windows: tuple[int, ...],
+                asked_day: torch.Tensor, windows: tuple[int, ...],
                 num_days: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return for each question, a user and a day, what there is in the same window of the user's time.
-
-    Time is cut into windows backwards from the user's last day, rated or asked about.
+    """Return for each question, a user and a day, what there is of the user within some days of it.
 
     Args:
         row, day: int64 (R,), user and day of the ratings, by user and for each by day.
         values: float (R,), of the ratings.
         asked_row, asked_day: int64 (T,), user and day of the questions, in the same order.
-        num_users: B.
-        windows: their lengths in days, W powers of two.
+        windows: W numbers of days; ratings that are fewer days from the question, before it or after, are in one.
         num_days: one more than the last day of all.
 
     Returns:
         The sums of the values and the numbers of the ratings, float (W, T).
     """
-    last = torch.maximum(_last_days(row, day, num_users), _last_days(asked_row, asked_day, num_users))
-    age, asked_age = (last.index_select(0, rows) - days for rows, days in ((row, day), (asked_row, asked_day)))
-    one, found = torch.stack([values, torch.ones_like(values)]), []
+    most = max(windows)
+    days = num_days + 2 * most  # of a user, so that no window reaches another's
+    key, asked_key = (rows * days + most + of_rows for rows, of_rows in ((row, day), (asked_row, asked_day)))
+    sums = pad(values.double().cumsum(0), (1, 0))
+    found = []
     for window in windows:
-        bits, num_windows = window.bit_length() - 1, -(-num_days // window)
-        cell, asked_cell = ((rows + 1) * num_windows - 1 - (ages >> bits)
-                            for rows, ages in ((row, age), (asked_row, asked_age)))  # by user and in time
-        found.append(_sums_of_cells(cell, one, asked_cell))
+        first = torch.searchsorted(key, asked_key - window, right=True)
+        last = torch.searchsorted(key, asked_key + window)
+        found.append(torch.stack([(sums[last] - sums[first]).to(values.dtype), (last - first).to(values.dtype)]))
     total, count = torch.stack(found, 1)
     return total, count
 
@@ -152,26 +150,3 @@ def _products_by_user(rows: torch.Tensor, pattern: RatingPattern) -> torch.Tenso
     user = torch.searchsorted(pieces.cumsum(0), torch.arange(num_pieces, device=row.device), right=True)
     products = rows.new_zeros(pattern.num_users + 1, num_vectors, dim, dim)  # the last of pieces that are not needed
     return products.index_add_(0, user, padded.mT @ padded)[:-1]
-
-
-def _sums_of_cells(cell: torch.Tensor, values: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Return the sums of values (K, R) over the ratings of the cells that are asked for, (K, T); in the time of the
-    ratings, however many cells there could be.
-
-    Args:
-        cell: int64 (R,), of each rating, ascending.
-        asked: int64 (T,).
-    """
-    num_ratings = len(cell)
-    run = torch.cat([cell.new_zeros(min(num_ratings, 1)), (cell[1:] != cell[:-1]).cumsum(0)])
-    cells = cell.new_full((num_ratings + 1,), torch.iinfo(cell.dtype).max).scatter_(0, run, cell)  # that have ratings
-    sums = values.new_zeros(len(values), num_ratings + 1).index_add_(1, run, values)
-    position = torch.searchsorted(cells, asked)
-    return sums.index_select(1, position) * (cells.index_select(0, position) == asked)
-
-
-def _last_days(row: torch.Tensor, day: torch.Tensor, num_users: int) -> torch.Tensor:
-    """Return the last day of each user, int64 (B,), 0 without any; row and day int64 (R,) in order."""
-    starts = row_starts(row, num_users)
-    before = torch.cat([day.new_zeros(1), day])  # of each rating the day before it
-    return before.index_select(0, starts[1:]) * (starts.diff() > 0)

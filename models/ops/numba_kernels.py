@@ -80,12 +80,11 @@ def ridge_again(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def window_sums(row: torch.Tensor, day: torch.Tensor, values: torch.Tensor, asked_row: torch.Tensor,
-                asked_day: torch.Tensor, num_users: int, windows: tuple[int, ...],
+                asked_day: torch.Tensor, windows: tuple[int, ...],
                 num_days: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what `array_ops.window_sums` does."""
     total, count = values.new_empty(2, len(windows), len(asked_row))
-    bits = torch.tensor([window.bit_length() - 1 for window in windows])
-    _run(numba_loops.window_sums, row, day, values, asked_row, asked_day, bits, total, count)
+    _run(numba_loops.window_sums, row, day, values, asked_row, asked_day, torch.tensor(windows), total, count)
     return total, count
 
 

@@ -179,8 +179,11 @@ def substitute(factor, right, solution, first, last):
 
 
 @compiled
-def window_sums(row, day, values, asked_row, asked_day, bits, total, count):
-    """Sum what is in the window of each question, see `array_ops.window_sums`; windows have 2^bits days."""
+def window_sums(row, day, values, asked_row, asked_day, windows, total, count):
+    """Sum what is in the window of each question, see `array_ops.window_sums`."""
+    sums = np.zeros(len(row) + 1, np.float64)
+    for rating in range(len(row)):
+        sums[rating + 1] = sums[rating] + values[rating]
     begin = first = 0
     while first < len(asked_row):
         user, stop = asked_row[first], first
@@ -191,20 +194,14 @@ def window_sums(row, day, values, asked_row, asked_day, bits, total, count):
         end = begin
         while end < len(row) and row[end] == user:
             end += 1
-        last = max(asked_day[stop - 1], day[end - 1]) if end > begin else asked_day[stop - 1]
-        for w in range(len(bits)):
-            rating, question = begin, first
-            while question < stop:
-                window = last - asked_day[question] >> bits[w]
-                while rating < end and last - day[rating] >> bits[w] > window:
-                    rating += 1
-                of_window, number = values.dtype.type(0), 0
-                while rating < end and last - day[rating] >> bits[w] == window:
-                    of_window += values[rating]
-                    rating, number = rating + 1, number + 1
-                while question < stop and last - asked_day[question] >> bits[w] == window:
-                    total[w, question], count[w, question] = of_window, number
-                    question += 1
+        for w in range(len(windows)):
+            low = high = begin
+            for question in range(first, stop):
+                while low < end and day[low] <= asked_day[question] - windows[w]:
+                    low += 1
+                while high < end and day[high] < asked_day[question] + windows[w]:
+                    high += 1
+                total[w, question], count[w, question] = sums[high] - sums[low], high - low
         first, begin = stop, end
 
 

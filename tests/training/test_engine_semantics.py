@@ -153,10 +153,9 @@ def plain_user(state: dict, engine: Engine, one: SimpleNamespace, place: int, me
     w = torch.linalg.solve(v.mT @ v + torch.diag_embed(shrink), right).unsqueeze(-1)
     left = (residual[:, c] - (v @ w).squeeze(-1)).mean(0).detach()
     score = (rows[:, movie[t]] @ w).squeeze(-1) + bias[movie[t], members].T + drift[t]
-    last = day[batch.row == place].max() if (batch.row == place).any() else 0
-    for number, window in enumerate((8, 64)):
-        same = ((last - day[t])[:, None] // window == (last - day[c]) // window).double()
-        recent = same @ left / (same.sum(1) + state["recent_user_bias.log_shrinkage"][number].exp())
+    for number, window in enumerate((1, 4, 16, 64)):
+        near = ((day[t][:, None] - day[c]).abs() < window).double()
+        recent = near @ left / (near.sum(1) + state["recent_user_bias.log_shrinkage"][number].exp())
         score = score + state["recent_user_bias.weight"][number] * recent
     share = (config.stars_mean - 1) / 4
     stars = 1 + 4 * torch.sigmoid(score + math.log(share / (1 - share)))
