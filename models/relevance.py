@@ -4,10 +4,11 @@
                     = [w_0 t_u, w_1, w_2 p_u] . [f_m, b_m, q_m]
 
 The taste t_u is pooled from a user's context ratings with tables of its own, (|C| + 1)^-1/2 sum over j in C of
-(residual_j g_j + c_j) (Koren 2008, equation 15); f_m is a movie's vector and b_m its popularity. They are trained by
-the multinomial likelihood of the movies that a user likes among all that they have not seen (Liang et al. 2018,
-"Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`. No gradient of it reaches
-the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
+(residual_j g_j + c_j) (Koren 2008, equation 15). What a rating says among few is not what it adds to many, so g_j and
+c_j have a part that fades with their number, g_j = g'_j + FEW / (|C| + FEW) g''_j. f_m is a movie's vector and b_m its
+popularity. They are trained by the multinomial likelihood of the movies that a user likes among all that they have not
+seen (Liang et al. 2018, "Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`.
+No gradient of it reaches the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
 unseen after all training ratings is another choice than what is left after some of them. So people whom the data set
 does not know, who have told a few of their ratings, have weights of their own.
 
@@ -27,12 +28,14 @@ from models.ops.rating_pattern import counts, distinct, positions
 from models.user_tower import Context
 
 UNFITTED = (1.0, 1.0, 0.0)  # weights before they are fitted
+FEW = 10.0  # ratings of a user, among which what they say among few has half of its weight
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
 
 
 class Relevance(nn.Module):
     """Tastes of users and vectors of movies, whose product, with a movie's popularity and its rating, is relevance."""
 
+    history: torch.Tensor  # float (M, 4 L): by residual, of any number and of few; then by presence
     movie_mean: torch.Tensor  # float (M,), as MovieTower.mean
     weights: torch.Tensor  # (2, 3), of taste, popularity, rating: of users of the data set, and of people new to it
 
@@ -40,7 +43,8 @@ class Relevance(nn.Module):
         super().__init__()
         self.config = config
         num_movies, dim = config.num_movies, config.relevance_dim
-        self.history = nn.Parameter(torch.randn(num_movies, 2 * dim) * 0.05)  # by residual, by presence
+        of_any_number = torch.randn(num_movies, 2, 1, dim) * 0.05
+        self.history = nn.Parameter(torch.cat([of_any_number, torch.zeros_like(of_any_number)], 2).flatten(1))
         self.vectors = nn.Parameter(torch.randn(num_movies, dim) * 0.05)
         self.popularity = nn.Parameter(torch.zeros(num_movies))
         self.register_buffer("movie_mean", torch.zeros(num_movies))
@@ -77,7 +81,7 @@ class Relevance(nn.Module):
             pooled = pool(gather_distinct(self.history, found), weight, row, position, num_users)
         else:
             pooled = pool(self.history, weight, row, movie_idx, num_users)
-        return pooled * (count + 1).rsqrt().unsqueeze(1)
+        return _of_number(pooled, count)
 
     def contributions(self, context: Context, movie_idx: torch.Tensor, is_new: bool) -> torch.Tensor:
         """Return what each rating of one person adds to the relevance of movies, int64 (T,), through their taste, float
@@ -85,7 +89,7 @@ class Relevance(nn.Module):
         count = counts(context.row, 1)
         by_residual, by_presence = self.history[context.movie_idx].chunk(2, 1)
         parts = self._surprise(context, count).unsqueeze(1) * by_residual + by_presence
-        return self.weights[int(is_new), 0] * (count + 1).rsqrt() * (self.vectors[movie_idx] @ parts.T)
+        return self.weights[int(is_new), 0] * (self.vectors[movie_idx] @ _of_number(parts, count).T)
 
     def _surprise(self, context: Context, count: torch.Tensor) -> torch.Tensor:
         """Return how far ratings lie above the means of their movies and of their users, in units, float (R,)."""
@@ -130,6 +134,13 @@ class Relevance(nn.Module):
             seen_row, seen_movie, row, movie_idx = seen_row[known], seen_movie[known], row[asked], movie_idx[asked]
             bias, weight = bias - probability[movies].log(), weight[asked] / probability[movie_idx]
         return multinomial_loss(tastes, vectors, bias, seen_row, position[seen_movie], row, position[movie_idx], weight)
+
+
+def _of_number(pooled: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return what is pooled with the parts of any number and of few, float (B, 2 L), for so many ratings, (B,) or (1,);
+    float (B, L)."""
+    of_any_number, of_few = pooled.chunk(2, 1)
+    return torch.addcmul(of_any_number, of_few, (FEW / (count + FEW)).unsqueeze(1)) * (count + 1).rsqrt().unsqueeze(1)
 
 
 class Candidates(NamedTuple):

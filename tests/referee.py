@@ -23,6 +23,7 @@ import torch
 from scipy import optimize
 
 SHRINK = 5.0  # a mean or a bias counts as if there were so many more ratings, without a surprise
+FEW = 10.0  # ratings, of which half of what they say among few counts for relevance
 CONSTANT = 0.5  # coordinate of every movie, which a person's bias multiplies
 PERIODS = 32  # of a data set's days, in each of which a movie has another bias
 WINDOWS = (1, 4, 16, 64)  # days, of a recent bias
@@ -284,15 +285,20 @@ class Model:
     def relevance_effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
         """Return what each known rating adds to the relevance of a movie, (R,): the taste is a sum over them."""
         n, surprise = len(known.movie), self.users.surprise(known)
-        by_residual, by_presence = np.hsplit(self.tensors["history"][known.movie], 2)
+        by_residual, by_presence = np.hsplit(self.tastes_of_movies(n)[known.movie], 2)
         parts = (surprise - surprise.sum() / (n + SHRINK))[:, None] * by_residual + by_presence
         of_taste, _, of_score = self.tensors["weights"][int(user is None)]
         taste = parts @ self.tensors["vectors"][movie] / np.sqrt(n + 1)
         return of_taste * taste + of_score * self.effects(user, known, movie)
 
+    def tastes_of_movies(self, n: int) -> np.ndarray:
+        """Return what each of n ratings adds to a taste, by residual and by presence, (M, 2 L)."""
+        of_any_number, of_few = self.tensors["history"].reshape(len(self.data.movies), 2, 2, -1).swapaxes(0, 2)[:2]
+        return (of_any_number + FEW / (n + FEW) * of_few).swapaxes(0, 1).reshape(len(self.data.movies), -1)
+
     def of_relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:
         """Return what relevance is a weighted sum of, (3, M): taste, popularity, score."""
-        taste = self.tensors["vectors"] @ self.users.pool(self.tensors["history"], known)
+        taste = self.tensors["vectors"] @ self.users.pool(self.tastes_of_movies(len(known.movie)), known)
         return np.array([taste, self.tensors["popularity"], self.scores(user, known, day)])
 
     def relevance(self, user: int | None, known: Ratings, day: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class Settings:
     patience: int = flag(10, "epochs without a better validation RMSE before training stops")
     l2: float | None = flag(None, "weight of the vectors' squared norms in the loss, per rating (default: movies per "
                             "rating; item-based: users per rating)", old_name="penalty")
-    movie_l2: float = flag(9.0, "weight of the movie vectors' squared norms, per movie", old_name="film_prior")
+    movie_l2: float = flag(6.0, "weight of the movie vectors' squared norms, per movie", old_name="film_prior")
     embedding_l2: float = flag(60.0, "weight of the movie embeddings' squared norms, per movie: of how far a vector is "
                                "from what the movie's features say")
     time_l2: float = flag(200.0, "weight of the squares of movies' biases over time, per movie and period",

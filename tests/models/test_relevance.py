@@ -83,9 +83,17 @@ def test_a_taste_equals_its_formula_written_out(model):
     relevance = model.relevance
     surprise = CONTEXT.stars - 3.4 - torch.linspace(-1, 1, 7)[CONTEXT.movie_idx]
     centred = surprise[:2] - surprise[:2].sum() / (2 + 5)
-    expected = sum(residual * relevance.history[movie, :3] + relevance.history[movie, 3:]
+    relevance.history.copy_(torch.randn(7, 12))
+    (by_residual, by_residual_of_few), (by_presence, by_presence_of_few) = (
+        half.split(3, 1) for half in relevance.history.split(6, 1))
+    few = 10 / (2 + 10)
+    expected = sum(residual * (by_residual + few * by_residual_of_few)[movie]
+                   + (by_presence + few * by_presence_of_few)[movie]
                    for residual, movie in zip(centred, (1, 4), strict=True)) / 3**0.5
     torch.testing.assert_close(relevance.tastes(CONTEXT, 2)[0], expected)
+    own = Context(*(column[:2] for column in CONTEXT))
+    effects = relevance.contributions(own, torch.tensor([2, 6]), is_new=False).sum(1)
+    torch.testing.assert_close(effects, relevance.weights[0, 0] * relevance.vectors[[2, 6]] @ expected)
 
 
 def test_disliked_targets_do_not_count_and_users_count_by_the_root_of_their_targets(model):

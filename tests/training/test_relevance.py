@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +143,38 @@ def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, m
         torch.testing.assert_close(own, sum(others), rtol=1e-4, atol=1e-6)
     another = [gradient.to_dense() for gradient in torch.autograd.grad(trainer.loss(whole, 3, 6), parameters)]
     assert not torch.equal(another[1] == 0, gradients[0][1] == 0)
+
+
+@pytest.mark.parametrize("by_time", [False, True])
+def test_half_of_the_users_have_told_of_any_number_of_their_context_and_the_rest_are_targets(by_time, monkeypatch):
+    """Of 2,000 users with 64 ratings, in as many days; the context of all is the 40 that come first, or those before
+    a moment."""
+    config = ModelConfig(2000, 64, 64, 1, 5, 3.0, 4, 1, 4, relevance_dim=2)
+    relevance, row, number = Relevance(config), torch.arange(2000).repeat_interleave(64), torch.arange(64).repeat(2000)
+    batch = Batch(torch.arange(2000), row, number, torch.full((128_000,), 5.0), number)
+    seen: dict[str, torch.Tensor] = {}
+
+    def loss(context, row, movie_idx, weight, num_users, candidates):
+        seen.update(context=context.row * 64 + context.movie_idx, target=row * 64 + movie_idx)
+        return torch.zeros((), requires_grad=True)
+
+    monkeypatch.setattr(relevance, "loss", loss)
+    trainer = RelevanceTrainer(relevance, torch.ones(64), 2000, 128_000, by_time, 0.001)
+    monkeypatch.setattr(trainer, "_of_use", lambda context, target, weight, seed: (context, target, weight, 2000))
+    part = SimpleNamespace(batch=batch, in_context=number < 40)
+    trainer.loss(part, 3, 0)
+    first = {name: tensor.clone() for name, tensor in seen.items()}
+    assert torch.equal(torch.cat([first["context"], first["target"]]).sort().values, torch.arange(128_000))
+    most = before_a_moment(batch, 3) if by_time else part.in_context
+    assert most[first["context"]].all()
+    of_all, told = (torch.bincount(rows, minlength=2000) for rows in (row[most], first["context"] // 64))
+    fewer = told < of_all
+    assert abs(fewer.double().mean() - 0.5) < 0.04  # a few of those with any number told of all
+    # the logarithm of their number is about uniform
+    share = (told[fewer] + 1).log() / (of_all[fewer] + 1).log()
+    assert abs(share.mean() - 0.48) < 0.04 and 0.2 < (share < 0.25).double().mean() < 0.35
+    trainer.loss(part, 4, 0)
+    assert not torch.equal(first["context"], seen["context"][:len(first["context"])])
 
 
 def test_of_many_users_with_few_ratings_a_fraction_is_drawn_whatever_their_moment():
