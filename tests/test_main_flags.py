@@ -39,7 +39,7 @@ NUM_MOVIES = 12
 DEFAULTS = {"data_dir": "data/processed", "run_dir": "runs/default", "epochs": "100", "lr": "0.001", "patience": "10",
             "batch_size": "128, up to 4096 where there are many users", "ensemble_size": "4",
             "embedding_dim": "128, or 256 beyond 5 million ratings",
-            "hidden_dim": "128", "dropout": "0.0", "embedding_l2": "60.0", "time_l2": "200.0", "movie_l2": "9.0",
+            "hidden_dim": "128", "dropout": "0.0", "embedding_l2": "60.0", "time_l2": "200.0", "movie_l2": "6.0",
             "l2": "movies per rating; item-based: users per rating", "relevance_weight": "1.0",
             "blend": "auto, both where there are at most 4 users per movie", "device": "auto", "seed": "0",
             "num_threads": "one per core", "refit": "up to 10 million training ratings"}

@@ -118,7 +118,7 @@ def test_what_can_change_is_taken_and_said_and_remembered(run, capsys):
                       "--movie_l2", "8"]) == 0
     assert "the run goes on with --epochs 3 in place of --epochs 2, --lr 0.002 in place of --lr 0.004, " in (
         text := said(capsys))
-    assert "--movie_l2 8.0 in place of --movie_l2 9.0, --refit in place of --no-refit\n" in text
+    assert "--movie_l2 8.0 in place of --movie_l2 6.0, --refit in place of --no-refit\n" in text
     assert "refit   1" in text and "time_l2" not in text
     last, best = load(run), load(run, "best.pt")
     assert last["epoch"] == 3 and last["flags"]["lr"] == 0.002 and last["flags"]["patience"] == 7

@@ -22,7 +22,7 @@ from training.optimizer import relevance_optimizers
 SAMPLE = 4096  # movies
 CELLS_PER_RATING = 32  # of an epoch: users of the loss times candidates
 USER_SALT, TOLD_SALT = 1 << 44, 1 << 43  # make these draws others than that of what is users' context
-ANY_NUMBER = 0.5  # of users have told of any number of their context
+ANY_NUMBER = 0.3  # of users have told of any number of their context
 EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
 STACKING_CELLS, STACKING_CELLS_PER_RATING = 2**21, 8  # users times movies that the weights of an epoch are fitted to
 STACKING_STEPS = 4  # of Newton's method; the next time it goes on from where it ends

@@ -146,7 +146,7 @@ def test_pieces_of_a_batch_have_its_gradient_with_a_sample_of_movies(data_dir, m
 
 
 @pytest.mark.parametrize("by_time", [False, True])
-def test_half_of_the_users_have_told_of_any_number_of_their_context_and_the_rest_are_targets(by_time, monkeypatch):
+def test_some_users_have_told_of_any_number_of_their_context_and_the_rest_are_targets(by_time, monkeypatch):
     """Of 2,000 users with 64 ratings, in as many days; the context of all is the 40 that come first, or those before
     a moment."""
     config = ModelConfig(2000, 64, 64, 1, 5, 3.0, 4, 1, 4, relevance_dim=2)
@@ -169,7 +169,7 @@ def test_half_of_the_users_have_told_of_any_number_of_their_context_and_the_rest
     assert most[first["context"]].all()
     of_all, told = (torch.bincount(rows, minlength=2000) for rows in (row[most], first["context"] // 64))
     fewer = told < of_all
-    assert abs(fewer.double().mean() - 0.5) < 0.04  # a few of those with any number told of all
+    assert abs(fewer.double().mean() - 0.3) < 0.04  # a few of those with any number told of all
     # the logarithm of their number is about uniform
     share = (told[fewer] + 1).log() / (of_all[fewer] + 1).log()
     assert abs(share.mean() - 0.48) < 0.04 and 0.2 < (share < 0.25).double().mean() < 0.35
