@@ -135,7 +135,7 @@ class Served:
         self.process.wait()
 
     def processes(self) -> list[psutil.Process]:
-        """The server, and the copies of it that work for it."""
+        """The server and its workers."""
         return [self.watched, *self.watched.children()]
 
     def cpu_s(self) -> float:
@@ -143,7 +143,8 @@ class Served:
 
     def memory_mib(self) -> int:
         """Memory of all of them; what they share counts once."""
-        return round(sum(process.memory_full_info().pss for process in self.processes()) / 2**20)
+        found = [process.memory_full_info() for process in self.processes()]
+        return round(sum(getattr(memory, "pss", memory.rss) for memory in found) / 2**20)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------

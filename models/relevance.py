@@ -5,12 +5,13 @@
 
 The taste t_u is pooled from a user's context ratings with tables of its own, (|C| + 1)^-1/2 sum over j in C of
 (residual_j g_j + c_j) (Koren 2008, equation 15). What a rating says among few is not what it adds to many, so g_j and
-c_j have a part that fades with their number, g_j = g'_j + FEW / (|C| + FEW) g''_j. f_m is a movie's vector and b_m its
-popularity. They are trained by the multinomial likelihood of the movies that a user likes among all that they have not
-seen (Liang et al. 2018, "Variational autoencoders for collaborative filtering", section 2.1), see `multinomial_loss`.
-No gradient of it reaches the towers of the rating. The three weights w, stacking (Wolpert 1992), are fitted to validation ratings: what is left
-unseen after all training ratings is another choice than what is left after some of them. So people whom the data set
-does not know, who have told a few of their ratings, have weights of their own.
+c_j have a component that fades with their number, g_j = g'_j + FEW / (|C| + FEW) g''_j. f_m is a movie's vector and b_m
+its popularity. They are trained by the multinomial likelihood of the movies that a user likes among all that they have
+not seen (Liang et al. 2018, "Variational autoencoders for collaborative filtering", section 2.1), see
+`multinomial_loss`. No gradient of it reaches the towers of the rating. The three weights w, stacking (Wolpert 1992),
+are fitted to validation ratings: what is left unseen after all training ratings is another choice than what is left
+after some of them. So people whom the data set does not know, who have told a few of their ratings, have weights of
+their own.
 
 Letters: B users, R context ratings, T targets, M movies, N movies of a sample, L coordinates of a taste, P of a vector
 of the rating.
@@ -28,14 +29,14 @@ from models.ops.rating_pattern import counts, distinct, positions
 from models.user_tower import Context
 
 UNFITTED = (1.0, 1.0, 0.0)  # weights before they are fitted
-FEW = 10.0  # ratings of a user, among which what they say among few has half of its weight
+FEW = 10.0  # ratings of a user at which the component for few has half of its weight
 INDIFFERENT = 0.25  # how far up the scale a rating begins to count as liking: at 2 of 5 stars
 
 
 class Relevance(nn.Module):
     """Tastes of users and vectors of movies, whose product, with a movie's popularity and its rating, is relevance."""
 
-    history: torch.Tensor  # float (M, 4 L): by residual, of any number and of few; then by presence
+    history: torch.Tensor  # float (M, 4 L): by residual, for any number and for few; then by presence
     movie_mean: torch.Tensor  # float (M,), as MovieTower.mean
     weights: torch.Tensor  # (2, 3), of taste, popularity, rating: of users of the data set, and of people new to it
 
@@ -81,7 +82,7 @@ class Relevance(nn.Module):
             pooled = pool(gather_distinct(self.history, found), weight, row, position, num_users)
         else:
             pooled = pool(self.history, weight, row, movie_idx, num_users)
-        return _of_number(pooled, count)
+        return _scaled(pooled, count)
 
     def contributions(self, context: Context, movie_idx: torch.Tensor, is_new: bool) -> torch.Tensor:
         """Return what each rating of one person adds to the relevance of movies, int64 (T,), through their taste, float
@@ -89,7 +90,7 @@ class Relevance(nn.Module):
         count = counts(context.row, 1)
         by_residual, by_presence = self.history[context.movie_idx].chunk(2, 1)
         parts = self._surprise(context, count).unsqueeze(1) * by_residual + by_presence
-        return self.weights[int(is_new), 0] * (self.vectors[movie_idx] @ _of_number(parts, count).T)
+        return self.weights[int(is_new), 0] * (self.vectors[movie_idx] @ _scaled(parts, count).T)
 
     def _surprise(self, context: Context, count: torch.Tensor) -> torch.Tensor:
         """Return how far ratings lie above the means of their movies and of their users, in units, float (R,)."""
@@ -136,9 +137,9 @@ class Relevance(nn.Module):
         return multinomial_loss(tastes, vectors, bias, seen_row, position[seen_movie], row, position[movie_idx], weight)
 
 
-def _of_number(pooled: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Return what is pooled with the parts of any number and of few, float (B, 2 L), for so many ratings, (B,) or (1,);
-    float (B, L)."""
+def _scaled(pooled: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return the taste, float (B, L), of the sums over a number of ratings, (B,) or (1,), of the components for any
+    number and for few, float (B, 2 L)."""
     of_any_number, of_few = pooled.chunk(2, 1)
     return torch.addcmul(of_any_number, of_few, (FEW / (count + FEW)).unsqueeze(1)) * (count + 1).rsqrt().unsqueeze(1)
 

@@ -251,21 +251,20 @@ def batch_of(ratings: RatingTensors, users: torch.Tensor, stars_step: float = 1,
     return Batch(users, row, movie_idx.long(), stars if stars_step == 1 else stars * stars_step, day.long())
 
 
-def in_context_of(batch: Batch, seed: int, any_size: float = 0.0, most: float = CONTEXT_FRACTION) -> torch.Tensor:
-    """Draw which ratings of a batch are context in a step of an epoch, bool (R,): about half of a user's.
+def in_context_of(batch: Batch, seed: int, any_size: float = 0.0, fraction: float = CONTEXT_FRACTION) -> torch.Tensor:
+    """Draw which ratings of a batch are context in a step of an epoch, bool (R,): a fraction of each user's, about.
 
     Args:
-        most: fraction of a user's ratings, in place of half.
         any_size: probability of a user to have a context of any size instead, from none of their ratings to all, small
             ones as often as large ones: the logarithm of its size + 1 is uniform.
     """
-    users, fraction = batch.users, torch.full((len(batch.users),), most, device=batch.row.device)
+    users, fractions = batch.users, torch.full((len(batch.users),), fraction, device=batch.row.device)
     if any_size:
-        chance, count = uniform(seed ^ SIZE_SALT, users), counts(batch.row, len(users)).to(fraction.dtype)
+        chance, count = uniform(seed ^ SIZE_SALT, users), counts(batch.row, len(users)).to(fractions.dtype)
         size = torch.expm1(chance / any_size * (count + 1).log())
-        fraction = torch.where(chance < any_size, size / count.clamp(min=1), fraction)
+        fractions = torch.where(chance < any_size, size / count.clamp(min=1), fractions)
     return (uniform(seed, users.index_select(0, batch.row), batch.movie_idx)
-            < fraction.index_select(0, batch.row))
+            < fractions.index_select(0, batch.row))
 
 
 def uniform(seed: int, *columns: torch.Tensor) -> torch.Tensor:

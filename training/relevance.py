@@ -21,8 +21,8 @@ from training.optimizer import relevance_optimizers
 
 SAMPLE = 4096  # movies
 CELLS_PER_RATING = 32  # of an epoch: users of the loss times candidates
-USER_SALT, TOLD_SALT = 1 << 44, 1 << 43  # make these draws others than that of what is users' context
-ANY_NUMBER = 0.3  # of users have told of any number of their context
+USER_SALT, SUBSET_SALT = 1 << 44, 1 << 43  # make these draws others than that of what is users' context
+ANY_SIZE = 0.3  # of users keep a subset of their context, of any size
 EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
 STACKING_CELLS, STACKING_CELLS_PER_RATING = 2**21, 8  # users times movies that the weights of an epoch are fitted to
 STACKING_STEPS = 4  # of Newton's method; the next time it goes on from where it ends
@@ -34,8 +34,9 @@ class RelevanceTrainer:
     """The loss of a step's batch, or of a piece of it, and the optimizers that follow its gradient.
 
     Its targets are chosen as the test split is. Where that is what users rated last, they are what a user rated after a
-    random moment, and the context is what they had rated before. Else context and targets are those of the step. Some
-    users have told of any number of their context alone, as somebody new has; the rest of it are targets then.
+    random moment, and the context is what they had rated before. Else context and targets are those of the step. Of
+    some users a random subset of that context is kept, of any size, as somebody new has told a few of their ratings;
+    what is not kept becomes targets.
     """
 
     def __init__(self, relevance: Relevance, num_ratings: torch.Tensor, num_users: int, total: int, by_time: bool,
@@ -87,8 +88,8 @@ class RelevanceTrainer:
         """
         batch = part.batch
         in_context = before_a_moment(batch, seed) if self.by_time else part.in_context
-        told = in_context_of(batch.subset(in_context), seed ^ TOLD_SALT, any_size=ANY_NUMBER, most=1.0)
-        in_context = in_context.masked_scatter(in_context, told)
+        kept = in_context_of(batch.subset(in_context), seed ^ SUBSET_SALT, any_size=ANY_SIZE, fraction=1.0)
+        in_context = in_context.masked_scatter(in_context, kept)
         context, target = batch.subset(in_context), batch.subset(~in_context)
         num_users = len(batch.users)
         weight = self.relevance.weight(target.row, target.stars, num_users)

@@ -75,21 +75,20 @@ def with_one(users: torch.Tensor) -> torch.Tensor:
 def window_sums(row: torch.Tensor, day: torch.Tensor, values: torch.Tensor, asked_row: torch.Tensor,
                 asked_day: torch.Tensor, windows: tuple[int, ...],
                 num_days: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return for each question, a user and a day, what there is of the user within some days of it.
+    """Sum each user's ratings near questions, each of which is about a user and a day.
 
     Args:
         row, day: int64 (R,), user and day of the ratings, by user and for each by day.
         values: float (R,), of the ratings.
         asked_row, asked_day: int64 (T,), user and day of the questions, in the same order.
-        windows: W numbers of days; ratings that are fewer days from the question, before it or after, are in one.
+        windows: W lengths, in days; a rating is in a window if it is fewer days before or after the question.
         num_days: one more than the last day of all.
 
     Returns:
         The sums of the values and the numbers of the ratings, float (W, T).
     """
-    most = max(windows)
-    days = num_days + 2 * most  # of a user, so that no window reaches another's
-    key, asked_key = (rows * days + most + of_rows for rows, of_rows in ((row, day), (asked_row, asked_day)))
+    days = num_days + max(windows)  # of a user, so that no window reaches another's
+    key, asked_key = row * days + day, asked_row * days + asked_day
     sums = pad(values.double().cumsum(0), (1, 0))
     found = []
     for window in windows:

@@ -1,7 +1,7 @@
 """What the API answers: JSON, made by the functions that rec.py calls, so that both say the same.
 
 Nothing of a question is kept, nothing is written, and no file is opened that a question names. Methods are called in
-threads, several at once.
+threads, several at once, and in worker processes, see workers.py.
 """
 
 import datetime

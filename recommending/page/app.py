@@ -28,12 +28,12 @@ from recommending.page.messages import (
     UserRatings,
     problems,
 )
-from recommending.page.workers import Pool, Workers, failure
+from recommending.page.workers import Pool, Workers, failure_sentence
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
-MOST_WAITING = 512  # questions that wait for the pool
+MOST_WAITING = 512  # questions that wait for the pool, or for the workers
 
 
 def make_app(answers: Answers, workers: Workers | None = None) -> FastAPI:
@@ -44,9 +44,9 @@ def make_app(answers: Answers, workers: Workers | None = None) -> FastAPI:
     """
     app = FastAPI(title="Two towers", version="1", docs_url=None, redoc_url=None, openapi_url="/openapi.json",
                   description="Lists of a trained run, as rec.py --json prints them.", responses=problems(400, 422))
-    # A second thread would take turns with the first for the interpreter; what takes long stops no other question.
+    # A second thread would take turns with the first for the interpreter. What takes long stops no other question.
     pool, slow = Pool(1, MOST_WAITING), Pool(1, 16)
-    people = workers or pool
+    for_lists = workers or pool
     files = {"/" if path.name == "index.html" else f"/{path.name}": Response(  # no request names a file
         path.read_bytes(), media_type=KINDS[path.suffix], headers={"Cache-Control": "no-cache"})
         for path in sorted(STATIC.iterdir()) if path.suffix in KINDS}
@@ -69,12 +69,12 @@ def make_app(answers: Answers, workers: Workers | None = None) -> FastAPI:
     @app.post("/api/recommend", response_model=MovieList, responses=problems(404, 408, 409, 413, 503),
               summary="A person's list, as rec.py --json prints it")
     async def recommend(question: Question) -> Response:
-        return await people.run(answers.recommend, question)
+        return await for_lists.run(answers.recommend, question)
 
     @app.post("/api/ask", response_model=MovieList, responses=problems(404, 408, 413, 503),
               summary="Movies whose ratings would tell most of a person, as rec.py --ask --json prints them")
     async def ask(person: Person) -> Response:
-        return await people.run(answers.ask, person)
+        return await for_lists.run(answers.ask, person)
 
     @app.get("/api/movies", response_model=MovieList, responses=problems(503),
              summary="Movies by title, as rec.py --search --json prints them")
@@ -134,4 +134,4 @@ def _wrong_request(_: Request, error: Exception) -> Response:
 
 def _failure(_: Request, error: Exception) -> Response:
     traceback.print_exception(error)
-    return problem(500, failure(error))
+    return problem(500, failure_sentence(error))

@@ -12,7 +12,6 @@ import ipaddress
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 
 import h11
@@ -26,7 +25,7 @@ from preprocessing.dataset import DataError
 from recommending.formatting import as_json_object
 from recommending.page.answers import Answers
 from recommending.page.app import MOST_WAITING, make_app, problem
-from recommending.page.workers import Workers
+from recommending.page.workers import Workers, default_num_workers
 from recommending.recommender import Recommender
 
 BODY_S = 10  # in which a request's body must be there
@@ -34,7 +33,6 @@ SILENCE_S = 15  # in which a connection must send a whole request head, and take
 KEEP_ALIVE_S = 10
 END_S = 0.4  # for requests in flight when the end comes
 MOST_CONNECTIONS = 400  # then the oldest one that asks nothing makes room, first of those that never asked
-MOST_WORKERS = 8
 MOST_BODY = {"/api/recommend": 1 << 18, "/api/ask": 1 << 18, "/api/ratings_file": 1 << 20}  # bytes
 HEADERS = [(name.encode(), value.encode()) for name, value in {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -178,32 +176,34 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
         host: address to listen to.
         port: 0 for any that is free.
         say: is told where the page is, once it can be opened.
-        num_workers: copies of this process that work beside it; None for as many as PyTorch may use threads, where
-            that is more than one and the system can copy a process that has threads.
+        num_workers: processes that work out lists; None for `default_num_workers`.
 
     Raises:
         DataError: the port is in use, or the address is not one of this machine.
     """
     listening = _listen(host, port)
-    if num_workers is None:
-        num_workers = min(torch.get_num_threads(), MOST_WORKERS) if sys.platform == "linux" else 0
+    num_workers = default_num_workers() if num_workers is None else num_workers
     torch.set_num_threads(1)  # a question is too small to share out, and BLAS's threads would wait for each other
     with listening, threadpool_limits(1):
         answers = Answers(recommender)
         answers.warm_up()
         gc.freeze()  # what is there now is no garbage; looking through it would delay answers, and the end by 0.8 s
-        workers = Workers(answers, num_workers, MOST_WAITING, listening.close) if num_workers > 1 else None
-        app = Guard(make_app(answers, workers), host)
-        config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical", access_log=False,
-                                server_header=False, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False)
-        config.timeout_graceful_shutdown = END_S  # type: ignore[assignment]
-        shown = f"[{host}]" if ":" in host else host
-        say(f"open http://{shown}:{listening.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+        workers = Workers(answers, num_workers, MOST_WAITING, listening.close) if num_workers else None
         try:
-            uvicorn.Server(config).run(sockets=[listening])
+            _run(Guard(make_app(answers, workers), host), host, listening, say)
         finally:
             if workers is not None:
                 workers.end()
+
+
+def _run(app: ASGIApp, host: str, listening: socket.socket, say: Callable[[str], None]) -> None:
+    """Say where the page is, and serve it until a signal comes."""
+    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical", access_log=False,
+                            server_header=False, timeout_keep_alive=KEEP_ALIVE_S, proxy_headers=False)
+    config.timeout_graceful_shutdown = END_S  # type: ignore[assignment]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"open http://{shown}:{listening.getsockname()[1]}/ in a browser; Ctrl-C ends it")
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

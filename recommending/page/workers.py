@@ -1,8 +1,9 @@
-"""Who answers questions: a thread, or copies of the server's process, and a bounded number of questions that wait.
+"""Who works out answers: a thread, or worker processes; and a bounded number of questions that wait for them.
 
-In one process two questions would take turns for the interpreter. Where the system can copy a process (fork), some
-copies work out people's lists. They share the memory of the original, and the run that it has loaded, whatever becomes
-of its files. A copy that is gone is missed by nobody: a thread answers in its place.
+In one process two questions would take turns for the interpreter. Where the system can copy a process (fork), workers
+are copies of the server's. They share its memory, and the run that it has loaded, whatever becomes of its files; they
+read the ratings by `pread`, which moves no position that they share. If a worker is killed, its question goes to
+another, and if there is none, to a thread.
 """
 
 import asyncio
@@ -11,26 +12,31 @@ import os
 import signal
 import socket
 import struct
+import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import torch
 from fastapi import HTTPException, Response
 
 from preprocessing.dataset import DataError
 from recommending.page.answers import Answers
 from recommending.page.messages import Person, Question
 
-QUESTIONS: dict[str, type[Person]] = {"recommend": Question, "ask": Person}  # methods of Answers that copies call
-HEAD = struct.Struct(">HI")  # which of them, or the status of an answer; and the number of bytes that follow
+QUESTIONS: dict[str, type[Person]] = {"recommend": Question, "ask": Person}  # the methods of Answers that workers call
+HEADER = struct.Struct(">HI")  # the place of a method in QUESTIONS, or the status of an answer; the bytes that follow
+MOST_WORKERS = 8
+MOST_DEATHS = 2  # of workers by one question, before it is refused
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Pool:
-    """Some threads that work."""
+    """Threads that call functions, and a bounded number of calls that wait for one."""
 
     def __init__(self, num_threads: int, most_waiting: int) -> None:
-        """Start no thread yet."""
+        """Start no thread yet; `most_waiting` counts the calls in work too."""
         self._threads, self._most, self._waiting = ThreadPoolExecutor(num_threads, "question"), most_waiting, 0
 
     async def run(self, function: Callable[..., str], *args: Any) -> Response:
@@ -49,38 +55,45 @@ class Pool:
 
 
 class Workers(Pool):
-    """Copies of this process that work, and a thread for when there are none."""
+    """Worker processes that call methods of Answers, and a thread for when there is none."""
 
-    def __init__(self, answers: Answers, number: int, most_waiting: int,
+    def __init__(self, answers: Answers, num_workers: int, most_waiting: int,
                  close: Callable[[], None] = lambda: None) -> None:
-        """Make so many copies of this process, in which nothing else may be at work.
+        """Copy this process, in which nothing else may be at work; fewer times where the system refuses.
 
         Args:
-            answers: whose QUESTIONS they answer.
-            close: is called in each copy: closes what it has no use for.
+            answers: whose QUESTIONS the workers answer.
+            close: is called in each worker: closes what it has no use for.
         """
         super().__init__(1, most_waiting)
         self._idle: asyncio.LifoQueue[socket.socket] = asyncio.LifoQueue()
         self._pids: dict[socket.socket, int] = {}
-        for _ in range(number):
-            here, there = socket.socketpair()
-            pid = os.fork()
-            if not pid:
-                for end in (here, *self._pids):
-                    end.close()  # else it would stay open when the server is gone
-                close()
-                _work(answers, there)
-            there.close()
-            here.setblocking(False)
-            self._pids[here] = pid
-            self._idle.put_nowait(here)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker ignores them
+        try:
+            for _ in range(num_workers):
+                ours, theirs = socket.socketpair()
+                try:
+                    pid = os.fork()
+                except OSError:
+                    ours.close()
+                    theirs.close()
+                    break
+                if not pid:
+                    _work(answers, theirs, [ours, *self._pids], close)
+                theirs.close()
+                ours.setblocking(False)
+                self._pids[ours] = pid
+                self._idle.put_nowait(ours)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> None:
-        """End the copies, whatever they are doing."""
+        """End the workers, whatever they are doing."""
         for worker in list(self._pids):
             self._give_up(worker)
 
     async def _call(self, function: Callable[..., str], *args: Any) -> str | bytes:
+        deaths = 0
         while self._pids:
             worker = await self._idle.get()
             if worker not in self._pids:  # the last one is gone: whoever else waits is to know
@@ -90,7 +103,11 @@ class Workers(Pool):
                 status, written = await _ask(worker, function.__name__, *args)
             except OSError:
                 self._give_up(worker)
-                break
+                print("a worker process of the server is gone; others answer, more slowly", file=sys.stderr, flush=True)
+                deaths += 1
+                if deaths == MOST_DEATHS:
+                    raise HTTPException(503, "the server could not finish this question") from None
+                continue
             except BaseException:  # the answer is still to come, and would be taken for the next question's
                 self._give_up(worker)
                 raise
@@ -101,46 +118,61 @@ class Workers(Pool):
         return await super()._call(function, *args)
 
     def _give_up(self, worker: socket.socket) -> None:
-        """End a copy; let who waits for one look again."""
+        """End a worker; where it is the last one, let who waits for one know."""
         pid = self._pids.pop(worker)
+        if not self._pids:
+            self._idle.put_nowait(worker)
         worker.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        if not self._pids:
-            self._idle.put_nowait(worker)
+        with contextlib.suppress(ChildProcessError):  # where this process was started with SIGCHLD ignored
+            os.waitpid(pid, 0)
+
+
+def default_num_workers() -> int:
+    """Return how many workers a server has: one for each thread that PyTorch may use, MOST_WORKERS at most; none where
+    that is one, and none but on Linux, where a process that has had threads can be copied."""
+    num_workers = min(torch.get_num_threads(), MOST_WORKERS)
+    return num_workers if sys.platform == "linux" and num_workers > 1 else 0
 
 
 async def _ask(worker: socket.socket, name: str, question: Person) -> tuple[int, bytes]:
-    """Send a copy a question; return the status of its answer and JSON, or a sentence where that is not 200."""
+    """Send a worker a question; return the status of its answer and JSON, or a sentence where that is not 200."""
     loop, body = asyncio.get_running_loop(), question.model_dump_json().encode()
 
-    async def read(number: int) -> bytes:
+    async def read(num_bytes: int) -> bytes:
         found = bytearray()
-        while len(found) < number:
-            some = await loop.sock_recv(worker, number - len(found))
-            if not some:
+        while len(found) < num_bytes:
+            chunk = await loop.sock_recv(worker, num_bytes - len(found))
+            if not chunk:
                 raise ConnectionError
-            found += some
+            found += chunk
         return bytes(found)
 
-    await loop.sock_sendall(worker, HEAD.pack(list(QUESTIONS).index(name), len(body)) + body)
-    status, number = HEAD.unpack(await read(HEAD.size))
-    return status, await read(number)
+    await loop.sock_sendall(worker, HEADER.pack(list(QUESTIONS).index(name), len(body)) + body)
+    status, num_bytes = HEADER.unpack(await read(HEADER.size))
+    return status, await read(num_bytes)
 
 
-def _work(answers: Answers, server: socket.socket) -> NoReturn:
-    """Answer what the server asks until it is gone; then end this process."""
+def _work(answers: Answers, server: socket.socket, of_server: list[socket.socket],
+          close: Callable[[], None]) -> NoReturn:
+    """Answer what the server asks until it is gone, then end this process."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # are the server's, which answers what is in flight
-            signal.signal(number, signal.SIG_IGN)
+        for signum in SIGNALS:  # are for the server, which answers what is in flight
+            signal.signal(signum, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for end in of_server:
+            end.close()  # else a worker would not see that the server is gone
+        close()
         kinds = list(QUESTIONS.items())
-        with server.makefile("rb") as questions:
-            while head := questions.read(HEAD.size):
-                which, number = HEAD.unpack(head)
-                name, kind = kinds[which]
-                status, written = _answer(getattr(answers, name), kind.model_validate_json(questions.read(number)))
-                server.sendall(HEAD.pack(status, len(written)) + written)
+        with server.makefile("rb") as questions, contextlib.suppress(ConnectionError):
+            while len(header := questions.read(HEADER.size)) == HEADER.size:
+                place, num_bytes = HEADER.unpack(header)
+                if len(body := questions.read(num_bytes)) < num_bytes:
+                    break
+                name, kind = kinds[place]
+                status, written = _answer(getattr(answers, name), kind.model_validate_json(body))
+                server.sendall(HEADER.pack(status, len(written)) + written)
     except Exception:
         traceback.print_exc()
     finally:
@@ -148,15 +180,16 @@ def _work(answers: Answers, server: socket.socket) -> NoReturn:
 
 
 def _answer(method: Callable[[Any], str], question: Person) -> tuple[int, bytes]:
+    """Return the status and the body of an answer; where that is not 200, the body is a sentence."""
     try:
         return 200, method(question).encode()
     except HTTPException as error:
         return error.status_code, str(error.detail).encode()
     except Exception as error:
         traceback.print_exc()
-        return 500, failure(error).encode()
+        return 500, failure_sentence(error).encode()
 
 
-def failure(error: Exception) -> str:
+def failure_sentence(error: Exception) -> str:
     """Return what an answer says where the server has failed."""
     return str(error) if isinstance(error, DataError) else "the server has failed; its terminal says why"
