@@ -66,7 +66,7 @@ class Workers(Pool):
             close: is called in each worker: closes what it has no use for.
         """
         super().__init__(1, most_waiting)
-        self._idle: asyncio.LifoQueue[socket.socket] = asyncio.LifoQueue()
+        self._idle: list[socket.socket] = []
         self._pids: dict[socket.socket, int] = {}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a worker ignores them
         try:
@@ -83,9 +83,10 @@ class Workers(Pool):
                 theirs.close()
                 ours.setblocking(False)
                 self._pids[ours] = pid
-                self._idle.put_nowait(ours)
+                self._idle.append(ours)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._places = asyncio.Semaphore(max(len(self._idle), 1))  # who has waited longest is the next
 
     def end(self) -> None:
         """End the workers, whatever they are doing."""
@@ -94,34 +95,34 @@ class Workers(Pool):
 
     async def _call(self, function: Callable[..., str], *args: Any) -> str | bytes:
         deaths = 0
-        while self._pids:
-            worker = await self._idle.get()
-            if worker not in self._pids:  # the last one is gone: whoever else waits is to know
-                self._idle.put_nowait(worker)
-                break
+        while deaths < MOST_DEATHS:
+            await self._places.acquire()
+            if not self._idle:  # no worker is left: whoever else waits is to know
+                self._places.release()
+                return await super()._call(function, *args)
+            worker = self._idle.pop()
             try:
                 status, written = await _ask(worker, function.__name__, *args)
             except OSError:
                 self._give_up(worker)
                 print("a worker process of the server is gone; others answer, more slowly", file=sys.stderr, flush=True)
                 deaths += 1
-                if deaths == MOST_DEATHS:
-                    raise HTTPException(503, "the server could not finish this question") from None
                 continue
             except BaseException:  # the answer is still to come, and would be taken for the next question's
                 self._give_up(worker)
                 raise
-            self._idle.put_nowait(worker)
+            self._idle.append(worker)
+            self._places.release()
             if status != 200:
                 raise HTTPException(status, written.decode())
             return written
-        return await super()._call(function, *args)
+        raise HTTPException(503, "the server could not finish this question")
 
     def _give_up(self, worker: socket.socket) -> None:
-        """End a worker; where it is the last one, let who waits for one know."""
+        """End a worker, whose place stays empty; where it is the last one, let who waits know."""
         pid = self._pids.pop(worker)
         if not self._pids:
-            self._idle.put_nowait(worker)
+            self._places.release()
         worker.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -123,7 +123,7 @@ def answers_of(workers: Workers, function: Callable[..., str], *messages: Person
         async with asyncio.timeout(30):
             tasks = [asyncio.ensure_future(workers.run(function, message)) for message in messages]
             if when_busy is not None:
-                while not workers._idle.empty():
+                while workers._idle:
                     await asyncio.sleep(0.001)
                 when_busy()
             return await asyncio.gather(*tasks, return_exceptions=True)
@@ -139,6 +139,26 @@ def test_two_questions_are_answered_side_by_side_and_more_wait_their_turn():
     slow = Slow()
     found = answers_of(Workers(slow, 2, 8), slow.recommend, *[Question(top_n=2)] * 6, when_busy=slow.may_answer)
     assert len(set(found[:2])) == 2 and len(set(found)) == 2 and str(os.getpid()) not in found
+
+
+def test_who_has_waited_longest_is_the_next():
+    slow, order = Slow(), []
+    workers = Workers(slow, 1, 99)
+
+    async def client(number: int) -> None:
+        for _ in range(3):
+            await workers.run(slow.recommend, Question(top_n=1))
+            order.append(number)
+
+    async def ask() -> None:
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(client(number) for number in range(4)))
+
+    try:
+        asyncio.run(ask())
+    finally:
+        workers.end()
+    assert order == [0, 1, 2, 3] * 3
 
 
 def test_too_many_questions_are_refused():
@@ -177,7 +197,7 @@ def test_who_no_longer_waits_for_an_answer_leaves_none_to_the_next():
     async def ask() -> list[str]:
         async with asyncio.timeout(30):
             unwanted = asyncio.ensure_future(workers.run(slow.recommend, Question(top_n=2)))
-            while workers._idle.qsize() == 2:
+            while len(workers._idle) == 2:
                 await asyncio.sleep(0.001)
             unwanted.cancel()
             with pytest.raises(asyncio.CancelledError):
