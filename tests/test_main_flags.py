@@ -301,8 +301,18 @@ def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, folded_
     shutil.copytree(run.dir, tmp_path / "run")
     shutil.copy(run.dir / "last.pt", tmp_path / "run" / "best.pt")
     other = small(half_stars(), tmp_path / "run", "--eval_only").results
-    assert [name for name in run.results if run.results[name] != other[name]] == [
-        "two_tower", "relevance", "calibration", "best_epoch", "train_s"]
+    changed = [name for name in run.results if run.results[name] != other[name]]
+    assert [name for name in changed if name != "relevance"] == ["two_tower", "calibration", "best_epoch", "train_s"]
+
+
+def test_what_no_later_epoch_is_kept_with_is_fitted_in_the_best(trained):
+    """The spread of ratings and the weights of relevance; the link, which tells the best epoch, in every one."""
+    run = trained(f"{CURVE} --blend user")
+    last, best = run.last["model"], run.best["model"]
+    assert run.last["epoch"] > run.best["epoch"]
+    for name in ("link.spread_weights", "relevance.weights"):
+        assert torch.equal(last[name], best[name]) and not torch.equal(best[name], run.models[1][name]), name
+    assert not torch.equal(last["link.thresholds"], best["link.thresholds"])
 
 
 def test_refit_is_training_on_both_parts_for_the_chosen_epochs(trained, half_stars, tmp_path):

@@ -147,12 +147,16 @@ def test_who_has_waited_longest_is_the_next():
 
     async def client(number: int) -> None:
         for _ in range(3):
-            await workers.run(slow.recommend, Question(top_n=1))
+            await workers.run(slow.recommend, Question(top_n=2))
             order.append(number)
 
     async def ask() -> None:
         async with asyncio.timeout(30):
-            await asyncio.gather(*(client(number) for number in range(4)))
+            clients = [asyncio.ensure_future(client(number)) for number in range(4)]
+            while workers._waiting < 4:
+                await asyncio.sleep(0.001)
+            slow.may_answer()
+            await asyncio.gather(*clients)
 
     try:
         asyncio.run(ask())
