@@ -203,7 +203,10 @@ def _run(app: ASGIApp, host: str, listening: socket.socket, say: Callable[[str],
     config.timeout_graceful_shutdown = END_S  # type: ignore[assignment]
     shown = f"[{host}]" if ":" in host else host
     say(f"open http://{shown}:{listening.getsockname()[1]}/ in a browser; Ctrl-C ends it")
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    if server.should_exit:  # by a signal; once in some hundred times uvicorn did not pass it on
+        raise KeyboardInterrupt
 
 
 def _listen(host: str, port: int) -> socket.socket:
