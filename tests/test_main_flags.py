@@ -303,6 +303,9 @@ def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, folded_
     other = small(half_stars(), tmp_path / "run", "--eval_only").results
     changed = [name for name in run.results if run.results[name] != other[name]]
     assert [name for name in changed if name != "relevance"] == ["two_tower", "calibration", "best_epoch", "train_s"]
+    of_relevance = [name for name in run.models[best] if name.startswith("relevance.")]
+    moved = [name for name in of_relevance if not torch.equal(run.last["model"][name], run.best["model"][name])]
+    assert moved == ["relevance.history", "relevance.vectors", "relevance.popularity"]  # the order may be the same
 
 
 def test_what_no_later_epoch_is_kept_with_is_fitted_in_the_best(trained):
