@@ -188,7 +188,7 @@ def serve(recommender: Recommender, host: str = "127.0.0.1", port: int = 8000,
         answers = Answers(recommender)
         answers.warm_up()
         gc.freeze()  # what is there now is no garbage; looking through it would delay answers, and the end by 0.8 s
-        workers = Workers(answers, num_workers, MOST_WAITING, listening.close) if num_workers else None
+        workers = Workers(answers, num_workers, MOST_WAITING, [listening]) if num_workers else None
         try:
             _run(Guard(make_app(answers, workers), host), host, listening, say)
         finally:

@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -58,12 +58,12 @@ class Workers(Pool):
     """Worker processes that call methods of Answers, and a thread for when there is none."""
 
     def __init__(self, answers: Answers, num_workers: int, most_waiting: int,
-                 close: Callable[[], None] = lambda: None) -> None:
+                 not_theirs: Sequence[socket.socket] = ()) -> None:
         """Copy this process, in which nothing else may be at work; fewer times where the system refuses.
 
         Args:
             answers: whose QUESTIONS the workers answer.
-            close: is called in each worker: closes what it has no use for.
+            not_theirs: sockets that a worker has no use for, and closes.
         """
         super().__init__(1, most_waiting)
         self._idle: list[socket.socket] = []
@@ -79,7 +79,7 @@ class Workers(Pool):
                     theirs.close()
                     break
                 if not pid:
-                    _work(answers, theirs, [ours, *self._pids], close)
+                    _work(answers, theirs, [ours, *self._pids, *not_theirs])
                 theirs.close()
                 ours.setblocking(False)
                 self._pids[ours] = pid
@@ -155,16 +155,14 @@ async def _ask(worker: socket.socket, name: str, question: Person) -> tuple[int,
     return status, await read(num_bytes)
 
 
-def _work(answers: Answers, server: socket.socket, of_server: list[socket.socket],
-          close: Callable[[], None]) -> NoReturn:
+def _work(answers: Answers, server: socket.socket, not_theirs: list[socket.socket]) -> NoReturn:
     """Answer what the server asks until it is gone, then end this process."""
     try:
         for signum in SIGNALS:  # are for the server, which answers what is in flight
             signal.signal(signum, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        for end in of_server:
-            end.close()  # else a worker would not see that the server is gone
-        close()
+        for other in not_theirs:
+            other.close()  # else a worker would not see that the server is gone, and its port would stay in use
         kinds = list(QUESTIONS.items())
         with server.makefile("rb") as questions, contextlib.suppress(ConnectionError):
             while len(header := questions.read(HEADER.size)) == HEADER.size:
