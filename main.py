@@ -28,7 +28,7 @@ if __name__ == "__main__" and not {"-h", "--help"} & set(sys.argv):
 # isort: split
 import torch
 
-from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, save_checkpoint
+from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, model_entries, save_checkpoint
 from models.config import PARTS, ModelConfig
 from models.ops import ranks as processes
 from models.ops.ranks import Ranks
@@ -242,7 +242,21 @@ def train(args: argparse.Namespace, data: DataSet, device: torch.device,
                       else f"{'no validation':<19}")
         print(f"epoch {metrics.epoch:>3}  train {metrics.train_rmse:.4f}  {validation} {metrics.seconds:6.1f} s  "
               f"{metrics.ratings_per_s:11,.0f} ratings/s", flush=True)
+    if trainer.has_validation:
+        calibrate(args.run_dir, trainer, fingerprint)
     return trainer.metrics, len(trainer.metrics) > done
+
+
+def calibrate(run_dir: Path, trainer: Trainer, fingerprint: str) -> None:
+    """Calibrate the model of the best epoch, unless that has been done, and replace best.pt."""
+    trainer.ranks.sum_(torch.zeros(1, device=trainer.model.device))  # by then the main process has written best.pt
+    chosen = load_checkpoint(run_dir / "best.pt", fingerprint)
+    if chosen["calibrated"]:
+        return
+    trainer.calibrate(chosen["model"])
+    with rows_of_all(trainer, run_dir):
+        if trainer.ranks.is_main:
+            save_checkpoint(run_dir / "best.pt", chosen | model_entries(trainer.model.eval()) | {"calibrated": True})
 
 
 def save(run_dir: Path, trainer: Trainer, checkpoint: dict, is_best: bool) -> None:
@@ -311,7 +325,8 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
     with rows_of_all(trainer, args.run_dir):
         if ranks.is_main:
             checkpoint = trainer.checkpoint(data.meta["fingerprint"], flags)
-            save_checkpoint(best, checkpoint | {"refit": True, "train_s": chosen["train_s"] + checkpoint["train_s"]})
+            save_checkpoint(best, checkpoint | {"calibrated": True, "refit": True,
+                                                "train_s": chosen["train_s"] + checkpoint["train_s"]})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 A checkpoint is a dict of tensors and plain values:
     format, fingerprint (of the data set), config (ModelConfig as a dict), item_based (whether there are item-based
     towers), settings (of training), flags (of the run, as main.py was given them; of its data set the folder:
-    data_dir, absolute, and data_dir_given, as it was typed), epoch, train_s (seconds of training), refit (whether
-    validation ratings were trained on), model (state dict);
+    data_dir, absolute, and data_dir_given, as it was typed), epoch, train_s (seconds of training), calibrated (whether
+    `Trainer.calibrate` has been called), refit (whether validation ratings were trained on), model (state dict);
     last.pt also: engines (state of the optimizers), metrics (rows of metrics.csv), best_epoch, best_rmse.
 It has the rows of all users; each of many ranks takes those of its own from it (how they get there:
 training/gathering.py). It is replaced whole. It is read with `weights_only=True`: it cannot run code. Before anything
@@ -28,7 +28,7 @@ from models.blend import Blend
 from models.config import PARTS, ModelConfig
 from preprocessing.dataset import CutShort, DataError, locked, replaced
 
-FORMAT = 19
+FORMAT = 20
 STARS = ("stars_low", "stars_high", "stars_mean")  # of the config, which may lie below 0
 DATA_DIRS = ("data_dir", "data_dir_given")  # among the flags
 PRIVATE = getattr(mmap, "MAP_PRIVATE", None)  # None on Windows, which replaces no file that is mapped: none is there
@@ -153,7 +153,7 @@ def _empty_model(checkpoint: dict, num_bytes: int) -> Blend:
     """
     types: dict[str, type | tuple[type, ...]] = {
         "fingerprint": str, "config": dict, "item_based": bool, "settings": dict, "flags": dict,
-        "epoch": int, "train_s": (int, float), "refit": bool, "model": dict}
+        "epoch": int, "train_s": (int, float), "calibrated": bool, "refit": bool, "model": dict}
     if checkpoint["format"] != FORMAT or not all(isinstance(checkpoint[name], kind) for name, kind in types.items()):
         raise ValueError("format")
     if not all(isinstance(checkpoint["flags"].get(name, ""), str) for name in DATA_DIRS):

@@ -27,8 +27,11 @@ import main
 import rec
 from models import config
 from models.checkpoint import save_checkpoint
+from models.relevance import UNFITTED
+from models.stars_link import SPREAD_WEIGHTS
 from preprocessing import movielens_preprocess
 from training import report
+from training.trainer import Trainer
 
 SMALL = ("--embedding_dim 8 --ensemble_size 2 --hidden_dim 8 --num_threads 1 --device cpu --no-refit --epochs 3 "
          "--batch_size 16")
@@ -295,7 +298,7 @@ def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, folded_
     best = 1 + int(np.argmin([row["val_rmse"] for row in run.rows]))
     assert (run.best["epoch"], run.last["epoch"]) == (best, len(run.rows)) and 1 < best < len(run.rows)
     changed = [name for name, tensor in run.models[best].items() if not same(run.best["model"][name], tensor)]
-    assert changed == folded_in_anew
+    assert changed == [*folded_in_anew, "link.spread_weights", "relevance.weights"]
     assert same(run.last["model"], run.models[len(run.rows)])
     assert not any(same(run.models[best], model) for epoch, model in run.models.items() if epoch != best)
     shutil.copytree(run.dir, tmp_path / "run")
@@ -305,17 +308,25 @@ def test_best_is_the_model_of_the_best_epoch_and_what_is_measured(sides, folded_
     assert [name for name in changed if name != "relevance"] == ["two_tower", "calibration", "best_epoch", "train_s"]
     of_relevance = [name for name in run.models[best] if name.startswith("relevance.")]
     moved = [name for name in of_relevance if not torch.equal(run.last["model"][name], run.best["model"][name])]
-    assert moved == ["relevance.history", "relevance.vectors", "relevance.popularity"]  # the order may be the same
+    assert moved == ["relevance.history", "relevance.vectors", "relevance.popularity", "relevance.weights"]
 
 
-def test_what_no_later_epoch_is_kept_with_is_fitted_in_the_best(trained):
-    """The spread of ratings and the weights of relevance; the link, which tells the best epoch, in every one."""
+def test_the_model_that_is_chosen_is_calibrated_once(trained, half_stars, tmp_path, monkeypatch):
+    """By the spread of ratings and the weights of relevance; the link, which tells the best epoch, is fitted in all."""
     run = trained(f"{CURVE} --blend user")
     last, best = run.last["model"], run.best["model"]
-    assert run.last["epoch"] > run.best["epoch"]
-    for name in ("link.spread_weights", "relevance.weights"):
-        assert torch.equal(last[name], best[name]) and not torch.equal(best[name], run.models[1][name]), name
+    assert run.best["calibrated"] and not run.last["calibrated"]
+    assert last["link.spread_weights"].tolist() == pytest.approx(SPREAD_WEIGHTS)
+    assert last["relevance.weights"].tolist() == [list(UNFITTED)] * 2
+    assert (best["relevance.weights"] != last["relevance.weights"]).all()
     assert not torch.equal(last["link.thresholds"], best["link.thresholds"])
+    shutil.copytree(run.dir, tmp_path / "run")
+    cut_short = run.best | {"calibrated": False, "model": run.models[run.best["epoch"]]}
+    torch.save(cut_short, tmp_path / "run" / "best.pt")  # as a run leaves it that is stopped before
+    again = small(half_stars(), tmp_path / "run", "--resume")
+    assert again.code == 0 and same(again.best, run.best)
+    monkeypatch.setattr(Trainer, "calibrate", None)
+    assert small(half_stars(), tmp_path / "run", "--resume").results == again.results
 
 
 def test_refit_is_training_on_both_parts_for_the_chosen_epochs(trained, half_stars, tmp_path):

@@ -25,7 +25,7 @@ USER_SALT, SUBSET_SALT = 1 << 44, 1 << 43  # make these draws others than that o
 ANY_SIZE = 0.3  # of users keep a subset of their context, of any size
 EARLIEST_CUT = 0.5  # of a user's ratings, in time, are context at least
 STACKING_CELLS, STACKING_CELLS_PER_RATING = 2**21, 8  # users times movies that the weights of an epoch are fitted to
-STACKING_STEPS = 4  # of Newton's method; the next time it goes on from where it ends
+STACKING_STEPS = 8  # of Newton's method
 STACKING_PRIOR = 1.0  # precision of the weights' Gaussian prior, whose mean is how they begin
 BLOCK_CELLS = 2**20  # users times movies whose scores are in memory at once
 
@@ -139,7 +139,7 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
     """Fit the weights of taste, popularity and rating to the validation ratings of `relevant_stars` of some users.
 
     They maximise the multinomial likelihood of these movies among those that the users have not told of, by Newton's
-    method, no step longer than 1, and begin at what they are.
+    method, no step longer than 1.
 
     Args:
         known: what is known of the users.
@@ -168,7 +168,7 @@ def fit_weights(model: Blend, known: RatingTensors, validation: RatingTensors, u
         liked = asked.stars >= relevant_stars(model.config.stars_low, model.config.stars_high)
         blocks.append((terms, hidden, asked.row[liked], asked.movie_idx[liked]))
     prior = torch.tensor(UNFITTED, dtype=torch.float64, device=device)
-    weights = relevance.weights[int(are_new)].double()
+    weights = prior.clone()
     for _ in range(STACKING_STEPS):
         gradient, curvature = STACKING_PRIOR * (prior - weights), STACKING_PRIOR * torch.eye(3, device=device).double()
         sums = torch.zeros(3, 4, dtype=torch.float64, device=device)

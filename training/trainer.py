@@ -115,10 +115,26 @@ class Trainer:
                 raise DataError(f"the loss is no longer finite after epoch {epoch}; the last checkpoint is kept; try "
                                 f"again with a smaller --lr than {self.settings.lr:g}") from None
             self.metrics.append(metrics)
-            if self._is_best(metrics.val_rmse):
+            if not metrics.val_rmse >= self.best_rmse:
                 self.best_epoch = epoch
                 self.best_rmse = metrics.val_rmse if math.isfinite(metrics.val_rmse) else math.inf
             yield metrics
+
+    def calibrate(self, chosen: dict[str, torch.Tensor]) -> None:
+        """Take over the model of the best epoch, a state dict with the rows of all users, and fit to validation ratings
+        what it alone needs: how ratings spread around predictions, and the weights of relevance."""
+        model, ratings, ranks = self.model, (self.train, self.validation), self.ranks
+        model.load_rows(chosen)
+        tasks: list[Callable[[], Any]] = [
+            partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
+            for users, are_new in zip(self.spread_users, (False, True), strict=True)]
+        if model.relevance is not None:
+            tasks += [partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day, ranks,
+                              are_new) for are_new in (False, True)]
+        with shared_out():
+            known, new, *_ = self._side_by_side(tasks)
+        score, stars, features = map(torch.cat, zip(known, new, strict=True))
+        fit_spread(model.link, score, stars, features, ranks)
 
     @torch.no_grad()
     def checkpoint(self, fingerprint: str, flags: dict | None = None) -> dict:
@@ -126,7 +142,7 @@ class Trainer:
         the run, where it has any. Of many ranks, within `gathering.rows_of_all`: else with this rank's users alone."""
         return {"fingerprint": fingerprint, **model_entries(self.model.eval()), "settings": vars(self.settings),
                 "flags": flags or {}, "epoch": len(self.metrics), "train_s": sum(row.seconds for row in self.metrics),
-                "refit": False}
+                "calibrated": False, "refit": False}
 
     def fold_in_movies(self) -> None:
         """Fold in the movies of the item-based towers, if there are any, from the training ratings of all ranks."""
@@ -165,30 +181,14 @@ class Trainer:
 
     def _validate(self) -> RatingErrors:
         """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
-        scores; then, where that is the best so far, fit what else the model that is kept needs: how ratings spread
-        around predictions, and the weights of relevance."""
-        model, ratings, ranks = self.model, (self.train, self.validation), self.ranks
-        predictions, stars = predict_scores(model, *ratings, self.stars_step, self.val_users)
+        scores."""
+        model, ranks = self.model, self.ranks
+        predictions, stars = predict_scores(model, self.train, self.validation, self.stars_step, self.val_users)
         if self.has_validation:
             counts = count_scores(model.link, predictions.score, stars)
             ranks.sum_(counts)
             fit_link(model.link, counts)
-        errors = sum_errors(model.stars(model.mix(predictions)), stars, ranks)
-        if self.has_validation and self._is_best(errors.rmse):
-            tasks: list[Callable[[], Any]] = [
-                partial(scores_and_features, model, *ratings, users, self.stars_step, are_new)
-                for users, are_new in zip(self.spread_users, (False, True), strict=True)]
-            if model.relevance is not None:
-                tasks += [partial(fit_weights, model, *ratings, self.val_users, self.stars_step, self.last_day, ranks,
-                                  are_new) for are_new in (False, True)]
-            known, new, *_ = self._side_by_side(tasks)
-            score, stars_of_some, features = map(torch.cat, zip(known, new, strict=True))
-            fit_spread(model.link, score, stars_of_some, features, ranks)
-        return errors
-
-    def _is_best(self, val_rmse: float) -> bool:
-        """Tell whether an epoch is the best so far; without validation ratings it always is."""
-        return not val_rmse >= self.best_rmse
+        return sum_errors(model.stars(model.mix(predictions)), stars, ranks)
 
     def _side_by_side(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of functions that are called in threads; one after the other where ranks meet in them,

@@ -31,7 +31,7 @@ def test_the_rating_part_is_the_same_with_relevance_and_without(train, data_dir,
     assert {name for name in with_it if name not in without} == {
         f"relevance.{name}" for name in ("history", "vectors", "popularity", "movie_mean", "weights")}
     assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
-    known, new = with_it["relevance.weights"]
+    known, new = torch.load(tmp_path / "1" / "best.pt", weights_only=True)["model"]["relevance.weights"]
     assert (known != torch.tensor([1.0, 1.0, 0.0])).all() and (new != torch.tensor([1.0, 1.0, 0.0])).all()
     assert (known != new).all()
 
