@@ -143,7 +143,7 @@ def make_run(folder: Path, data_dir: Path) -> Path:
             tower.embedding[:, member] = (shared + 0.5 * torch.randn_like(shared)) * spread @ turn
         save_checkpoint(folder / "best.pt", {
             "fingerprint": meta["fingerprint"], **model_entries(model), "settings": {}, "flags": {}, "epoch": 0,
-            "train_s": 0.0, "refit": False})
+            "train_s": 0.0, "calibrated": False, "refit": False})
     return folder
 
 

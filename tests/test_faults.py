@@ -133,7 +133,7 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(tmp_path, both,
     path = tmp_path / "best.pt"
     with torch.no_grad():
         save_checkpoint(path, {"fingerprint": "a" * 64, **model_entries(model), "settings": {}, "flags": {},
-                               "epoch": 1, "train_s": 1.0, "refit": False})
+                               "epoch": 1, "train_s": 1.0, "calibrated": True, "refit": False})
     whole, found = plain(load_checkpoint(path, "a" * 64)), 0
     for place in flipped_places(path, every):
         try:
