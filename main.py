@@ -312,7 +312,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
     trainer = build_trainer(of_first, data, device, ranks)
     trainer.folds_in = False  # but for the last: nothing is measured before
     for name, value in trainer.model.state_dict().items():  # what validation ratings have chosen too
-        if name.startswith("link.") or name == "relevance.weights":
+        if name.startswith("link.") or name in ("share", "relevance.weights"):
             value.copy_(chosen["model"][name])
     for metrics in trainer.epochs():
         if ranks.is_main:

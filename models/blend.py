@@ -3,10 +3,11 @@ stars, and relevance.
 
 A TwoTower treats its two kinds unlike: a user's vector is folded in from their ratings, a movie's is an embedding
 (user-based). Where movies are few beside users that is the better half by far. Where they are not, a second TwoTower
-with the roles swapped, movies folded in from their ratings and users embedded (item-based), errs elsewhere. The mean of
-the two is then better than either (compare U-AutoRec and I-AutoRec, Sedhain et al. 2015):
+with the roles swapped, movies folded in from their ratings and users embedded (item-based), errs elsewhere. Both
+together are then better than either (compare U-AutoRec and I-AutoRec, Sedhain et al. 2015). What share b each has in a
+score, stacking (Wolpert 1992) finds from validation ratings:
 
-    score(u, m) = (p_u . q_m + p'_u . q'_m) / 2 = [p_u / 2, p'_u / 2] . [q_m, q'_m]
+    score(u, m) = b p_u . q_m + (1 - b) p'_u . q'_m = [b p_u, (1 - b) p'_u] . [q_m, q'_m]
 
 Of somebody who has rated little, the towers have learned little, and means say more. So a score is theirs by so much as
 the number n of known ratings tells, and else that of the movie's mean g_m and of how far the ratings lie above such
@@ -43,12 +44,14 @@ from models.user_tower import Context
 USERS_PER_MOVIE = 4  # the item-based towers help where there are no more
 STANDARD_ERRORS = 2  # of a movie, by which its score is lower in a list
 TRUST = 2.0  # ratings of a person, of whom the towers and the means then say as much as each other
+SHARE = 0.5  # of the user-based towers before it is fitted
 
 
 class Predictions(NamedTuple):
     """What a score is mixed of, see `Blend.mix`; each (T,)."""
 
-    score: torch.Tensor  # float, of the towers
+    user_based: torch.Tensor  # float, scores of the user-based towers
+    item_based: torch.Tensor  # float, of the item-based ones; the same again where there are none
     trust: torch.Tensor  # float, 0 to 1
     above_means: torch.Tensor  # float, how far the user's ratings lie above the movies' means, in units of score
     movie_idx: torch.Tensor  # int64
@@ -58,6 +61,7 @@ class Blend(nn.Module):
     """User-based towers, item-based ones where `with_item_based`, and relevance where the config has it."""
 
     folded_in: torch.Tensor  # float (M, E (D + 2)), vectors of the item-based towers
+    share: torch.Tensor  # float (), of the user-based towers in a score, where there are item-based ones
 
     def __init__(self, config: ModelConfig, with_item_based: bool, users: tuple[int, int] | None = None,
                  movies: tuple[int, int] | None = None) -> None:
@@ -72,6 +76,7 @@ class Blend(nn.Module):
                                                without=(*config.without, *DATE_PARTS, "year")), movies)
             self.register_buffer("folded_in", torch.zeros(config.num_movies,
                                                           config.ensemble_size * (config.member_dim + 2)))
+            self.register_buffer("share", torch.tensor(SHARE))
         self.link = StarsLink(config.stars_low, config.stars_high, config.stars_step)
         # Last, so that the towers begin the same with it and without.
         self.relevance = Relevance(config) if config.relevance_dim else None
@@ -95,10 +100,16 @@ class Blend(nn.Module):
         """Return the scores that make the movies' shrunk means the stars to expect, float (M,)."""
         return self.link.score_of(self.config.stars_mean + self.user_based.movie_tower.mean)
 
+    def of_towers(self, predictions: Predictions) -> torch.Tensor:
+        """Return the scores of both kinds of towers together, float (T,)."""
+        if self.item_based is None:
+            return predictions.user_based
+        return torch.lerp(predictions.item_based, predictions.user_based, self.share)
+
     def mix(self, predictions: Predictions) -> torch.Tensor:
         """Return scores, float (T,)."""
-        score, trust, above_means, movie_idx = predictions
-        return torch.lerp(self.mean_scores()[movie_idx] + above_means, score, trust)
+        of_means = self.mean_scores()[predictions.movie_idx] + predictions.above_means
+        return torch.lerp(of_means, self.of_towers(predictions), predictions.trust)
 
     def predict(self, movies: MovieTable, user_idx: torch.Tensor, context: Context, target: Target,
                 are_new: bool = False) -> Predictions:
@@ -111,12 +122,12 @@ class Blend(nn.Module):
             target: what is asked for.
             are_new: predict as if the data set did not know these users.
         """
-        score = self.user_based.predict(movies, self._embedding(user_idx, are_new), context, target)
+        user_based = item_based = self.user_based.predict(movies, self._embedding(user_idx, are_new), context, target)
         if self.item_based is not None and not are_new:
             users = self.item_based.movie_vectors(0, user_idx)
-            score = (score + (users[target.row] * self.folded_in[target.movie_idx]).sum(1)) / 2
+            item_based = (users[target.row] * self.folded_in[target.movie_idx]).sum(1)
         trust, above_means = self._of_means(context, len(user_idx))
-        return Predictions(score, trust[target.row], above_means[target.row], target.movie_idx)
+        return Predictions(user_based, item_based, trust[target.row], above_means[target.row], target.movie_idx)
 
     def user_vectors(self, movies: MovieTable, user_idx: torch.Tensor | None, context: Context, day: int,
                      are_new: bool = False) -> torch.Tensor:
@@ -135,7 +146,8 @@ class Blend(nn.Module):
         if self.item_based is not None and user_idx is None:
             vectors = torch.cat([vectors, vectors.new_zeros(len(vectors), self.folded_in.shape[1])], 1)
         elif self.item_based is not None:
-            vectors = torch.cat([vectors, self.item_based.movie_vectors(0, user_idx)], 1) / 2
+            item_based = self.item_based.movie_vectors(0, user_idx)
+            vectors = torch.cat([self.share * vectors, (1 - self.share) * item_based], 1)
         rest = (1 - trust).unsqueeze(1)
         return torch.cat([trust.unsqueeze(1) * vectors, rest, rest * above_means.unsqueeze(1)], 1)
 

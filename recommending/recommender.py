@@ -432,7 +432,7 @@ class Recommender:
         movie_idx, stars = history.movie_idx.numpy(), history.stars.numpy()
         effects = self._user_tower.contributions(fold_in, listed)
         if history.user_idx is not None and self.model.item_based is not None:
-            effects = effects / 2  # of the mean of both towers' scores
+            effects = float(self.model.share) * effects
         trust = float(self.model.trust(torch.tensor(len(movie_idx))))
         of_means = self.model.above_means(_context(history)).numpy() / (len(movie_idx) + MEAN_SHRINK)
         effects = trust * effects + (1 - trust) * of_means

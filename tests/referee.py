@@ -203,6 +203,7 @@ class Model:
         fitted = data.split("train", "validation") if self.checkpoint["refit"] else data.split("train")
         without, self.tensors = (*config["without"], *without), tensors.get("relevance")
         self.link, self.step = tensors["link"], data.step
+        self.share = tensors["share"][""] if "share" in tensors else 1.0  # of the user-based towers in a score
         year = data.movies.year.fillna(0).to_numpy(int)
         self.users, self.movies = Towers(data, config, without, tensors["user_based"], fitted, year), None
         if self.checkpoint["item_based"]:
@@ -227,11 +228,12 @@ class Model:
         return trust * self.of_towers(user, known, movie, day) + (1 - trust) * (self.mean_score[movie] + above.sum())
 
     def of_towers(self, user: int | None, known: Ratings, movie: np.ndarray, day: np.ndarray) -> np.ndarray:
-        """Return the mean of both towers' scores where the data set knows the person, (T,)."""
+        """Return both towers' scores by their shares where the data set knows the person, (T,)."""
         score = self.users.score(self.users.person(user, known), movie, day)
         if self.movies is None or user is None:
             return score
-        return (score + [self.movies.score(self.folded_in[m], np.array([user]), np.zeros(1))[0] for m in movie]) / 2
+        of_items = [self.movies.score(self.folded_in[m], np.array([user]), np.zeros(1))[0] for m in movie]
+        return self.share * score + (1 - self.share) * np.array(of_items)
 
     def trust(self, known: Ratings) -> float:
         return len(known.movie) / (len(known.movie) + 2)
@@ -279,7 +281,7 @@ class Model:
     def effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:
         """Return what each known rating adds to the score of a movie, (R,)."""
         effects = (self.users.person(user, known).parts * self.users.vectors[movie]).sum(-1).mean(1)
-        effects = effects if self.movies is None or user is None else effects / 2
+        effects = effects if self.movies is None or user is None else self.share * effects
         return self.trust(known) * effects + (1 - self.trust(known)) * self.above_means(known)
 
     def relevance_effects(self, user: int | None, known: Ratings, movie: int) -> np.ndarray:

@@ -338,7 +338,7 @@ def test_refit_is_training_on_both_parts_for_the_chosen_epochs(trained, half_sta
     other = small(together, tmp_path / "run", DROPPED, stop_after=chosen).models[chosen]
     assert 1 < chosen < len(plain.rows) == len(run.rows)
     weights = {name: tensor for name, tensor in plain.best["model"].items()  # those that validation gave
-               if name == "relevance.weights" or name.startswith("link.")}
+               if name in ("share", "relevance.weights") or name.startswith("link.")}
     assert same(run.best["model"], other | weights) and (run.best["refit"], run.best["epoch"]) == (True, chosen)
     assert same(*(other.last | {"flags": {}} for other in (run, plain)))
     assert (plain.best["refit"], run.last["refit"]) == (False, False)

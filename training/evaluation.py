@@ -59,7 +59,7 @@ def predict_scores(model: Blend, known: RatingTensors, asked: RatingTensors, sta
         return *model.predict(movies, block, context.context(), target.target()), target.stars
 
     nothing = movies.rows.new_zeros(0)
-    found = [(nothing, nothing, nothing, users[:0], nothing),
+    found = [(nothing, nothing, nothing, nothing, users[:0], nothing),
              *in_threads([partial(predict, block) for block in blocks_of(users, known)])]
     *predictions, stars = (torch.cat(values) for values in zip(*found, strict=True))
     return Predictions(*predictions), stars

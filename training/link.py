@@ -1,11 +1,12 @@
-"""Fit the link from scores to stars (models/stars_link.py) to validation ratings, by the greatest likelihood.
+"""Fit to validation ratings what makes stars of the towers' scores: the link (models/stars_link.py), by the greatest
+likelihood, and the share of the user-based towers, by least squares.
 
 Letters: T ratings, K stars of the scale above the lowest, Z bins of scores.
 """
 
 import torch
 
-from models.blend import Blend, Predictions
+from models.blend import SHARE, Blend, Predictions
 from models.ops.ranks import ALONE, Ranks
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
 from training.batches import RatingTensors, batch_of, blocks_of, in_context_of
@@ -16,6 +17,7 @@ MOST_STEPS, ENOUGH = 50, 1e-9  # of Fisher scoring; until a step gains less log-
 RIDGE = 1e-3  # added to the information: where all scores are alike, nothing tells the slope, and it stays
 SPREAD_STEPS, SPREAD_PRECISION = 8, 10.0  # of Fisher scoring; of the weights' Gaussian prior, from which they begin
 DERIVATIVE_STEP = 1e-3
+SHARE_STEPS, SHARE_PRECISION = 4, 12.0  # of Gauss and Newton; of the share's prior: about .25 to either side
 NEW_SEED = 7  # of which ratings users have given who are served as new
 
 
@@ -55,6 +57,31 @@ def fit_link(link: StarsLink, counts: torch.Tensor) -> None:
         values = values + step
     link.slope.copy_(values[0])
     link.thresholds.copy_(values[1:])
+
+
+@torch.no_grad()
+def fit_share(model: Blend, predictions: Predictions, stars: torch.Tensor, ranks: Ranks = ALONE) -> None:
+    """Fit the share of the user-based towers to ratings of this rank and the others, by Gauss and Newton's method;
+    nothing where there are no item-based ones.
+
+    Scores count as in the loss of training, so that the share does not depend on the link, nor on what stars can be
+    given.
+
+    Args:
+        predictions, stars: of T ratings.
+    """
+    if model.item_based is None:
+        return
+    scale, difference = 1 / model.config.unit, predictions.user_based - predictions.item_based
+    model.share.fill_(SHARE)
+    for _ in range(SHARE_STEPS):
+        score = model.of_towers(predictions)
+        probability = torch.sigmoid(score)
+        by_share = 4 * probability * (1 - probability) * difference
+        sums = torch.stack([by_share @ (scale * (stars - model.user_based.stars(score))), by_share @ by_share]).double()
+        ranks.sum_(sums)
+        gradient = sums[0] + SHARE_PRECISION * (SHARE - model.share)
+        model.share.add_(gradient / (sums[1] + SHARE_PRECISION)).clamp_(0, 1)
 
 
 @torch.no_grad()
@@ -98,7 +125,7 @@ def scores_and_features(model: Blend, known: RatingTensors, asked: RatingTensors
     """
     movies = model.eval().movie_table()
     nothing = movies.rows.new_zeros(0)
-    found = [(nothing, nothing, nothing, users[:0], nothing, movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
+    found = [(nothing, nothing, nothing, nothing, users[:0], nothing, movies.rows.new_zeros(0, len(SPREAD_WEIGHTS)))]
     for block in blocks_of(users, known):
         context, target = batch_of(known, block, stars_step), batch_of(asked, block, stars_step)
         if are_new:

@@ -23,7 +23,7 @@ from preprocessing.dataset.machine import keep_freed_memory, peak_rss_mib
 from training.batches import DataSet, by_movie, uniform
 from training.engine import Engine, Settings
 from training.evaluation import fold_in, predict_scores, sum_errors
-from training.link import count_scores, fit_link, fit_spread, scores_and_features
+from training.link import count_scores, fit_link, fit_share, fit_spread, scores_and_features
 from training.metrics import RatingErrors
 from training.optimizer import USERS_A_STEP, default_batch_size, planned_epochs
 from training.relevance import RelevanceTrainer, fit_weights
@@ -180,12 +180,13 @@ class Trainer:
         return default_batch_size(num_users, self.num_ratings, fewest)
 
     def _validate(self) -> RatingErrors:
-        """Predict the validation ratings, fit the link from scores to stars to them, and measure what it makes of the
-        scores."""
+        """Predict the validation ratings, fit the towers' shares and the link from scores to stars to them, and measure
+        what these make of the scores."""
         model, ranks = self.model, self.ranks
         predictions, stars = predict_scores(model, self.train, self.validation, self.stars_step, self.val_users)
         if self.has_validation:
-            counts = count_scores(model.link, predictions.score, stars)
+            fit_share(model, predictions, stars, ranks)
+            counts = count_scores(model.link, model.of_towers(predictions), stars)
             ranks.sum_(counts)
             fit_link(model.link, counts)
         return sum_errors(model.stars(model.mix(predictions)), stars, ranks)

@@ -23,15 +23,17 @@ def model() -> Blend:
     return model
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.0, 1.0])
 @torch.no_grad()
-def test_the_score_is_the_mean_of_both_and_one_dot_product(model):
+def test_the_score_is_both_by_their_shares_and_one_dot_product(model, share):
+    model.share.fill_(share)
     user_idx = torch.tensor([3, 1])
     movies = model.movie_table()
     products = model.user_vectors(movies, user_idx, CONTEXT, 9) @ model.movie_vectors(9).T  # (2, 7)
     one = model.user_based.user_vectors(movies, model.user_based.user_embedding[user_idx], CONTEXT, 9)
     first = one @ model.user_based.movie_vectors(9).T
     second = model.item_based.movie_vectors(0)[user_idx] @ model.folded_in.T
-    torch.testing.assert_close(products, of_few_ratings(model, (first + second) / 2, CONTEXT))
+    torch.testing.assert_close(products, of_few_ratings(model, share * first + (1 - share) * second, CONTEXT))
     target = Target(torch.arange(2).repeat_interleave(7), torch.arange(7).repeat(2), torch.full((14,), 9))
     torch.testing.assert_close(model.mix(model.predict(movies, user_idx, CONTEXT, target)), products.flatten())
 

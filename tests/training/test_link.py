@@ -1,4 +1,4 @@
-"""The fit of the link, by planted values and by SciPy's optimum of the likelihood."""
+"""The fits of the link, by planted values and by SciPy's optimum of the likelihood, and of the towers' shares."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ import torch
 from scipy import optimize
 from scipy.special import expit
 
+from models.blend import Blend, Predictions
 from models.checkpoint import load_model
+from models.config import ModelConfig
 from models.stars_link import SPREAD_WEIGHTS, StarsLink
 from training.batches import load_dataset
-from training.link import PSEUDO_RATINGS, count_scores, fit_link, fit_spread, scores_and_features
+from training.link import PSEUDO_RATINGS, count_scores, fit_link, fit_share, fit_spread, scores_and_features
 
 THRESHOLDS = np.array([-2.9, -1.1, 0.9, 3.3])
 
@@ -69,6 +71,40 @@ def test_a_scale_of_many_steps_of_which_most_are_never_given():
     assert link.thresholds.isfinite().all() and (link.thresholds.diff() > 0).all()
     errors = [((expected - 10 * tens) ** 2).mean() for expected in (link(torch.tensor(score).float()), 50.0)]
     assert errors[0] < 0.65 * errors[1]
+
+
+def make_blend(with_item_based: bool, high: float = 5.0) -> Blend:
+    mean = 1 + 0.6 * (high - 1)
+    return Blend(ModelConfig(4, 3, 20, 1.0, high, mean, embedding_dim=8, hidden_dim=4), with_item_based)
+
+
+@pytest.mark.parametrize("high", [5.0, 101.0])
+@pytest.mark.parametrize(("planted", "number"), [(0.7, 20_000), (0.2, 20_000), (1.4, 5000), (-0.3, 5000), (0.9, 40)])
+def test_the_share_of_the_user_based_towers_has_the_least_squares(planted, number, high):
+    """Of the errors in quarters of the scale and of the prior, which holds a share that few ratings speak for."""
+    rng = np.random.default_rng(5)
+    model, user_based, item_based = make_blend(True, high), *rng.normal(0, 0.8, (2, number))
+
+    def quarters(share: float) -> np.ndarray:
+        return 4 * expit(share * user_based + (1 - share) * item_based)
+
+    rated = quarters(planted) + rng.normal(0, 0.9, number)
+    scores, stars = torch.tensor(np.stack([user_based, item_based])).float(), 1 + (high - 1) / 4 * rated
+    predictions = Predictions(*scores, *torch.zeros(2, number), torch.zeros(number, dtype=torch.int64))
+    for _ in range(2):  # whatever it was before
+        fit_share(model, predictions, torch.tensor(stars).float())
+        best = optimize.minimize_scalar(lambda share: ((rated - quarters(share))**2).sum() + 12 * (share - 0.5)**2,
+                                        bounds=(0, 1), method="bounded", options={"xatol": 1e-6}).x
+        assert model.share.item() == pytest.approx(best, abs=1e-3)
+        model.share.fill_(0.1)
+    assert abs(best - min(max(planted, 0), 1)) < (0.04 if number > 100 else 0.4)
+
+
+def test_of_one_kind_of_towers_there_is_no_share():
+    model, columns = make_blend(False), torch.zeros(4, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit_share(model, Predictions(*columns, torch.zeros(3, dtype=torch.int64)), torch.ones(3))
+    assert "share" not in before and all(map(torch.equal, before.values(), model.state_dict().values()))
 
 
 def test_a_planted_spread_is_found():

@@ -101,8 +101,9 @@ def differing(one: dict, other: dict) -> set[str]:
 
 
 def towers_of(names: set[str]) -> set[str]:
-    """Return which towers tensors belong to; what is folded in and the link are left aside, they follow from them."""
-    return {name.partition(".")[0] for name in names} - {"folded_in", "link"}
+    """Return which towers tensors belong to; what follows from them is left aside: what is folded in, their shares and
+    the link."""
+    return {name.partition(".")[0] for name in names} - {"folded_in", "share", "link"}
 
 
 # --- epochs, steps, rates ----------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def test_dropout_reaches_the_mlp_of_both_towers_and_of_both_pairs(trained):
     assert {name for name in changed if name.endswith("out.weight")} == {
         f"{kind}_based.{tower}_tower.out.weight" for kind in ("user", "item") for tower in ("user", "movie")}
     assert {name.rpartition("_tower.")[2] for name in changed if not name.startswith("link.")} == {
-        "out.weight", "folded_in"}
+        "out.weight", "folded_in", "share"}
     assert trained(f"{ONE_STEP} --dropout 0.5")["config"]["dropout"] == 0.5
 
 
