@@ -23,8 +23,8 @@ The item-based towers know nothing of dates. Their movies are folded in after ev
 in the end from all that is known before the test; the buffer `folded_in` keeps them. A person without a row in their
 table of users is scored by the user-based towers alone.
 
-Letters: B users, T targets, M movies, U users of the data set, E members of the ensemble, D coordinates of a member, P
-of a vector: E (D + 2) + 2, or 2 E (D + 2) + 2 with item-based towers.
+Letters: B users, T targets, M movies, U users of the data set, E members of the ensemble, E' of the item-based one, D
+coordinates of a member, P of a vector: (E + E') (D + 2) + 2.
 """
 
 from dataclasses import asdict, replace
@@ -45,6 +45,7 @@ USERS_PER_MOVIE = 4  # the item-based towers help where there are no more
 STANDARD_ERRORS = 2  # of a movie, by which its score is lower in a list
 TRUST = 2.0  # ratings of a person, of whom the towers and the means then say as much as each other
 SHARE = 0.5  # of the user-based towers before it is fitted
+ITEM_BASED_MEMBERS = 2  # at most; more add time, and nothing to a score of which they have the smaller share
 
 
 class Predictions(NamedTuple):
@@ -60,7 +61,7 @@ class Predictions(NamedTuple):
 class Blend(nn.Module):
     """User-based towers, item-based ones where `with_item_based`, and relevance where the config has it."""
 
-    folded_in: torch.Tensor  # float (M, E (D + 2)), vectors of the item-based towers
+    folded_in: torch.Tensor  # float (M, E' (D + 2)), vectors of the item-based towers
     share: torch.Tensor  # float (), of the user-based towers in a score, where there are item-based ones
 
     def __init__(self, config: ModelConfig, with_item_based: bool, users: tuple[int, int] | None = None,
@@ -72,10 +73,11 @@ class Blend(nn.Module):
         self.user_based = TwoTower(config, users)
         self.item_based = None
         if with_item_based:
+            members = min(config.ensemble_size, ITEM_BASED_MEMBERS)
             self.item_based = TwoTower(replace(config, num_users=config.num_movies, num_movies=config.num_users,
+                                               ensemble_size=members, embedding_dim=members * config.member_dim,
                                                without=(*config.without, *DATE_PARTS, "year")), movies)
-            self.register_buffer("folded_in", torch.zeros(config.num_movies,
-                                                          config.ensemble_size * (config.member_dim + 2)))
+            self.register_buffer("folded_in", torch.zeros(config.num_movies, members * (config.member_dim + 2)))
             self.register_buffer("share", torch.tensor(SHARE))
         self.link = StarsLink(config.stars_low, config.stars_high, config.stars_step)
         # Last, so that the towers begin the same with it and without.
@@ -177,7 +179,8 @@ class Blend(nn.Module):
         by_member = vectors[:, :-2].unflatten(1, (-1, self.config.member_dim + 2))
         margins = self.margins().unsqueeze(1)
         by_member[:, :members, -1] -= margins  # user-based: meets 1 / E (`TwoTower.user_vectors`)
-        by_member[:, members:, -2] -= margins / (CONSTANT * members)  # item-based, if any: meets CONSTANT (`rows_of`)
+        of_items = by_member[:, members:]  # if any
+        of_items[..., -2] -= margins / (CONSTANT * max(of_items.shape[1], 1))  # meets CONSTANT (`rows_of`)
         vectors[:, -2:-1] -= margins
         return vectors
 
@@ -190,13 +193,13 @@ class Blend(nn.Module):
         "vector" say.
         """
         user, movie = ("user bias", 1), ("movie bias", 1)
-        vector, members, stop = ("vector", self.config.member_dim), range(self.config.ensemble_size), 0
-        towers = {"user-based": (vector, user, movie), "item-based": (vector, movie, user)}
-        if self.item_based is None:
-            del towers["item-based"]
+        vector, stop = ("vector", self.config.member_dim), 0
+        towers = [("user-based", self.user_based, (vector, user, movie))]
+        if self.item_based is not None:
+            towers.append(("item-based", self.item_based, (vector, movie, user)))
         blocks = []
-        for name, member, (what, size) in ((name, member, part) for name, parts in towers.items()
-                                           for member in members for part in parts):
+        for name, member, (what, size) in ((name, member, part) for name, tower, parts in towers
+                                           for member in range(tower.config.ensemble_size) for part in parts):
             blocks.append({"towers": name, "member": member, "what": what, "start": stop, "stop": stop + size})
             stop += size
         for what in ("movie bias", "user bias"):

@@ -36,7 +36,7 @@ class ModelConfig:
                               "or 256 beyond 5 million ratings)")  # E * D
     ensemble_size: int = flag(4, "members of the ensemble: models in one, which share the coordinates and whose scores "
                               "are averaged; of an even number, half see context and targets swapped, and err less "
-                              "together", old_name="num_heads")
+                              "together; item-based towers have 2 at most", old_name="num_heads")
     hidden_dim: int = flag(128, "hidden units of each tower's MLP")
     user_dim: int = 16  # of the user embedding
     pooled_dim: int = 128

@@ -207,7 +207,9 @@ class Model:
         year = data.movies.year.fillna(0).to_numpy(int)
         self.users, self.movies = Towers(data, config, without, tensors["user_based"], fitted, year), None
         if self.checkpoint["item_based"]:
-            self.movies = Towers(data, config, (*without, *DATES), tensors["item_based"],
+            members = min(config["ensemble_size"], 2)
+            sizes = {"ensemble_size": members, "embedding_dim": members * (self.users.shape[1] - 1)}
+            self.movies = Towers(data, config | sizes, (*without, *DATES), tensors["item_based"],
                                  fitted.rename(columns=SWAPPED), np.zeros(len(data.users), int))
         self.mean_score = np.array([optimize.brentq(lambda x, stars=stars: self.stars(x) - stars, -60, 60, xtol=1e-12)
                                     for stars in self.users.stars_mean + self.users.mean])

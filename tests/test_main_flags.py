@@ -257,6 +257,7 @@ def test_half_stars_are_predicted_on_their_scale(trained, half_stars, capsys):
     run, predicted = trained(CURVE), []
     config, mean = run.last["config"], ratings_of(half_stars(), "train")[:, 2].mean()
     assert (config["stars_low"], config["stars_high"], config["stars_mean"]) == (0.5, 5, pytest.approx(mean))
+    capsys.readouterr()
     for user in range(1, 49):
         assert rec.main(["--data_dir", str(half_stars()), "--run_dir", str(run.dir), "--user_id", str(user),
                          "--include_seen", "--top_n", "12", "--json"]) == 0
