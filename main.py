@@ -28,6 +28,7 @@ if __name__ == "__main__" and not {"-h", "--help"} & set(sys.argv):
 # isort: split
 import torch
 
+from models.blend import chosen_by_validation
 from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, model_entries, save_checkpoint
 from models.config import PARTS, ModelConfig
 from models.ops import ranks as processes
@@ -311,9 +312,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
     of_first = argparse.Namespace(**vars(args) | {"embedding_dim": chosen["config"]["embedding_dim"]})
     trainer = build_trainer(of_first, data, device, ranks)
     trainer.folds_in = False  # but for the last: nothing is measured before
-    for name, value in trainer.model.state_dict().items():  # what validation ratings have chosen too
-        if name.startswith("link.") or name in ("share", "relevance.weights"):
-            value.copy_(chosen["model"][name])
+    trainer.model.load_state_dict(chosen_by_validation(chosen["model"]), strict=False)
     for metrics in trainer.epochs():
         if ranks.is_main:
             print(f"refit {metrics.epoch:>3}  train {metrics.train_rmse:.4f}                       "

@@ -244,6 +244,12 @@ class Blend(nn.Module):
         return self.user_based.embedding_of(user_idx)
 
 
+def chosen_by_validation(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies of what validation ratings have chosen of the state of a Blend: a second fit takes them over."""
+    return {name: value.clone() for name, value in state.items()
+            if name.startswith("link.") or name in ("share", "relevance.weights")}
+
+
 def item_based_helps(num_users: int, num_movies: int) -> bool:
     """Tell whether the item-based towers help on a data set of this shape."""
     return num_users <= USERS_PER_MOVIE * num_movies

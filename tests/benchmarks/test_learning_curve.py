@@ -20,8 +20,9 @@ def small_towers(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_towers")
-@pytest.mark.parametrize("refit", [None, False])
-def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path, refit):
+@pytest.mark.parametrize(("refit", "blend"), [(None, "user"), (None, "both"), (False, "user")])
+def test_the_chosen_point_equals_a_run_of_main(data_dir, tmp_path, monkeypatch, refit, blend):
+    monkeypatch.setitem(globals(), "SMALL", [*SMALL, "--blend", blend])
     curves, chosen = learning_curve.measure_towers(data_dir, compare_accuracy.check(data_dir), 1, 1, refit)
     written = compare_accuracy.train_towers(data_dir, tmp_path, 1, 1, [] if refit is None else ["--no-refit"])
     assert chosen["rounds"] == written["best_epoch"]
