@@ -28,7 +28,6 @@ if __name__ == "__main__" and not {"-h", "--help"} & set(sys.argv):
 # isort: split
 import torch
 
-from models.blend import chosen_by_validation
 from models.checkpoint import DAMAGE, data_dir_of, load_checkpoint, load_model, lock_run, model_entries, save_checkpoint
 from models.config import PARTS, ModelConfig
 from models.ops import ranks as processes
@@ -312,7 +311,7 @@ def refit(args: argparse.Namespace, device: torch.device, ranks: Ranks, is_new: 
     of_first = argparse.Namespace(**vars(args) | {"embedding_dim": chosen["config"]["embedding_dim"]})
     trainer = build_trainer(of_first, data, device, ranks)
     trainer.folds_in = False  # but for the last: nothing is measured before
-    trainer.model.load_state_dict(chosen_by_validation(chosen["model"]), strict=False)
+    trainer.model.load_chosen(chosen["model"])
     for metrics in trainer.epochs():
         if ranks.is_main:
             print(f"refit {metrics.epoch:>3}  train {metrics.train_rmse:.4f}                       "

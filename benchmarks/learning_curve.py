@@ -46,7 +46,6 @@ from benchmarks.compare_accuracy import (
     test_errors,
 )
 from benchmarks.peers import PACKAGES, PEERS, fit_bias
-from models.blend import chosen_by_validation
 from models.ops.ranks import ALONE
 from training.batches import DataSet, load_dataset
 from training.evaluation import fold_in_movies, predict_errors
@@ -200,7 +199,7 @@ def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int,
     for point in points_of(trainer, "two_tower"):
         points.append(point)
         if trainer.best_epoch == point["rounds"]:
-            chosen = chosen_by_validation(trainer.model.state_dict())
+            chosen = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     best = trainer.best_epoch
     curves = {"two_tower": points}
     if not train_command.wants_refit(refit, data.meta["split"]):
@@ -208,7 +207,7 @@ def measure_towers(data_dir: Path, known: DataSet, seed: int, num_threads: int,
     args.embedding_dim = trainer.model.config.embedding_dim  # of the first fit, as in main.py
     trainer = train_command.build_trainer(args, load_dataset(data_dir, with_validation=True), torch.device("cpu"),
                                           ALONE)
-    trainer.model.load_state_dict(chosen, strict=False)
+    trainer.model.load_chosen(chosen)
     curves["second_fit"] = list(itertools.islice(points_of(trainer, "second fit", points[-1]["seconds"]), best))
     return curves, curves["second_fit"][-1]
 

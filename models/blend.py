@@ -94,6 +94,12 @@ class Blend(nn.Module):
         self.load_state_dict({name: value if (tower := towers.get(name)) is None else tower.own_rows(value)
                               for name, value in state.items()})
 
+    def load_chosen(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what validation ratings have chosen of the state dict of a first fit, for a second one."""
+        for name, value in self.state_dict().items():
+            if name.startswith("link.") or name in ("share", "relevance.weights"):
+                value.copy_(state[name])
+
     def movie_table(self) -> MovieTable:
         """Return the movies of the user-based towers."""
         return self.user_based.movie_table()
@@ -242,12 +248,6 @@ class Blend(nn.Module):
         if user_idx is None or are_new:
             return self.user_based.offset.new_zeros(1 if user_idx is None else len(user_idx), self.config.user_dim)
         return self.user_based.embedding_of(user_idx)
-
-
-def chosen_by_validation(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of what validation ratings have chosen of the state of a Blend: a second fit takes them over."""
-    return {name: value.clone() for name, value in state.items()
-            if name.startswith("link.") or name in ("share", "relevance.weights")}
 
 
 def item_based_helps(num_users: int, num_movies: int) -> bool:
